@@ -1,0 +1,57 @@
+"""Exceptions of ccnn-zoo, one door for ``except``.
+
+Each derives from :class:`CCNNError` and from the built-in exception that a caller would expect::
+
+    CCNNError
+    ├── ConfigurationError   (ValueError)         an argument outside its range
+    ├── CalibrationError     (TypeError)          a module that cannot be calibrated
+    ├── NonFiniteLossError   (ArithmeticError)    training diverged
+    ├── ExportError          (RuntimeError)       an exported graph failed its check
+    ├── MetadataError        (ValueError)         an ONNX file without (valid) metadata
+    ├── IntegrityError       (OSError)            a file differs from its checksum, or cannot be parsed
+    ├── RepositoryError      (OSError)            a repository that is missing or cannot be written
+    ├── ImageError           (ValueError)         an image that cannot be read
+    └── DeviceError          (RuntimeError)       the asked device cannot run the model
+"""
+
+from __future__ import annotations
+
+
+class CCNNError(Exception):
+    """Base of all errors raised on purpose by ccnn-zoo."""
+
+
+class ConfigurationError(CCNNError, ValueError):
+    """An argument is outside its range."""
+
+
+class CalibrationError(CCNNError, TypeError):
+    """A module cannot be calibrated; names the module and why."""
+
+
+class NonFiniteLossError(CCNNError, ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+
+class ExportError(CCNNError, RuntimeError):
+    """An exported graph failed its check; no file is left behind."""
+
+
+class MetadataError(CCNNError, ValueError):
+    """An ONNX file lacks the metadata that is needed to use it."""
+
+
+class IntegrityError(CCNNError, OSError):
+    """A file differs from its recorded checksum or cannot be parsed."""
+
+
+class RepositoryError(CCNNError, OSError):
+    """A model repository does not exist, or cannot be read or written."""
+
+
+class ImageError(CCNNError, ValueError):
+    """An image cannot be read or has an unsupported layout."""
+
+
+class DeviceError(CCNNError, RuntimeError):
+    """The requested device cannot run the model."""
