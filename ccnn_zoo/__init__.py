@@ -17,7 +17,6 @@ __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 
 @_when_imported("timm")
 def _join_timm_registries(timm: object) -> None:
-    from . import models, optim
+    from . import models, optim  # noqa: F401, the networks register as they are imported
 
     optim.register_with_timm()
-    models.register_with_timm()

@@ -1,0 +1,24 @@
+"""How a parameter says to the optimizer what it is.
+
+Optimizer factories (timm's among them) hand over parameters, never the model, so the calibrated layer marks
+its two parameters and CSGD asks each parameter it was given. No map from tensors to layers is kept anywhere.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+SHARED_WEIGHT = "shared_weight"
+"""w of the paper: receives noise."""
+CALIBRATION = "calibration"
+"""R of the paper: projected, never decayed, never given momentum."""
+
+
+def set_role(parameter: Tensor, role: str) -> None:
+    """Mark ``parameter`` as :data:`SHARED_WEIGHT` or :data:`CALIBRATION`."""
+    parameter.ccnn_role = role
+
+
+def get_role(parameter: Tensor) -> str | None:
+    """Return the role of ``parameter``; None for every ordinary one."""
+    return getattr(parameter, "ccnn_role", None)

@@ -1,0 +1,115 @@
+"""Checkpoints: one safetensors file that holds a network and how it was trained.
+
+The file's metadata holds timm's ``config.json``, by which the network is rebuilt, a record of the training, and a
+sum over everything. It is written under a temporary name and renamed, so that a killed process leaves the
+previous checkpoint whole. No pickle is ever written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+from timm.models import save_config_for_hf
+from torch import nn
+
+import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
+from ccnn_zoo._files import replacing
+from ccnn_zoo.errors import IntegrityError, RepositoryError
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How a network was trained and what was measured of it.
+
+    Args:
+        data: name of the data, as a reader would cite it, e.g. ``"scikit-learn digits"``.
+        seed: seed of the run.
+        epochs: epochs done.
+        recipe: the resolved options of the run.
+        metrics: measured figures by name, in the unit that the name says (``test_error_percent``).
+        versions: package name to version.
+    """
+
+    data: str
+    seed: int
+    epochs: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: TrainingRecord) -> None:
+    """Write ``model`` and ``record`` to one safetensors file, atomically.
+
+    Args:
+        path: the file.
+        model: a network made by ``timm.create_model``.
+        record: how it was trained.
+
+    Raises:
+        RepositoryError: the folder cannot be written; what was there before is left untouched.
+    """
+    config, record_json = config_json(model), json.dumps(asdict(record))
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    digest = _digest(config, record_json, safetensors.torch.save(weights))
+    metadata = {"format": "pt", "config": config, "record": record_json, "sha256": digest}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(weights, temporary, metadata=metadata)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRecord]:
+    """Rebuild the network of a checkpoint, in eval mode, with its record.
+
+    Raises:
+        RepositoryError: there is no such file.
+        IntegrityError: the file is no checkpoint of ours, is truncated, or differs from its sum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file ({error}); restore or retrain it") from error
+    if not {"config", "record", "sha256"} <= metadata.keys():
+        raise IntegrityError(f"{path} is not a ccnn-zoo checkpoint: its metadata lacks config, record or sha256")
+    digest = _digest(metadata["config"], metadata["record"], safetensors.torch.save(weights))
+    if digest != metadata["sha256"]:
+        raise IntegrityError(
+            f"{path} is corrupt: its sum is {digest[:12]}…, not {metadata['sha256'][:12]}…; restore or retrain it"
+        )
+    model = build_from_config(json.loads(metadata["config"]))
+    model.load_state_dict(weights)
+    return model.eval(), TrainingRecord(**json.loads(metadata["record"]))
+
+
+def config_json(model: nn.Module) -> str:
+    """Return the text of timm's ``config.json`` for ``model``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        save_config_for_hf(model, path)
+        return path.read_text()
+
+
+def build_from_config(config: dict[str, Any]) -> nn.Module:
+    """Build the network that timm's ``config.json`` describes, without its weights."""
+    cfg = {**config["pretrained_cfg"], "architecture": config["architecture"]}
+    return timm.create_model(config["architecture"], pretrained_cfg=cfg, **config.get("model_args", {}))
+
+
+def _digest(config: str, record: str, weights: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in (config.encode(), record.encode(), weights):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
