@@ -18,7 +18,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import timm
-from timm.models import save_config_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names

@@ -1,0 +1,167 @@
+"""Opening images of any kind as upright 8-bit grey or RGB pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ccnn_zoo.errors import ImageError
+
+ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def iterate(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
+    """Iterate over one image or many; those of a list or tuple are checked before the first is yielded.
+
+    Raises:
+        ImageError: an input is no image; names it and the remedy.
+    """
+    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) or not isinstance(images, Iterable):
+        images = [images]
+    if isinstance(images, (list, tuple)):
+        for position, image in enumerate(images):
+            check(image, position)
+    return iter(images)
+
+
+def check(image: ImageInput, position: int) -> None:
+    """Refuse what is neither a path nor a picture, without opening any file.
+
+    Args:
+        image: the input.
+        position: its place among the inputs, counted from 0.
+
+    Raises:
+        ImageError: the type, the array's dtype or its shape is not supported.
+    """
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        return
+    if not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"image {position} is a {type(image).__name__}. Pass a path, a PIL image or a uint8 numpy array."
+        )
+    if image.dtype != np.uint8:
+        raise ImageError(
+            f"image {position} is an array of {image.dtype}. Pass uint8 values from 0 to 255; "
+            "for values in [0, 1]: (255 * image).round().astype(numpy.uint8)."
+        )
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)) or 0 in image.shape:
+        raise ImageError(
+            f"image {position} is an array of shape {image.shape}. Pass (H, W), (H, W, 1), (H, W, 3) or "
+            "(H, W, 4) with at least one pixel, and a batch as list(batch)."
+        )
+
+
+def name_of(image: ImageInput, position: int) -> str:
+    """Return the path of an image, or ``"image <position>"`` if it is held in memory."""
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"
+
+
+def read(image: ImageInput, channels: int, name: str) -> Image.Image:
+    """Decode an image and return it upright, as mode ``"L"`` (one channel) or ``"RGB"`` (three).
+
+    It is turned as its EXIF orientation says (timm's own folders ignore that). Transparency is dropped as
+    timm drops it: the colour stored under it counts. Integers of 16 bits and more are read as 0..65535 and
+    scaled to 0..255, where Pillow would clip them at 255. Of an animation the first frame is taken.
+
+    Args:
+        image: a path, a PIL image or a uint8 array that passed :func:`check`.
+        channels: 1 or 3.
+        name: what the error message calls the image.
+
+    Raises:
+        ImageError: the image is missing, damaged, too large or of an unsupported mode.
+    """
+    if isinstance(image, np.ndarray):
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+    elif isinstance(image, Image.Image):
+        picture = _decoded(image, name)
+    else:
+        picture = _opened(os.fspath(image), name)
+    return _converted(_upright(picture), "L" if channels == 1 else "RGB", name)
+
+
+def _opened(path: str, name: str) -> Image.Image:
+    try:
+        file = Image.open(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder; pass the files in it") from error
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    with file:
+        return _decoded(file, name)
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageError(
+            f"{name} has {image.width} x {image.height} pixels, more than {limit}: refused as a possible "
+            "decompression bomb. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        )
+    if 0 in image.size:
+        raise ImageError(f"{name} has {image.width} x {image.height} pixels, so nothing to classify")
+    try:
+        image.load()
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return image
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    # On damaged bytes Pillow's plugins raise nearly any exception; only its calls are guarded so widely.
+    if isinstance(error, Image.UnidentifiedImageError):
+        return ImageError(f"{name} is not an image of a known format, or is damaged")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return ImageError(f"{name} cannot be read: {reason}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:
+        orientation = None  # a damaged EXIF block says nothing about the pixels
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _eight_bit(image, name)
+    elif image.mode == "F":
+        raise ImageError(
+            f"{name} has floating-point pixels, whose range is unknown. Convert it to 8 bits per channel."
+        )
+    elif image.mode in ("La", "RGBa"):  # Pillow converts premultiplied alpha only to plain alpha
+        image = image.convert(image.mode.upper())
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}. Convert it to RGB or grey.") from error
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(
+            f"{name} has integer pixels from {low} to {high}, beyond 16 bits. Convert it to 8 bits."
+        )
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

@@ -1,0 +1,135 @@
+"""The runtime's preprocessing gives timm's tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import create_transform
+
+from ccnn_zoo.metadata import CROP_MODES, INTERPOLATIONS, ModelMetadata
+from ccnn_zoo.runtime._images import read
+from ccnn_zoo.runtime._preprocess import preprocess, resized_size
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
+GREY = {"mean": (0.1307,), "std": (0.3081,)}
+SIZES = [
+    (1, 1),
+    (1, 7),
+    (2, 90),
+    (31, 33),
+    (224, 224),
+    (256, 256),
+    (300, 225),
+    (375, 500),
+    (640, 427),
+    (997, 101),
+]
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
+
+
+def metadata(input_size: tuple[int, int, int], **fields) -> ModelMetadata:
+    return ModelMetadata("test", 1, ("a",), input_size, **fields)
+
+
+def by_timm(image: Image.Image, meta: ModelMetadata) -> np.ndarray:
+    transform = create_transform(
+        meta.input_size,
+        interpolation=meta.interpolation,
+        mean=meta.mean,
+        std=meta.std,
+        crop_pct=meta.crop_pct,
+        crop_mode=meta.crop_mode,
+    )
+    return transform(image).numpy()
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(width * 10007 + height)
+    channels = () if mode == "L" else (3,)
+    return Image.fromarray(rng.integers(0, 256, (height, width, *channels), dtype=np.uint8))
+
+
+def short_side_vanishes(image: Image.Image, meta: ModelMetadata) -> bool:
+    """timm fails where the short side of a thin picture rounds to 0 in border mode."""
+    longest = max(image.height / meta.input_size[1], image.width / meta.input_size[2]) * meta.crop_pct
+    return meta.crop_mode == "border" and min(image.size) / longest < 1
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+@pytest.mark.parametrize("crop_pct", [0.5, 0.875, 0.95, 1.0])
+@pytest.mark.parametrize("input_size", [(3, 224, 224), (3, 32, 32), (3, 96, 160), (3, 161, 75)], ids=str)
+def test_equals_timm_bit_for_bit_at_every_size(input_size, crop_pct, crop_mode):
+    meta = metadata(input_size, crop_pct=crop_pct, crop_mode=crop_mode, **IMAGENET)
+    for size in SIZES:
+        image = noise(*size)
+        if not short_side_vanishes(image, meta):
+            np.testing.assert_array_equal(preprocess(image, meta), by_timm(image, meta), err_msg=str(size))
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_equals_timm_bit_for_bit_with_every_filter(interpolation, crop_mode):
+    meta = metadata((3, 64, 64), crop_pct=0.9, interpolation=interpolation, crop_mode=crop_mode, **CIFAR)
+    for size in [(47, 30), (64, 64), (500, 375)]:
+        image = noise(*size)
+        np.testing.assert_array_equal(preprocess(image, meta), by_timm(image, meta), err_msg=str(size))
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+def test_grey_networks_equal_timm_on_grey_pictures(crop_mode):
+    meta = metadata((1, 28, 28), crop_pct=0.9, crop_mode=crop_mode, **GREY)
+    for size in [(28, 28), (20, 40), (301, 200)]:
+        image = noise(*size, mode="L")
+        values = preprocess(image, meta)
+        assert values.dtype == np.float32
+        assert values.shape == (1, 28, 28)
+        np.testing.assert_array_equal(values, by_timm(image, meta), err_msg=str(size))
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+def test_photographs_equal_timm_bit_for_bit(crop_mode):
+    if not PHOTOS.is_dir():
+        pytest.skip(f"no sample photographs at {PHOTOS}")
+    meta = metadata((3, 224, 224), crop_pct=0.875, crop_mode=crop_mode, **IMAGENET)
+    paths = sorted(PHOTOS.glob("*.JPEG"))
+    assert paths, f"{PHOTOS} is empty"
+    for path in paths:
+        expected = by_timm(Image.open(path).convert("RGB"), meta)
+        np.testing.assert_array_equal(preprocess(read(path, 3, path.name), meta), expected, err_msg=path.name)
+
+
+def test_wide_pictures_equal_timm():
+    meta = metadata((3, 224, 224), crop_pct=0.875, **IMAGENET)
+    image = noise(20000, 300)
+    np.testing.assert_array_equal(preprocess(image, meta), by_timm(image, meta))
+
+
+@pytest.mark.parametrize("size", [(20000, 1), (20000, 17), (3, 40000)], ids=str)
+@pytest.mark.parametrize("input_size", [(3, 32, 32), (3, 32, 40)], ids=str)
+def test_very_thin_pictures_equal_timm_to_one_grey_level(size, input_size):
+    meta = metadata(input_size, crop_pct=0.8, **CIFAR)
+    image = noise(*size)
+    difference = np.abs(preprocess(image, meta) - by_timm(image, meta))
+    assert np.all(difference <= 1.001 / 255 / np.array(meta.std)[:, None, None])
+
+
+def test_a_thin_picture_is_never_resized_whole():
+    meta = metadata((3, 224, 224), crop_pct=0.875, **IMAGENET)
+    height, width = resized_size((1, 20000), meta)
+    assert height * width > 10**9  # timm's way would take over 5 GB
+    red = preprocess(Image.new("RGB", (20000, 1), (255, 0, 0)), meta)
+    expected = (np.array([1, 0, 0]) - meta.mean) / meta.std
+    np.testing.assert_allclose(red, np.broadcast_to(expected[:, None, None], red.shape), rtol=1e-6)
+
+
+def test_border_mode_keeps_a_thin_picture_where_timm_fails():
+    meta = metadata((3, 32, 32), crop_mode="border", **CIFAR)
+    image = Image.new("RGB", (5000, 1), (255, 255, 255))
+    with pytest.raises(ValueError, match="> 0"):
+        by_timm(image, meta)
+    rows = preprocess(image, meta)[0].mean(axis=1)
+    assert np.count_nonzero(rows > 1) == 1  # one white line between borders of the mean colour
