@@ -48,9 +48,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def calibrate_(
-    model: nn.Module, branches: int, merge: str = "mean", *, diversity: float, rescale: bool
-) -> None:
+def calibrate_(model: nn.Module, branches: int, merge: str = "mean", *, diversity: float, rescale: bool) -> None:
     """Calibrate ``model`` in place: :func:`calibrate` without the copy."""
     check_branches(branches)
     check_merge(merge)
@@ -60,9 +58,7 @@ def calibrate_(
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is nn.Conv2d:
             if module not in replaced:
-                replaced[module] = _calibrated_conv(
-                    name, module, branches, module is first_conv, diversity, rescale
-                )
+                replaced[module] = _calibrated_conv(name, module, branches, module is first_conv, diversity, rescale)
             model.set_submodule(name, replaced[module])
         elif module is classifier:
             model.set_submodule(name, branch_linear(module, branches, merge))

@@ -128,9 +128,7 @@ class CalibratedConv2d(nn.Conv2d):
         self.calibration.div_(self.calibration.sum(0))
         self.calibration.lerp_(torch.full_like(self.calibration, 1 / self.branches), 1 - diversity)
 
-    def adopt_parameters(
-        self, weight: nn.Parameter, calibration: nn.Parameter, bias: nn.Parameter | None
-    ) -> None:
+    def adopt_parameters(self, weight: nn.Parameter, calibration: nn.Parameter, bias: nn.Parameter | None) -> None:
         """Make these the layer's own parameters, shapes as in the class docstring, without a copy."""
         self.weight, self.calibration, self.bias = weight, calibration, bias
         self._mark_parameters()

@@ -201,8 +201,7 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ConfigurationError(f"{name} must be 0 or above, got {group[name]!r}")
     if group["calibration_update"] not in CALIBRATION_UPDATES:
         raise ConfigurationError(
-            f"calibration_update must be one of {', '.join(CALIBRATION_UPDATES)}, "
-            f"got {group['calibration_update']!r}"
+            f"calibration_update must be one of {', '.join(CALIBRATION_UPDATES)}, got {group['calibration_update']!r}"
         )
 
 

@@ -21,9 +21,7 @@ from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, Meta
 from ccnn_zoo.metadata import ModelMetadata
 
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox")
-RGB = ModelMetadata(
-    "ccnn_test", 2, LABELS, (3, 12, 10), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), interpolation="bilinear"
-)
+RGB = ModelMetadata("ccnn_test", 2, LABELS, (3, 12, 10), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), interpolation="bilinear")
 GREY = ModelMetadata("ccnn_test", 1, LABELS[:2], (1, 8, 8), (0.1,), (0.3,))
 
 
@@ -114,9 +112,7 @@ def test_probabilities_are_the_softmax_of_the_logits(classifier):
         expected = probabilities_of(colour)
         assert [p.index for p in result.predictions] == list(np.argsort(-expected))
         assert [p.label for p in result.predictions] == [LABELS[p.index] for p in result.predictions]
-        np.testing.assert_allclose(
-            [p.probability for p in result.predictions], np.sort(expected)[::-1], rtol=1e-5
-        )
+        np.testing.assert_allclose([p.probability for p in result.predictions], np.sort(expected)[::-1], rtol=1e-5)
         assert (result.label, result.probability) == (
             result.predictions[0].label,
             result.predictions[0].probability,
@@ -314,9 +310,7 @@ def test_a_tampered_repository_is_refused_however_it_is_named(repository, monkey
             runtime.load(name, device="cpu")
 
 
-@pytest.mark.parametrize(
-    "name", ["gone.onnx", "models/gone.onnx", "no such thing", "a/b/c", "resnet", "/nowhere/at"]
-)
+@pytest.mark.parametrize("name", ["gone.onnx", "models/gone.onnx", "no such thing", "a/b/c", "resnet", "/nowhere/at"])
 def test_names_of_nothing_say_what_was_tried(name):
     with pytest.raises(RepositoryError, match=rf"{name}.*tried .*local:.*org/name"):
         runtime.load(name)

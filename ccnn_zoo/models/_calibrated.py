@@ -24,9 +24,7 @@ class CalibratedClassifier:
         ConfigurationError: ``branches`` or ``merge`` is out of range.
     """
 
-    def __init__(
-        self, *args: Any, branches: int = 2, merge: str = "mean", folded: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, branches: int = 2, merge: str = "mean", folded: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.branches = branches
         self.merge = merge

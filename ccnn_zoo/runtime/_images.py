@@ -146,9 +146,7 @@ def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _eight_bit(image, name)
     elif image.mode == "F":
-        raise ImageError(
-            f"{name} has floating-point pixels, whose range is unknown. Convert it to 8 bits per channel."
-        )
+        raise ImageError(f"{name} has floating-point pixels, whose range is unknown. Convert it to 8 bits per channel.")
     elif image.mode in ("La", "RGBa"):  # Pillow converts premultiplied alpha only to plain alpha
         image = image.convert(image.mode.upper())
     try:
@@ -161,7 +159,5 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise ImageError(
-            f"{name} has integer pixels from {low} to {high}, beyond 16 bits. Convert it to 8 bits."
-        )
+        raise ImageError(f"{name} has integer pixels from {low} to {high}, beyond 16 bits. Convert it to 8 bits.")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

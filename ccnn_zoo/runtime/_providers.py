@@ -121,9 +121,7 @@ def _open_on_cuda(path: Path, threads: int | None) -> ort.InferenceSession:
             f"libraries of {_INSTALL} and a driver for CUDA {ort.cuda_version}. {_OR_CPU}"
         ) from error
     if session.get_providers()[0] != _CUDA:
-        raise DeviceError(
-            f"CUDA did not start for {path}: onnxruntime chose {session.get_providers()}. {_OR_CPU}"
-        )
+        raise DeviceError(f"CUDA did not start for {path}: onnxruntime chose {session.get_providers()}. {_OR_CPU}")
     return session
 
 
@@ -169,8 +167,7 @@ def _driver_problem() -> str | None:
     driver.cuGetErrorString(status, ctypes.byref(text))
     reason = text.value.decode() if text.value else "unknown error"
     return (
-        f"the NVIDIA driver finds no usable GPU ({reason}, error {status}). "
-        "Check nvidia-smi and CUDA_VISIBLE_DEVICES."
+        f"the NVIDIA driver finds no usable GPU ({reason}, error {status}). Check nvidia-smi and CUDA_VISIBLE_DEVICES."
     )
 
 

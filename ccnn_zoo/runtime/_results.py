@@ -72,9 +72,7 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def most_probable(
-    probabilities: NDArray[np.float64], labels: Sequence[str], top_k: int
-) -> tuple[Prediction, ...]:
+def most_probable(probabilities: NDArray[np.float64], labels: Sequence[str], top_k: int) -> tuple[Prediction, ...]:
     """Return the ``top_k`` most probable of one image's classes; of equal ones the lower index first."""
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     return tuple(Prediction(labels[i], float(probabilities[i]), int(i)) for i in order)

@@ -77,9 +77,7 @@ class ImageClassifier:
         """
         return list(self.classify_stream(images, top_k))
 
-    def classify_stream(
-        self, images: ImageInput | Iterable[ImageInput], top_k: int = 5
-    ) -> Iterator[Classification]:
+    def classify_stream(self, images: ImageInput | Iterable[ImageInput], top_k: int = 5) -> Iterator[Classification]:
         """Classify images one batch after another, as :meth:`classify` does; endless iterables are welcome.
 
         Arguments are checked now, except for the images of a generator: those as they are drawn.
@@ -105,8 +103,7 @@ class ImageClassifier:
             (logits,) = self._session.run([self._output], {self._input: np.ascontiguousarray(batch)})
         except ONNXRUNTIME_ERRORS as error:
             raise DeviceError(
-                f"{self.provider} failed on a batch of {len(batch)}: {error} "
-                "If memory ran out, lower batch_size."
+                f"{self.provider} failed on a batch of {len(batch)}: {error} If memory ran out, lower batch_size."
             ) from error
         if logits.shape != (len(batch), len(self.metadata.labels)) or not np.isfinite(logits).all():
             raise IntegrityError(
@@ -142,16 +139,12 @@ class ImageClassifier:
     def _check_batch(self, batch: NDArray[np.float32]) -> None:
         expected = "float32 (N, {}, {}, {})".format(*self.metadata.input_size)
         if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
-            found = (
-                f"an array of {batch.dtype}" if isinstance(batch, np.ndarray) else f"a {type(batch).__name__}"
-            )
+            found = f"an array of {batch.dtype}" if isinstance(batch, np.ndarray) else f"a {type(batch).__name__}"
             raise ConfigurationError(f"predict takes a numpy array, {expected}, got {found}")
         if batch.ndim != 4 or batch.shape[1:] != self.metadata.input_size or len(batch) == 0:
             raise ConfigurationError(f"predict takes {expected} with N at least 1, got shape {batch.shape}")
         if not np.isfinite(batch).all():
-            raise ConfigurationError(
-                "predict takes finite values, got NaN or infinity: check the normalisation"
-            )
+            raise ConfigurationError("predict takes finite values, got NaN or infinity: check the normalisation")
 
 
 def at_least_one(name: str, value: int) -> int:
