@@ -1,0 +1,49 @@
+# Needs Python 3.11 or newer with venv, and make. All else is installed into .venv.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help demo install test test-all lint lint-imports constraints clean
+
+help:
+	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
+	@echo "make test      lint and the ordinary tests"
+	@echo "make test-all  the slow tests too: every network in timm's own suite"
+	@echo "make clean     remove what the above made"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "ccnn-zoo needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: install
+	$(BIN)/ccnn demo
+
+# One thread a worker: two workers with two threads each get into each other's way.
+test: lint lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: lint lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Import-linter does not see folders that package-dir maps; in a built tree it does.
+lint-imports: install
+	@rm -rf build && mkdir -p build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/tree .
+	cd build/tree && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
+
+constraints: install
+	@{ echo "# Versions that the tests passed with: pip install -c constraints.txt (\`make constraints\` renews them)."; \
+		$(BIN)/python -m pip freeze --exclude-editable | sed 's/^onnxruntime-gpu==\(.*\)/&\nonnxruntime==\1/'; } > constraints.txt
+
+clean:
+	rm -rf .venv build dist ccnn-demo

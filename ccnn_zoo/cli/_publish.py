@@ -1,0 +1,76 @@
+"""``ccnn export``, ``ccnn publish`` and ``ccnn download``: from a trained network to where others find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SOURCE_HELP = "A checkpoint or training folder, a repository (local:FOLDER or org/name), or a timm name."
+
+
+def export(
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")] = Path("model.onnx"),
+    data: Annotated[
+        str | None, typer.Option(help="Compare with torch on all test images of these data, e.g. digits.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set; a widely supported one by default.")] = None,
+) -> None:
+    """Fold a network into plain convolutions and write it as one ONNX file.
+
+    The file is compared with torch before it takes its name; one that differs is not left behind.
+
+    Example:  ccnn export runs/digits -o digits.onnx --data digits
+    """
+    from ccnn_zoo.export import to_onnx
+
+    from . import _sources
+
+    model, record = _sources.load_network(source)
+    images = _sources.test_images(model, data or (record.data if record else None))
+    report = to_onnx(model, output, images=images, **({} if opset is None else {"opset": opset}))
+    nodes = ", ".join(f"{count} {kind}" for kind, count in sorted(report.nodes.items()))
+    typer.echo(f"{output}: {report.file_size / 1e6:.2f} MB, {report.parameters:,} parameters, opset {report.opset}")
+    typer.echo(f"nodes: {nodes}")
+    typer.echo(f"largest difference to torch: {report.max_difference:.2g}")
+    if report.images:
+        typer.echo(f"same class as torch on {100 * report.agreement:g} % of {report.images} images")
+
+
+def publish(
+    source: Annotated[str, typer.Argument(help="A checkpoint, training folder, or folder in the Hub's layout.")],
+    repo_id: Annotated[str, typer.Argument(help="org/name on the Hugging Face Hub, or local:FOLDER.")],
+    private: Annotated[bool, typer.Option(help="Make a new Hub repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch of the Hub repository.")] = None,
+) -> None:
+    """Publish a trained network: weights, ONNX, model card and checksums in one commit.
+
+    Example:  ccnn publish runs/digits local:hub/digits
+    """
+    from ccnn_zoo import hub
+
+    from . import _sources
+
+    publication = hub.publish(
+        _sources.publishable(source),
+        repo_id,
+        private=private,
+        revision=revision,
+        images=_sources.images_of_checkpoint(source),
+    )
+    typer.echo(f"published {publication.url}")
+
+
+def download(
+    repo_id: Annotated[str, typer.Argument(help="org/name on the Hugging Face Hub, or local:FOLDER.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Download a repository, compare every file with its checksum, and print the folder.
+
+    Example:  ccnn download org/ccnn_resnet18_cifar
+    """
+    from ccnn_zoo import hub
+
+    typer.echo(hub.download(repo_id, revision=revision))
