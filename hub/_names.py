@@ -1,0 +1,60 @@
+"""Names of repositories, and of the files in them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from ccnn_zoo.errors import ConfigurationError
+
+LOCAL = "local:"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+NETWORK = "onnx/model.onnx"
+CARD = "README.md"
+MANIFEST = "manifest.json"
+
+REQUIRED = (CONFIG, WEIGHTS, NETWORK, CARD)
+"""Files that every published repository has, besides its manifest."""
+
+WANTED = (CONFIG, WEIGHTS, "onnx/*.onnx", CARD)
+"""Patterns of the files that a download needs, besides the manifest."""
+
+PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar")
+"""Suffixes of formats that are, or may hold, pickles: loading one can run any code."""
+
+
+def is_wanted(path: str) -> bool:
+    """Whether a download needs the file of this path."""
+    return any(fnmatchcase(path, pattern) for pattern in WANTED)
+
+
+def is_pickle(path: str) -> bool:
+    """Whether the name says that the file is, or may hold, a pickle."""
+    return PurePosixPath(path).suffix.lower() in PICKLES
+
+
+def local_folder(repo_id: str) -> Path | None:
+    """Return the folder of ``"local:FOLDER"``, or None for the id of a Hub repository.
+
+    Raises:
+        ConfigurationError: the folder is missing.
+    """
+    if not repo_id.startswith(LOCAL):
+        return None
+    folder = repo_id.removeprefix(LOCAL)
+    if not folder:
+        raise ConfigurationError(f"repo_id {repo_id!r} names no folder; write 'local:FOLDER'")
+    return Path(folder).expanduser()
+
+
+def refuse_for_folders(repo_id: str, **arguments: object) -> None:
+    """Refuse arguments that have no meaning for a repository on disk.
+
+    Raises:
+        ConfigurationError: one of them is given (neither None nor False); names it.
+    """
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            # The value may be a token: it is not shown.
+            raise ConfigurationError(f"{name} is for Hub repositories, {repo_id!r} is a folder. Leave it out.")

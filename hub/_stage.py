@@ -1,0 +1,126 @@
+"""From a trained network to the files of its repository."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from ccnn_zoo import __version__
+from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
+from ccnn_zoo.convert import fold
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.export import to_onnx
+
+from ._names import CONFIG, NETWORK, WEIGHTS
+
+_PACKAGES = ("ccnn-zoo", "torch", "timm", "onnx", "safetensors")
+
+
+def stage_network(
+    source: nn.Module | str | os.PathLike[str],
+    folder: Path,
+    record: TrainingRecord | None,
+    images: Tensor | Iterable[Tensor] | None,
+) -> dict[str, Any]:
+    """Write the configuration, the weights and the ONNX file of a network; return its part of the manifest.
+
+    Args:
+        source: the network, or its checkpoint file.
+        folder: where to write.
+        record: how it was trained; the checkpoint's by default.
+        images: what to verify the exported network on.
+
+    Raises:
+        ConfigurationError: no record, a metric that is not measured, or a network that timm cannot build again.
+        RepositoryError: there is no such checkpoint.
+        IntegrityError: the checkpoint is damaged.
+        ExportError: the exported network failed its check.
+    """
+    if isinstance(source, nn.Module):
+        model = source
+    else:
+        model, recorded = load_checkpoint(source)
+        record = record or recorded
+    if record is None:
+        raise ConfigurationError(
+            "record is missing: a network is published with its TrainingRecord, or from its checkpoint, which holds one"
+        )
+    _check_metrics(record)
+    _check_model(model)
+    details = _describe(model)
+    _write_weights(model, folder, details)
+    report = to_onnx(model, folder / NETWORK, images=images)
+    export = {name: value for name, value in report.to_dict().items() if name != "path"}
+    versions = {name: version(name) for name in _PACKAGES}
+    return {**details, "record": asdict(record), "export": export, "versions": versions}
+
+
+def _check_metrics(record: TrainingRecord) -> None:
+    for name, value in record.metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigurationError(
+                f"metric {name!r} of the record is {value!r}; only measured, finite numbers are published. Leave it out"
+            )
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        raise ConfigurationError(
+            f"{type(model).__name__} has no pretrained_cfg: only networks made by timm.create_model can be published, "
+            "since others cannot be built again from a repository"
+        )
+
+
+def _write_weights(model: nn.Module, folder: Path, details: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(config_json(model), encoding="utf-8")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    described = {name: value if isinstance(value, str) else json.dumps(value) for name, value in details.items()}
+    metadata = {"format": "pt", "library": f"ccnn-zoo {__version__}", **described}
+    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata=metadata)
+    _check_rebuilt(folder, weights)
+
+
+def _check_rebuilt(folder: Path, weights: dict[str, Tensor]) -> None:
+    """timm must get the same network from the repository: no key lost, no tensor adapted."""
+    advice = (
+        "Publish a network as timm.create_model made it and training left it: before fold, and with its number of "
+        "classes, input channels and branches given to create_model."
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights
+            rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"timm cannot build the network again ({error}). {advice}") from error
+    changed = [n for n, t in weights.items() if n not in rebuilt or not _same_bits(t, rebuilt[n])]
+    if changed or len(rebuilt) != len(weights):
+        raise ConfigurationError(f"timm builds another network from its configuration ({changed[:3]} differ). {advice}")
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    return {
+        "architecture": model.pretrained_cfg["architecture"],
+        "branches": getattr(model, "branches", 1),
+        "merge": getattr(model, "merge", "mean"),
+        "parameters": {"shared": _count(model), "folded": _count(fold(model))},
+    }
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
