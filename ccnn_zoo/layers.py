@@ -158,7 +158,8 @@ class CalibratedConv2d(nn.Conv2d):
 
     def effective_bias(self) -> Tensor | None:
         """Return the bias of all branches, (K * out_channels,), or None."""
-        return None if self.bias is None else self.bias.repeat(self.branches)
+        bias = self.bias  # TorchScript narrows the type of a local name only
+        return None if bias is None else bias.repeat(self.branches)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Conv2d's own name
         return F.conv2d(

@@ -74,9 +74,11 @@ class CSGD(Optimizer):
             "calibration_update": calibration_update,
             "maximize": maximize,
             "foreach": foreach,
+            "differentiable": False,  # torch adds it to every loaded group
         }
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._loaded_noise: dict[str, Tensor] = {}
         super().__init__(params.parameters() if isinstance(params, nn.Module) else params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -136,26 +138,35 @@ class CSGD(Optimizer):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+            generator = torch.Generator(device).manual_seed(self._seed)
+            if str(device) in self._loaded_noise:
+                generator.set_state(self._loaded_noise.pop(str(device)))
+            self._generators[device] = generator
         return self._generators[device]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's optimizer state, and under ``"noise"`` the generators' states by device."""
-        noise = {str(device): generator.get_state() for device, generator in self._generators.items()}
-        return {**super().state_dict(), "noise": noise}
+        """Return torch's optimizer state, and under ``"noise"`` the seed and the generators' states by device."""
+        used = {str(device): generator.get_state() for device, generator in self._generators.items()}
+        return {**super().state_dict(), "noise": {"seed": self._seed, "generators": {**self._loaded_noise, **used}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, noise included; one of ``torch.optim.SGD`` loads too and leaves the noise as it is."""
+        """Load a state, noise included; one of ``torch.optim.SGD`` loads too and leaves the noise as it is.
+
+        The noise continues to the bit on the same kind of device; on another kind it starts from the seed.
+        """
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-        for device, state in state_dict.get("noise", {}).items():
-            self._generator(torch.device(device)).set_state(state.cpu())
+        if "noise" in state_dict:
+            self._seed = state_dict["noise"]["seed"]
+            self._generators.clear()
+            # Restored on first use: the device that made them may be absent from this machine.
+            self._loaded_noise = {name: state.cpu() for name, state in state_dict["noise"]["generators"].items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.setdefault("_seed", 0)
-        self.__dict__.setdefault("_generators", {})
+        for name, default in (("_seed", 0), ("_generators", {}), ("_loaded_noise", {})):
+            self.__dict__.setdefault(name, default)
         super().__setstate__(state)
 
 
