@@ -233,7 +233,7 @@ class BranchLinear(nn.Linear):
         self.merge = check_merge(merge)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Linear's own name
-        return super().forward(self.merge_branches(input))
+        return F.linear(self.merge_branches(input), self.weight, self.bias)
 
     def merge_branches(self, features: Tensor) -> Tensor:
         """Return what the linear map reads: (..., in_features), or unchanged with ``"concat"``."""
