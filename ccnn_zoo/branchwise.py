@@ -1,0 +1,124 @@
+"""Training many branches faster: a few at a time, each pass small enough for the cache.
+
+All branches at once make every feature map K times larger; on a CPU the layers between the convolutions then
+run at the speed of memory instead of that of the cache. ``scripts/bench_training.py`` measures both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ccnn_zoo.errors import CalibrationError, ConfigurationError
+from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
+
+
+class Branchwise(nn.Module):
+    """Runs a calibrated network a few branches at a time: the same function, gradients and statistics.
+
+    Wrap the network for training and go on saving, evaluating and exporting the network itself. Random layers
+    (dropout, drop path) draw anew for every pass. Not for ``torch.compile``: compile the network itself.
+
+    Args:
+        model: network with grouped branches, which meet in a :class:`BranchLinear`. It is not copied.
+        at_once: branches of one pass. With no more branches than that, the network is simply called.
+
+    Shape:
+        - Input and output: those of ``model``.
+
+    Raises:
+        ConfigurationError: ``at_once`` is below 1.
+        CalibrationError: the branches of ``model`` are not independent, or do not meet in a BranchLinear.
+    """
+
+    def __init__(self, model: nn.Module, at_once: int = 4) -> None:
+        super().__init__()
+        if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
+            raise ConfigurationError(f"at_once must be an integer of at least 1, got {at_once!r}")
+        self.model = model
+        self.at_once = at_once
+        self._merge = _find_merge(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        merge = self.model.get_submodule(self._merge)
+        if merge.branches <= self.at_once:
+            return self.model(images)
+        parts = self._parts(merge.branches)
+        features: list[Tensor] = []
+
+        def collect(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            features.append(args[0])
+            if len(features) < len(parts):
+                raise _MergeReached
+            return (torch.cat(features, dim=-1),)
+
+        with merge.register_forward_pre_hook(collect):
+            for part in parts[:-1]:
+                with self._branches(part), suppress(_MergeReached):
+                    functional_call(self.model, part, (images,))
+            with self._branches(parts[-1]):
+                return functional_call(self.model, parts[-1], (images,))
+
+    def _parts(self, branches: int) -> list[dict[str, Tensor]]:
+        """Return, for each pass, the tensors that differ between branches, cut to those of its branches."""
+        parts: list[dict[str, Tensor]] = [{} for _ in range(-(-branches // self.at_once))]
+        for prefix, module in self.model.named_modules():
+            for name in _per_branch_tensors(module):
+                tensor = getattr(module, name)
+                for part, piece in zip(parts, tensor.split(self.at_once * len(tensor) // branches), strict=True):
+                    part[f"{prefix}.{name}"] = piece
+            if getattr(module, "num_batches_tracked", None) is not None:
+                for part in parts[1:]:  # a batch counts once
+                    part[f"{prefix}.num_batches_tracked"] = module.num_batches_tracked.clone()
+        return parts
+
+    @contextmanager
+    def _branches(self, part: dict[str, Tensor]) -> Iterator[None]:
+        """Let every convolution know how many branches this pass has."""
+        convs = [(name, m) for name, m in self.model.named_modules() if isinstance(m, CalibratedConv2d)]
+        before = [(conv, conv.branches, conv.total_groups) for _, conv in convs]
+        try:
+            for name, conv in convs:
+                conv.branches = len(part[f"{name}.calibration"])
+                if not conv.shared_input:
+                    conv.total_groups = conv.branches * conv.groups
+            yield
+        finally:
+            for conv, branches, groups in before:
+                conv.branches, conv.total_groups = branches, groups
+
+
+class _MergeReached(Exception):  # noqa: N818, not an error
+    """Ends a pass whose features have been collected."""
+
+
+def _per_branch_tensors(module: nn.Module) -> list[str]:
+    names = ()
+    if isinstance(module, CalibratedConv2d):
+        names = ("calibration",)
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        names = ("weight", "bias", "running_mean", "running_var")
+    return [name for name in names if getattr(module, name) is not None]
+
+
+def _find_merge(model: nn.Module) -> str:
+    merges = [name for name, module in model.named_modules() if isinstance(module, BranchLinear)]
+    if len(merges) != 1:
+        raise CalibrationError(
+            f"{type(model).__name__} has {len(merges)} BranchLinear layers, not one in which its branches meet; "
+            "train it as it is"
+        )
+    for name, module in model.named_modules():
+        known = isinstance(module, CalibratedConv2d | nn.Linear) or _per_branch_tensors(module)
+        if getattr(module, "mixing", "grouped") != "grouped":
+            raise CalibrationError(f"{name} has mixing={module.mixing!r}: every branch reads all others")
+        if not known and any(True for _ in module.parameters(recurse=False)):
+            raise CalibrationError(
+                f"{name or 'the network'} ({type(module).__name__}) has parameters of which it is not known to "
+                "which branch they belong; train the network as it is"
+            )
+    return merges[0]
