@@ -1,0 +1,101 @@
+"""From a folded torch network to an ONNX graph, with torch.onnx and onnxscript's rewrite rules."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import onnx
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ccnn_zoo.errors import ExportError
+from ccnn_zoo.metadata import ModelMetadata
+
+from ._graph import BATCH, INPUT, OUTPUT, ConvolutionKey
+
+_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+
+
+def convert(network: nn.Module, metadata: ModelMetadata, opset: int) -> onnx.ModelProto:
+    """Translate a network that is folded and in eval mode, and write its metadata into the file.
+
+    torch.onnx runs onnxscript's optimiser, whose rules fold each batch normalisation into the grouped or plain
+    convolution before it.
+
+    Raises:
+        ExportError: the network has something that torch.onnx cannot translate.
+    """
+    # Two images: of one, torch.export would take the batch size for fixed.
+    example = torch.zeros(2, *metadata.input_size)
+    try:
+        with _quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        reason = error.__cause__ or error
+        raise ExportError(
+            f"torch.onnx cannot translate {metadata.architecture}: {type(reason).__name__}: "
+            f"{str(reason).strip().splitlines()[0]}"
+        ) from error
+    # Nodes remember the source lines they came from, with paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata.to_props())
+    return model
+
+
+@torch.no_grad()
+def count_convolutions(network: nn.Module, image: Tensor) -> Counter[ConvolutionKey]:
+    """Run ``image`` (N, C, H, W) and return how often each kind of convolution ran: (weight shape, groups)."""
+    recorder = _ConvolutionRecorder()
+    with recorder:
+        network(image)
+    return recorder.found
+
+
+class _ConvolutionRecorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[ConvolutionKey] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            weight, groups = args[1], args[8]
+            self.found[tuple(weight.shape), groups] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch.onnx tells its developers; what matters to the user is raised."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

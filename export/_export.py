@@ -1,0 +1,126 @@
+"""``to_onnx``: fold, translate, check, and only then put the file in its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ccnn_zoo._files import replacing
+from ccnn_zoo.convert import fold
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.layers import CalibratedConv2d
+
+from ._compare import BatchDifference, Probe, compare
+from ._convert import convert, count_convolutions
+from ._graph import Expected, check_graph
+from ._metadata import metadata_of
+
+DEFAULT_OPSET = 18
+"""The version torch.onnx is written for, and the oldest it gives: the most runtimes read it."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported, and what its check measured.
+
+    Args:
+        path: the file.
+        nodes: nodes of the graph by operator.
+        parameters: floating-point weights in the file: effective kernels, with batch normalisation folded in.
+        max_difference: largest absolute difference of a logit from the unfolded torch network, over all batch sizes.
+        mean_difference: mean absolute difference at the largest batch size.
+        differences: both, for each batch size.
+        agreement: share of the given images on which the same class comes first; below 1 only by ties, None
+            without images.
+        images: number of images given.
+        file_size: bytes.
+        opset: version of ONNX's operators.
+    """
+
+    path: Path
+    nodes: dict[str, int]
+    parameters: int
+    max_difference: float
+    mean_difference: float
+    differences: tuple[BatchDifference, ...]
+    agreement: float | None
+    images: int
+    file_size: int
+    opset: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that JSON can hold."""
+        return {**asdict(self), "path": str(self.path), "differences": [asdict(d) for d in self.differences]}
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    images: Tensor | Iterable[Tensor] | None = None,
+    labels: Sequence[str] | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> ExportReport:
+    """Export a classifier as one ONNX file that needs nothing else, and check it before it is put in its place.
+
+    R and batch normalisation are folded into plain convolutions of K groups. The file maps ``image``, float32
+    (batch, C, H, W) with any batch, to ``logits`` (batch, classes), and carries labels and preprocessing.
+
+    Every time, the written file is checked: by ``onnx.checker`` in full; its operators are ONNX's own, its
+    convolutions those that the network runs, nothing is copied (Tile, Expand), no R and no batch normalisation is
+    left; its logits on onnxruntime's CPU provider are those of ``model`` before folding, in eval mode, within
+    :data:`TOLERANCE` at batch sizes 1, 3 and 32; and on all ``images`` the same class comes first.
+
+    Args:
+        model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.
+            It is left untouched.
+        path: the file; an older one is replaced only by one that passed.
+        images: preprocessed images to compare on, best all that were held out: a float tensor (N, C, H, W), or an
+            iterable of such tensors or of single images (C, H, W), read once. None compares on seeded noise.
+        labels: names of the classes, see :func:`metadata_of`.
+        opset: version of ONNX's operators, 18 or later.
+
+    Raises:
+        ExportError: the network cannot be translated, or the file fails its check; nothing is left behind.
+        MetadataError: labels or preprocessing are missing or contradict the network.
+        ConfigurationError: ``images`` or ``opset`` is out of range.
+        RepositoryError: the file cannot be written.
+    """
+    path = Path(path)
+    if isinstance(opset, bool) or not isinstance(opset, int) or opset < DEFAULT_OPSET:
+        raise ConfigurationError(f"opset must be an integer of at least {DEFAULT_OPSET}, got {opset!r}")
+    if path.is_dir():
+        raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}.")
+    metadata = metadata_of(model, labels)
+    probe = Probe(images, metadata.input_size)
+    network = deepcopy(model).to("cpu", torch.float32).eval()
+    expected = Expected(metadata, opset, count_convolutions(network, probe.batch[:1]), _calibrations(network))
+    with replacing(path) as temporary:
+        onnx.save(convert(fold(network), metadata, opset), temporary)
+        graph = check_graph(temporary, expected)
+        comparison = compare(network, temporary, probe)
+        file_size = temporary.stat().st_size
+    return ExportReport(
+        path=path,
+        nodes=graph.nodes,
+        parameters=graph.parameters,
+        max_difference=max(difference.maximum for difference in comparison.differences),
+        mean_difference=comparison.differences[-1].mean,
+        differences=comparison.differences,
+        agreement=comparison.agreement,
+        images=comparison.images,
+        file_size=file_size,
+        opset=graph.opset,
+    )
+
+
+def _calibrations(network: nn.Module) -> tuple[Any, ...]:
+    return tuple(m.calibration.detach().numpy() for m in network.modules() if isinstance(m, CalibratedConv2d))

@@ -1,0 +1,201 @@
+"""What an exported file may hold: plain operators and folded weights, nothing else.
+
+These checks know ONNX alone. What the graph is compared with is measured on the unfolded network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from ccnn_zoo.errors import ExportError, MetadataError
+from ccnn_zoo.metadata import ModelMetadata
+
+ConvolutionKey = tuple[tuple[int, ...], int]
+"""Shape of a convolution's weight, and its groups."""
+
+INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_REFUSED = {
+    "Tile": "the branches must never be made by copying features",
+    "Expand": "the branches must never be made by copying features",
+    "BatchNormalization": "batch normalisation must be folded into the convolution before it; one that follows "
+    "no convolution cannot be",
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the network says that its graph must hold.
+
+    Args:
+        metadata: labels and preprocessing.
+        opset: version of ONNX's operators.
+        convolutions: how often the network runs each kind of convolution.
+        calibrations: every R of the network, (K, kh, kw); none of them may be in the file.
+    """
+
+    metadata: ModelMetadata
+    opset: int
+    convolutions: Counter[ConvolutionKey]
+    calibrations: tuple[NDArray[np.float32], ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """What a checked file holds: nodes by operator, floating-point weights, opset."""
+
+    nodes: dict[str, int]
+    parameters: int
+    opset: int
+
+
+def check_graph(path: Path, expected: Expected) -> GraphSummary:
+    """Read an ONNX file, refuse what must not be in it, and count what is.
+
+    Raises:
+        ExportError: the file is not what ``expected`` says; names the first reason.
+    """
+    model = _load(path)
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    _check_self_contained(model, nodes)
+    _check_operators(nodes)
+    _check_convolutions(model, nodes, expected.convolutions)
+    _check_no_calibration(model, expected.calibrations)
+    _check_interface(model, expected)
+    return GraphSummary(
+        nodes=dict(sorted(Counter(node.op_type for node in nodes).items())),
+        parameters=sum(array.size for _, array in _constants(model) if _is_weight(array)),
+        opset=model.opset_import[0].version,
+    )
+
+
+def _load(path: Path) -> ModelProto:
+    try:
+        # Without external data: a weight that lies elsewhere is refused by name, not sought.
+        model = onnx.load(path, load_external_data=False)
+        _check_single_file(model)
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    return model
+
+
+def _check_single_file(model: ModelProto) -> None:
+    for name, tensor in _tensors(model.graph):
+        if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
+            raise ExportError(f"the weight {name!r} lies in another file; one self-contained file is wanted")
+
+
+def _check_self_contained(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    if model.functions:
+        names = ", ".join(function.name for function in model.functions)
+        raise ExportError(f"the exported graph calls functions of its own ({names}); only plain operators are wanted")
+    foreign = {f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in _DEFAULT_DOMAINS}
+    foreign |= {entry.domain for entry in model.opset_import if entry.domain not in _DEFAULT_DOMAINS}
+    if foreign:
+        raise ExportError(
+            f"the exported graph needs more than ONNX's own operators: {', '.join(sorted(foreign))}. "
+            "Not every runtime has them."
+        )
+
+
+def _check_operators(nodes: Iterable[NodeProto]) -> None:
+    for node in nodes:
+        if node.op_type in _REFUSED:
+            raise ExportError(f"the exported graph has a {node.op_type} ({node.name!r}): {_REFUSED[node.op_type]}")
+        if "Conv" in node.op_type and node.op_type != "Conv":
+            raise ExportError(f"the exported graph has a {node.op_type} ({node.name!r}); only plain Conv is wanted")
+
+
+def _check_convolutions(model: ModelProto, nodes: Iterable[NodeProto], expected: Counter[ConvolutionKey]) -> None:
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    found: Counter[ConvolutionKey] = Counter()
+    for node in nodes:
+        if node.op_type == "Conv":
+            if node.input[1] not in shapes:
+                raise ExportError(f"the weight of {node.name!r} (Conv) is computed in the graph; it must be stored")
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            found[shapes[node.input[1]], groups] += 1
+    if found != expected:
+        raise ExportError(
+            f"the convolutions of the exported graph are not those of the network. Only in the graph: "
+            f"{_described(found - expected)}; only in the network: {_described(expected - found)}"
+        )
+
+
+def _described(convolutions: Counter[ConvolutionKey]) -> str:
+    kinds = (f"{n} with weight {list(shape)} in {groups} groups" for (shape, groups), n in convolutions.items())
+    return ", ".join(kinds) or "none"
+
+
+def _check_no_calibration(model: ModelProto, calibrations: Iterable[NDArray[np.float32]]) -> None:
+    # For K=1, R is identically 1 and the weights hold nothing that could be told from any other 1.
+    secrets = {_squeezed(values) for values in calibrations if len(values) > 1}
+    for name, array in _constants(model):
+        if "calibration" in name.split("."):
+            raise ExportError(f"the exported graph holds the calibration kernels {name!r}; they must be folded")
+        if _is_weight(array) and _squeezed(array) in secrets:
+            raise ExportError(f"{name!r} in the exported graph equals a calibration kernel; it must be folded")
+
+
+def _squeezed(array: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
+    values = np.ascontiguousarray(array.squeeze(), np.float32)
+    return values.shape, values.tobytes()
+
+
+def _check_interface(model: ModelProto, expected: Expected) -> None:
+    opsets = [entry.version for entry in model.opset_import]
+    if opsets != [expected.opset]:
+        raise ExportError(f"the exported graph has opset {opsets} instead of {expected.opset}; pass another opset")
+    metadata = expected.metadata
+    found = [(value.name, *_sides(value)) for value in (*model.graph.input, *model.graph.output)]
+    wanted = [(INPUT, BATCH, *metadata.input_size), (OUTPUT, BATCH, len(metadata.labels))]
+    if found != wanted:
+        raise ExportError(f"the exported graph maps {found}, not {wanted}")
+    try:
+        written = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+    except MetadataError as error:
+        raise ExportError(f"the metadata of the exported file cannot be read back: {error}") from error
+    if written != metadata:
+        raise ExportError(f"the exported file carries {written}, not {metadata}")
+
+
+def _sides(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim)
+
+
+def _is_weight(array: NDArray[np.generic]) -> bool:
+    return bool(array.ndim) and np.issubdtype(array.dtype, np.floating)
+
+
+def _constants(model: ModelProto) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """Yield every stored tensor with its name, whether initializer or Constant node."""
+    for name, tensor in _tensors(model.graph):
+        yield name, numpy_helper.to_array(tensor)
+
+
+def _tensors(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
+    for inner in _graphs(graph):
+        yield from ((tensor.name, tensor) for tensor in inner.initializer)
+        for node in inner.node:
+            tensors = (attribute.t for attribute in node.attribute if attribute.type == AttributeProto.TENSOR)
+            yield from ((node.output[0], tensor) for tensor in tensors)
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and all those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
