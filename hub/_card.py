@@ -89,7 +89,7 @@ def write_card(folder: Path, details: Mapping[str, Any], address: str | None) ->
 
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     name = address.partition("@")[0].partition("/")[2] if address else details["architecture"]
-    header = _header(details, config, name).to_yaml(sort_keys=False)
+    header = _header(details, config, name).to_yaml()
     card = ModelCard(f"---\n{header}\n---\n{_body(details, config, name, address)}")
     # Not card.save, which takes the line ends of the system: the sum must be the same everywhere.
     (folder / CARD).write_bytes(card.content.encode())
@@ -138,7 +138,7 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
         width=width,
         height=height,
         network=_network_table(details, config),
-        measured=_table(("metric", "value"), record["metrics"].items()) if record["metrics"] else "Nothing yet.",
+        measured=_table(("metric", "value"), _measurements(details)),
         training=_table(("option", "value"), _options(record)),
     )
 
@@ -155,6 +155,14 @@ def _network_table(details: Mapping[str, Any], config: Mapping[str, Any]) -> str
         "classes": f"{config['num_classes']}: {', '.join(map(str, labels[:20]))}{', …' if len(labels) > 20 else ''}",
     }
     return _table(("", ""), rows.items())
+
+
+def _measurements(details: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    yield from details["record"]["metrics"].items()
+    export = details["export"]
+    yield "largest difference of a logit, onnxruntime from torch", f"{export['max_difference']:.1e}"
+    if export["agreement"] is not None:
+        yield f"same class on {export['images']:,} images, onnxruntime and torch", f"{export['agreement']:.2%}"
 
 
 def _options(record: Mapping[str, Any]) -> Iterable[tuple[str, object]]:

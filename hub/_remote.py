@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 _CLIENT = {"library_name": "ccnn-zoo", "library_version": __version__}
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN"
+_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @contextmanager
@@ -45,17 +45,19 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import errors as hub
 
     if isinstance(error, hub.GatedRepoError):
-        return f"access is gated. Ask for it on {constants.ENDPOINT}/{repo_id}. {_LOGIN}, and pass token=True."
+        return f"access is gated. Ask for it on {constants.ENDPOINT}/{repo_id}, {_LOGIN}, and pass token=True."
     if isinstance(error, hub.RevisionNotFoundError):
         return f"there is no revision {revision or 'main'!r}. Give an existing branch, tag or commit."
-    if isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return "offline mode is on. Unset HF_HUB_OFFLINE."
+    if isinstance(error, hub.LocalEntryNotFoundError):
         if constants.is_offline_mode():
             return (
                 "it is not (wholly) in the cache and offline mode is on. Unset HF_HUB_OFFLINE, or download it before."
             )
         return f"{constants.ENDPOINT} cannot be reached and it is not in the cache. Check the connection and try again."
     if isinstance(error, hub.LocalTokenNotFoundError):
-        return f"there is no token on this machine. {_LOGIN}."
+        return f"there is no token on this machine: {_LOGIN}."
     if isinstance(error, hub.HfHubHTTPError):
         return _explain_status(error.response.status_code, error)
     if isinstance(error, hub.HTTPError):
@@ -69,12 +71,12 @@ def _explain_status(status: int, error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return (
             "there is no such repository on the Hub, or it is private. Check the spelling; "
-            f"if it is private: {_LOGIN}, and pass token=True."
+            f"if it is private, {_LOGIN}, and pass token=True."
         )
     if status == 401:
-        return f"the Hub does not accept the token (401). {_LOGIN}, with a valid one."
+        return f"there is no token, or none that the Hub accepts (401): {_LOGIN}, with a valid one."
     if status == 403:
-        return f"the token gives no right to this (403). {_LOGIN}, with a token that may write here."
+        return f"the token gives no right to this (403): {_LOGIN}, with a token that may write here."
     if status == 412:
         return (
             "somebody else has changed the repository in the meantime (412), nothing was published. "
