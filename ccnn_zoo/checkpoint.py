@@ -24,6 +24,7 @@ from torch import nn
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import IntegrityError, RepositoryError
+from ccnn_zoo.models._calibrated import CalibratedClassifier
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRe
 
 def config_json(model: nn.Module) -> str:
     """Return the text of timm's ``config.json`` for ``model``."""
+    # timm records the arguments that were given; a default of today may be another one tomorrow.
+    calibrated = isinstance(model, CalibratedClassifier)
+    resolved = {"branches": model.branches, "merge": model.merge} if calibrated else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        save_config_for_hf(model, path)
+        save_config_for_hf(model, path, model_args=resolved)
         return path.read_text()
 
 
