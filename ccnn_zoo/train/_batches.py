@@ -1,0 +1,190 @@
+"""From labelled images to batches of float tensors.
+
+Order and augmentation are functions of (seed, epoch, index) alone: not of the batch, the process or the worker in
+which an image lands, nor of what was drawn before. So several processes see together what one would see alone,
+and a run can go on at any epoch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import transforms
+
+from ._data import Data
+from ._images import ArrayImages, Images
+from ._recipe import Recipe
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""Images float32 (N, C, H, W), normalised, and classes int64 (N,)."""
+
+_ORDER, _AUGMENTATION, _OTHER = range(3)
+
+
+def derived_seed(*entropy: int) -> int:
+    """Return a 32-bit seed that differs for every tuple of non-negative integers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of whatever else an epoch draws, dropout for one."""
+    return derived_seed(seed, _OTHER, epoch)
+
+
+class TensorView(Dataset[Batch]):
+    """Batches of images that have the network's size already; crop and flip of a batch are one gather.
+
+    Args:
+        images: of size ``data.input_size``.
+        data: mean and std.
+        recipe: augmentation and seed; None for evaluation, whose tensors are those of timm's transform.
+    """
+
+    def __init__(self, images: ArrayImages, data: Data, recipe: Recipe | None) -> None:
+        self._targets = images.targets
+        self._mean, self._std = torch.tensor(data.mean), torch.tensor(data.std)
+        self._recipe = recipe
+        self._height, self._width = data.input_size[1:]
+        padding = recipe.crop_padding if recipe else 0
+        self._pixels = torch.nn.functional.pad(images.pixels, (0, 0, padding, padding, padding, padding))
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the crops and flips of all images for ``epoch``."""
+        count = len(self)
+        self._corners, self._flipped = torch.zeros(count, 2, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
+        if self._recipe is not None:
+            generator = torch.Generator().manual_seed(derived_seed(self._recipe.seed, _AUGMENTATION, epoch))
+            self._corners = torch.randint(2 * self._recipe.crop_padding + 1, (count, 2), generator=generator)
+            self._flipped = torch.rand(count, generator=generator) < self._recipe.flip
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices)
+        top, left = self._corners[chosen, :, None].unbind(1)
+        rows, columns = top + torch.arange(self._height), torch.arange(self._width).expand(len(chosen), -1)
+        columns = left + torch.where(self._flipped[chosen, None], columns.flip(1), columns)
+        pixels = self._pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        values = pixels.float().div_(255).sub_(self._mean).div_(self._std)
+        return values.permute(0, 3, 1, 2).contiguous(), self._targets[chosen]
+
+
+class PictureView(Dataset[Batch]):
+    """Batches of images of any size, each decoded and transformed by timm's or torchvision's transforms.
+
+    Args: as of :class:`TensorView`.
+    """
+
+    def __init__(self, images: Images, data: Data, recipe: Recipe | None) -> None:
+        self._images = images
+        self._seed = recipe.seed if recipe else None
+        self._transform = _training_transform(data, recipe) if recipe else _evaluation_transform(data)
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw other crops and flips from now on."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        tensors, targets = zip(*(self._item(index) for index in indices), strict=True)
+        return torch.stack(tensors), torch.tensor(targets)
+
+    def _item(self, index: int) -> tuple[Tensor, int]:
+        picture, target = self._images[index]
+        if self._seed is None:
+            return self._transform(picture), target
+        with _seeded(derived_seed(self._seed, _AUGMENTATION, self._epoch, index)):
+            return self._transform(picture), target
+
+
+View: TypeAlias = TensorView | PictureView
+
+
+class ShuffledOrder(Sampler[int]):
+    """All indices of a view, in an order drawn anew for every epoch."""
+
+    def __init__(self, view: View, seed: int) -> None:
+        self._view, self._seed, self._epoch = view, seed, 0
+
+    # Not called set_epoch: accelerate calls that by its own count, which starts at 0 whenever a run goes on.
+    def start_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0, of the order and of the view's augmentation."""
+        self._epoch = epoch
+        self._view.start_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, _ORDER, self._epoch))
+        return iter(torch.randperm(len(self), generator=generator).tolist())
+
+
+def view_of(images: Images, data: Data, recipe: Recipe | None = None) -> View:
+    """Return the view that gives batches of ``images``: for training by ``recipe``, or for evaluation."""
+    ready = isinstance(images, ArrayImages) and images.pixels.shape[1:3] == data.input_size[1:] and data.crop_pct == 1
+    if ready and (recipe is None or recipe.crop_scale is None):
+        return TensorView(images, data, recipe)
+    return PictureView(images, data, recipe)
+
+
+def loader_of(view: View, recipe: Recipe, order: ShuffledOrder | None = None) -> DataLoader[Batch]:
+    """Return batches of a view; in ``order`` without the incomplete last one, or all as they come."""
+    return DataLoader(
+        view,
+        recipe.batch_size,
+        sampler=order,
+        drop_last=order is not None,
+        collate_fn=_as_is,
+        num_workers=recipe.workers if isinstance(view, PictureView) else 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _evaluation_transform(data: Data) -> Any:
+    return create_transform(**data.preprocessing(), is_training=False)
+
+
+def _training_transform(data: Data, recipe: Recipe) -> Any:
+    if recipe.crop_scale is not None:
+        options = {name: value for name, value in data.preprocessing().items() if name not in ("crop_pct", "crop_mode")}
+        return create_transform(
+            **options, is_training=True, scale=recipe.crop_scale, hflip=recipe.flip, color_jitter=None
+        )
+    evaluation = _evaluation_transform(data).transforms
+    size = data.input_size[1:]
+    augmentation = [transforms.RandomCrop(size, recipe.crop_padding), transforms.RandomHorizontalFlip(recipe.flip)]
+    # Before the last two, ToTensor and Normalize: the padding is black, as in the original CIFAR recipe.
+    return transforms.Compose([*evaluation[:-2], *augmentation, *evaluation[-2:]])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that transforms draw from, and put them back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for CUDA's too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

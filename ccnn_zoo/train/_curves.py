@@ -1,0 +1,48 @@
+"""Error curves as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ccnn_zoo._files import replacing
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
+
+from ._history import History
+
+
+def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) -> None:
+    """Draw training (dashed) and test (solid) error over epochs of one or several networks, as Figure 2.
+
+    Args:
+        histories: name in the legend to history.
+        path: the PNG file, written atomically.
+
+    Raises:
+        ConfigurationError: there is nothing to draw.
+        RepositoryError: the file cannot be written.
+    """
+    if not any(histories.values()):
+        raise ConfigurationError("plot_curves needs at least one history with one epoch, got none")
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, history) in enumerate(histories.items()):
+        epochs = [result.epoch for result in history]
+        # One epoch alone would be an invisible line.
+        style = {"color": f"C{number}", "marker": "o", "markersize": 3}
+        axes.plot(epochs, [r.train_error_percent for r in history], linestyle="--", label=f"{name}, training", **style)
+        axes.plot(epochs, [r.test_error_percent for r in history], linestyle="-", label=f"{name}, test", **style)
+    axes.set(xlabel="epoch", ylabel="error (%)")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        try:
+            FigureCanvasAgg(figure).print_png(temporary)
+        except OSError as error:
+            raise RepositoryError(f"cannot write {path}: {error}. Free some space or choose another folder.") from error

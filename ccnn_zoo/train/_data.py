@@ -1,0 +1,116 @@
+"""Labelled images for training, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ccnn_zoo.errors import ConfigurationError
+
+from . import _sources
+from ._images import Images
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and test images of one classification task, and how a network sees them.
+
+    Args:
+        name: as a reader would cite it, e.g. ``"scikit-learn digits"``.
+        train: training images; each item is (PIL image, class).
+        test: test images, the same.
+        labels: one name per class.
+        input_size: (C, H, W) of one image; C is 1 (grey) or 3 (RGB).
+        mean: per channel, on pixel values in [0, 1].
+        std: per channel, on pixel values in [0, 1].
+        crop_pct: share of the resized image that the central crop keeps, in (0, 1].
+        interpolation: filter by which images of another size are resized.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    labels: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return the preprocessing in the names of timm's ``pretrained_cfg``."""
+        return {
+            "input_size": self.input_size,
+            "mean": self.mean,
+            "std": self.std,
+            "crop_pct": self.crop_pct,
+            "crop_mode": "center",
+            "interpolation": self.interpolation,
+        }
+
+    def hold_out(self, share: float, seed: int) -> tuple[Data, Images]:
+        """Split off a share of the training images, of every class alike.
+
+        Args:
+            share: in (0, 1).
+            seed: of the draw.
+
+        Returns:
+            the data with the remaining training images, and the held-out ones.
+
+        Raises:
+            ConfigurationError: a class has too few images for the split.
+        """
+        from sklearn.model_selection import train_test_split  # 1 s to import, rarely needed
+
+        targets = self.train.targets.numpy()
+        try:
+            kept, held = train_test_split(np.arange(len(targets)), test_size=share, random_state=seed, stratify=targets)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"validation={share} cannot be split off the {len(targets)} training images of {self.name} ({error}); "
+                "give a larger share, or 0"
+            ) from error
+        return replace(self, train=self.train.subset(np.sort(kept))), self.train.subset(np.sort(held))
+
+
+def load_data(name: str, image_size: int | None = None) -> Data:
+    """Load images by name.
+
+    ========================  =====================================================================================
+    ``digits``                scikit-learn's 1,797 digits of 8x8 pixels, embedded; 80 % train, 20 % test
+    ``mnist:FOLDER``          torchvision's layout, ``FOLDER/MNIST/raw/*-ubyte``, gzipped or not
+    ``cifar10:FOLDER``        ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg`` of one size, or an archive of them
+    ``folder:FOLDER``         ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``) of any sizes
+    ========================  =====================================================================================
+
+    Args:
+        name: one of these.
+        image_size: side in pixels to which the network sees images; None is the data's own, 224 for ``folder``.
+
+    Raises:
+        ConfigurationError: the name is unknown, or the folder is missing, empty or of another layout; says what
+            was expected.
+        ImageError: an image cannot be read.
+    """
+    kind, _, place = name.partition(":")
+    if kind == "digits" and not place:
+        data = Data(**_sources.digits())
+    elif kind in _FROM_A_FOLDER and place:
+        data = Data(**_FROM_A_FOLDER[kind](place))
+    else:
+        known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER)])
+        raise ConfigurationError(f"data must be one of {known}, got {name!r}")
+    if image_size is None:
+        return data
+    return replace(data, input_size=(data.input_size[0], image_size, image_size))
+
+
+_FROM_A_FOLDER: dict[str, Callable[[str], dict[str, Any]]] = {
+    "mnist": _sources.mnist,
+    "cifar10": _sources.cifar10,
+    "folder": _sources.folder,
+}

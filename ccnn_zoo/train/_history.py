@@ -1,0 +1,79 @@
+"""What was measured after each epoch, and its CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeAlias
+
+from ccnn_zoo._files import replacing
+from ccnn_zoo.errors import RepositoryError
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Figures of one epoch.
+
+    Args:
+        epoch: epochs done, from 1.
+        step: optimizer steps done since the start.
+        lr: learning rate of the epoch's last step.
+        train_loss: mean cross-entropy over the epoch's batches as they were trained on, augmented.
+        train_error_percent: error over the same.
+        test_loss: mean cross-entropy over the test images, after the epoch.
+        test_error_percent: error over the same.
+        validation_loss: as ``test_loss``, over the held-out training images; None if there are none.
+        validation_error_percent: error over the same.
+        images_per_second: training throughput, without evaluation.
+    """
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_error_percent: float
+    test_loss: float
+    test_error_percent: float
+    validation_loss: float | None
+    validation_error_percent: float | None
+    images_per_second: float
+
+    def metrics(self) -> dict[str, float]:
+        """Return losses and errors by name, without those that were not measured."""
+        measured = {k: v for k, v in asdict(self).items() if k.endswith(("_loss", "_error_percent"))}
+        return {name: value for name, value in measured.items() if value is not None}
+
+
+History: TypeAlias = tuple[EpochResult, ...]
+
+
+def write_history(history: History, path: str | os.PathLike[str]) -> None:
+    """Write one CSV row per epoch, atomically.
+
+    Raises:
+        RepositoryError: the folder cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [f.name for f in fields(EpochResult)])
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in history)
+
+
+def read_history(path: str | os.PathLike[str]) -> History:
+    """Read the ``history.csv`` of a training run.
+
+    Raises:
+        RepositoryError: it is missing or no such file.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as stream:
+            return tuple(_result(row) for row in csv.DictReader(stream))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RepositoryError(f"{path} is not a history.csv of a training run: {error}") from error
+
+
+def _result(row: dict[str, str]) -> EpochResult:
+    values = {f.name: float(row[f.name]) if row[f.name] else None for f in fields(EpochResult)}
+    return EpochResult(**{**values, "epoch": int(row["epoch"]), "step": int(row["step"])})

@@ -1,0 +1,95 @@
+"""The network, optimizer and schedule that a recipe names, from timm's factories."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from ccnn_zoo._roles import CALIBRATION, get_role
+from ccnn_zoo.errors import ConfigurationError
+
+from ._data import Data
+from ._recipe import Recipe
+
+
+def build_model(recipe: Recipe, data: Data) -> nn.Module:
+    """Return the network as training starts from it: the same for the same recipe.
+
+    Class names and preprocessing stand in its ``pretrained_cfg``, by which export and publishing find them.
+
+    Raises:
+        ConfigurationError: the network refuses ``model_kwargs``.
+    """
+    overlay = {
+        **data.preprocessing(),
+        "num_classes": len(data.labels),
+        "label_names": list(data.labels),
+        "pool_size": None,  # the architecture's own, for another input size
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        try:
+            model = timm.create_model(
+                recipe.model,
+                branches=recipe.branches,
+                merge=recipe.merge,
+                num_classes=len(data.labels),
+                in_chans=data.input_size[0],
+                pretrained_cfg_overlay=overlay,
+                **recipe.model_kwargs,
+            )
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{recipe.model} refuses model_kwargs={recipe.model_kwargs!r}: {error}; remove what it does not know"
+            ) from error
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """Return CSGD, or torch's SGD with R frozen: as a free weight R would not stay normalised."""
+    common = {
+        "lr": recipe.lr,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "filter_bias_and_bn": False,  # the paper decays all; CSGD never decays R
+    }
+    if recipe.optimizer == "sgd":
+        for parameter in model.parameters():
+            parameter.requires_grad_(get_role(parameter) != CALIBRATION)
+        return create_optimizer_v2(model, opt="momentum", **common)  # timm's "sgd" is Nesterov's
+    return create_optimizer_v2(
+        model,
+        opt="csgd",
+        noise_std=recipe.noise_std,
+        calibration_lr=recipe.calibration_lr,
+        calibration_update=recipe.calibration_update,
+        seed=recipe.seed,
+        **common,
+    )
+
+
+def build_scheduler(recipe: Recipe, optimizer: Optimizer, steps: int) -> Scheduler:
+    """Return the schedule of ``lr`` over ``steps`` optimizer steps, to be told of every one of them."""
+    warmup = round(recipe.warmup * steps)
+    decay_at = [max(1, round(share * steps)) for share in recipe.decay_at]
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.scheduler,
+        num_epochs=steps,
+        warmup_epochs=warmup,
+        warmup_lr=recipe.lr / (warmup + 1),  # a first step with lr 0 would be wasted
+        decay_epochs=decay_at[0],
+        decay_milestones=decay_at,
+        decay_rate=recipe.decay_rate,
+        # One "epoch" of timm's schedule is one of our steps.
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    return scheduler

@@ -1,0 +1,257 @@
+"""A recipe: everything that decides a training run, in one frozen record, and its YAML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.resources import files
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+
+import ccnn_zoo.models  # noqa: F401, registers the networks that a recipe names
+from ccnn_zoo._files import replacing
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.layers import check_branches, check_merge
+from ccnn_zoo.optim import CALIBRATION_UPDATES
+
+OPTIMIZERS = ("csgd", "sgd")
+SCHEDULERS = ("cosine", "multistep", "step", "constant")
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run; the same recipe gives the same weights, bit for bit, on the same CPU.
+
+    Args:
+        model: timm name of one of our networks, ``"ccnn_*"``.
+        data: what :func:`ccnn_zoo.train.load_data` takes: ``"digits"``, ``"mnist:FOLDER"``, ...
+        epochs: passes over the training images. Give this or ``iterations``, not both.
+        iterations: optimizer steps; the last epoch ends where they do.
+        branches: number K of branches; 1 is the plain network.
+        merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
+        model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
+        validation: share of the training images, in [0, 1), that is held out, drawn by ``seed``. Choose
+            hyper-parameters by it, never by the test part.
+        image_size: side in pixels to which images of a folder are brought; None is the data's own.
+        crop_padding: black pixels put around a training image before a random crop of its size; 0 is off.
+        crop_scale: smallest and largest share of the picture that a random resized crop keeps; None is off.
+        flip: probability of a horizontal flip.
+        batch_size: images per step, over all processes together. The last, smaller batch is left out.
+        optimizer: ``"csgd"``, or ``"sgd"``: torch's, with R frozen as it was drawn.
+        lr: learning rate of w and all ordinary parameters at its highest.
+        momentum: momentum of the same.
+        weight_decay: L2 penalty on the same.
+        noise_std: standard deviation sigma of CSGD's noise on w.
+        calibration_lr: learning rate l of R; no schedule changes it.
+        calibration_update: ``"descent"`` or ``"ascent"``, the sign of R's step.
+        scheduler: ``"cosine"`` to 0, ``"multistep"`` (times ``decay_rate`` at each of ``decay_at``), ``"step"``
+            (times ``decay_rate`` every ``decay_at``) or ``"constant"``.
+        warmup: share of the run in which ``lr`` rises linearly, in [0, 1).
+        decay_at: shares of the run, in (0, 1); one alone for ``"step"``.
+        decay_rate: factor, in (0, 1].
+        seed: seed of initial weights, held-out images, order, augmentation and noise.
+        mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        channels_last: hold images and weights channels last in memory.
+        workers: processes that decode images of a folder; 0 decodes in the training process.
+
+    Raises:
+        ConfigurationError: a value is outside its range, names it and what was expected.
+    """
+
+    model: str
+    data: str
+    epochs: int | None = None
+    iterations: int | None = None
+    branches: int = 4
+    merge: str = "mean"
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    validation: float = 0.0
+    image_size: int | None = None
+    crop_padding: int = 0
+    crop_scale: tuple[float, float] | None = None
+    flip: float = 0.0
+    batch_size: int = 128
+    optimizer: str = "csgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    noise_std: float = 1e-4
+    calibration_lr: float = 0.1
+    calibration_update: str = "descent"
+    scheduler: str = "cosine"
+    warmup: float = 0.0
+    decay_at: tuple[float, ...] = (0.5, 0.75)
+    decay_rate: float = 0.1
+    seed: int = 0
+    mixed_precision: str = "no"
+    channels_last: bool = False
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "decay_at"):
+            if isinstance(getattr(self, name), list):  # YAML knows no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_network_and_data()
+        self._check_length()
+        self._check_numbers()
+        self._check_choices()
+
+    def _check_network_and_data(self) -> None:
+        known = timm.list_models("ccnn_*")
+        if self.model not in known:
+            raise ConfigurationError(f"model must be one of {', '.join(known)}, got {self.model!r}")
+        if not isinstance(self.data, str) or not self.data:
+            raise ConfigurationError(f"data must be a name such as 'digits' or 'folder:PATH', got {self.data!r}")
+        check_branches(self.branches)
+        check_merge(self.merge)
+        if not isinstance(self.model_kwargs, dict):
+            raise ConfigurationError(f"model_kwargs must map names to values, got {self.model_kwargs!r}")
+
+    def _check_length(self) -> None:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ConfigurationError(
+                f"give epochs or iterations, one of the two; got epochs={self.epochs!r}, iterations={self.iterations!r}"
+            )
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "iterations", "image_size"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), at_least=1)
+        _integer("batch_size", self.batch_size, at_least=1)
+        for name in ("crop_padding", "workers", "seed"):
+            _integer(name, getattr(self, name), at_least=0)
+        for name in ("lr", "momentum", "weight_decay", "noise_std", "calibration_lr"):
+            _number(name, getattr(self, name), 0, float("inf"))
+        for name in ("validation", "warmup"):
+            _number(name, getattr(self, name), 0, 1, below=True)
+        _number("flip", self.flip, 0, 1)
+        _number("decay_rate", self.decay_rate, 0, 1, above=True)
+        if not isinstance(self.decay_at, tuple) or not self.decay_at:
+            raise ConfigurationError(
+                f"decay_at must list shares of the run, such as [0.5, 0.75], got {self.decay_at!r}"
+            )
+        for share in self.decay_at:
+            _number("decay_at", share, 0, 1, above=True, below=True)
+        if self.scheduler == "step" and len(self.decay_at) != 1:
+            raise ConfigurationError(f"scheduler='step' takes one decay_at, its interval; got {self.decay_at!r}")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "optimizer": OPTIMIZERS,
+            "calibration_update": CALIBRATION_UPDATES,
+            "scheduler": SCHEDULERS,
+            "mixed_precision": PRECISIONS,
+            "channels_last": (True, False),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                listed = ", ".join(map(repr, allowed))
+                # YAML reads an unquoted `no` as False.
+                hint = "; quote 'no' in YAML" if name == "mixed_precision" else ""
+                raise ConfigurationError(f"{name} must be one of {listed}, got {getattr(self, name)!r}{hint}")
+        if self.crop_scale is not None:
+            if not isinstance(self.crop_scale, tuple) or len(self.crop_scale) != 2:
+                raise ConfigurationError(f"crop_scale must be two shares, such as [0.08, 1.0], got {self.crop_scale!r}")
+            for share in self.crop_scale:
+                _number("crop_scale", share, 0, 1, above=True)
+            if self.crop_padding:
+                raise ConfigurationError(
+                    f"crop_padding={self.crop_padding} and crop_scale={self.crop_scale} exclude each other; leave one out"
+                )
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> Recipe:
+        """Read a packaged recipe by name, e.g. ``"digits"``, or a YAML file by path.
+
+        Raises:
+            ConfigurationError: there is no such recipe, or it is not valid.
+        """
+        path = Path(name_or_path).expanduser()
+        packaged = files("ccnn_zoo") / "recipes"
+        if path.suffix in (".yaml", ".yml") or path.is_file():
+            return cls.from_yaml(path)
+        entry = packaged / f"{name_or_path}.yaml"
+        if not entry.is_file():
+            names = ", ".join(
+                sorted(Path(item.name).stem for item in packaged.iterdir() if item.name.endswith(".yaml"))
+            )
+            raise ConfigurationError(f"no recipe {str(name_or_path)!r}; packaged are {names}; or give a .yaml file")
+        return cls.from_mapping(_parse(entry.read_text(encoding="utf-8"), entry.name), entry.name)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Read a YAML file.
+
+        Raises:
+            ConfigurationError: it is missing, no mapping, has an unknown key or a value outside its range.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read the recipe {path}: {error}") from error
+        return cls.from_mapping(_parse(text, str(path)), str(path))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Make a recipe from names and values; ``source`` is what error messages call them.
+
+        Raises:
+            ConfigurationError: a name is unknown or missing, or a value is outside its range.
+        """
+        names = [f.name for f in fields(cls)]
+        unknown = [str(name) for name in values if name not in names]
+        if unknown:
+            raise ConfigurationError(f"{source} has unknown keys {', '.join(unknown)}; known are {', '.join(names)}")
+        required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        missing = [name for name in required if name not in values]
+        if missing:
+            raise ConfigurationError(f"{source} lacks {', '.join(missing)}; every recipe names them")
+        try:
+            return cls(**values)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values as JSON and YAML hold them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def to_yaml(self, path: str | os.PathLike[str]) -> None:
+        """Write all values, defaults too, atomically.
+
+        Raises:
+            RepositoryError: the folder cannot be written.
+        """
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _parse(text: str, source: str) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{source} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{source} must hold lines of `name: value`, got {type(values).__name__}")
+    return values
+
+
+def _integer(name: str, value: object, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigurationError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False) -> None:
+    """Refuse what is no number from ``low`` to ``high``; ``above`` and ``below`` leave the ends out."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) else ""
+        raise ConfigurationError(f"{name} must be a number, got {value!r}{hint}")
+    inside = low <= value <= high and value != float("inf")
+    if not inside or (above and value == low) or (below and value == high):
+        interval = f"{'(' if above else '['}{low}, {high}{')' if below or high == float('inf') else ']'}"
+        raise ConfigurationError(f"{name} must be in {interval}, got {value!r}")

@@ -1,0 +1,200 @@
+"""Where images come from: one function per source, each returns the fields of ``Data``."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.datasets import MNIST, ImageFolder
+
+from ccnn_zoo.errors import ConfigurationError, ImageError
+
+from ._images import ArrayImages, FileImages, stacked
+
+_MNIST_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
+
+
+def digits() -> dict[str, Any]:
+    """scikit-learn's digits: 1,437 training and 360 test images, the same split for every seed.
+
+    Pixel values, 0 to 16 there, are stretched to 0 to 255. Writers are not kept apart by the split.
+    """
+    from sklearn.datasets import load_digits  # 1 s to import, rarely needed
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    pixels = torch.from_numpy(np.rint(raw.images * (255 / 16)).astype(np.uint8))[..., None]
+    images = ArrayImages(pixels, torch.from_numpy(raw.target).long())
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=raw.target)
+    labels = tuple(str(name) for name in raw.target_names)
+    return _small("scikit-learn digits", images.subset(np.sort(train)), images.subset(np.sort(test)), labels)
+
+
+def mnist(place: str) -> dict[str, Any]:
+    """MNIST's IDX files, wherever below ``place`` torchvision's layout begins."""
+    root = _existing(place, "MNIST's folder")
+    candidates = [root / "MNIST" / "raw", root / "raw", root]
+    raw = next((c for c in candidates if any(_idx_file(c, name) for name in _MNIST_FILES)), None)
+    missing = [name for name in _MNIST_FILES if raw is None or _idx_file(raw, name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"{root} is not MNIST: {', '.join(missing)} not found (gzipped or not) in {raw or candidates[0]}. Expected "
+            f"FOLDER/MNIST/raw/{{{','.join(_MNIST_FILES)}}}, as torchvision.datasets.MNIST stores it."
+        )
+    parts = {}
+    with tempfile.TemporaryDirectory() as unpacked:
+        _unpack(raw, Path(unpacked, "MNIST", "raw"))
+        for part in ("train", "test"):
+            try:
+                images = MNIST(unpacked, train=part == "train")
+            except (ValueError, RuntimeError, AssertionError) as error:
+                raise ConfigurationError(f"the {part} part of MNIST in {raw} is damaged: {error}") from error
+            parts[part] = ArrayImages(images.data[..., None], images.targets.long())
+    name = "MNIST" if len(parts["test"]) == 10_000 else f"MNIST ({len(parts['test']):,} test images)"
+    return _small(name, parts["train"], parts["test"], tuple("0123456789"))
+
+
+def cifar10(place: str) -> dict[str, Any]:
+    """CIFAR-10 as image files, from a folder or straight out of an archive, which is not unpacked."""
+    root = _existing(place, "the folder or archive of CIFAR-10")
+    if root.is_dir() and not (root / "train").is_dir():
+        archives = sorted(p for p in root.iterdir() if p.name.startswith("cifar10") and p.name.endswith(_ARCHIVES))
+        root = archives[0] if archives else root
+    if root.is_file():
+        train, test, labels = _from_archive(root)
+    else:
+        files, test_files, labels = _splits(root)
+        train, test = files.in_memory(), test_files.in_memory()
+    return _small("CIFAR-10 (image files)", train, test, labels)
+
+
+def folder(place: str) -> dict[str, Any]:
+    """Any folder of images, decoded as they are asked for; preprocessing as for ImageNet."""
+    root = _existing(place, "the image folder")
+    train, test, labels = _splits(root)
+    return {
+        "name": root.resolve().name,
+        "train": train,
+        "test": test,
+        "labels": labels,
+        "input_size": (3, 224, 224),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+    }
+
+
+def _small(name: str, train: ArrayImages, test: ArrayImages, labels: tuple[str, ...]) -> dict[str, Any]:
+    height, width, channels = train.pixels.shape[1:]
+    mean, std = _statistics(train.pixels)
+    return {
+        "name": name,
+        "train": train,
+        "test": test,
+        "labels": labels,
+        "input_size": (channels, height, width),
+        "mean": mean,
+        "std": std,
+    }
+
+
+def _statistics(pixels: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of uint8 (N, H, W, C), on values in [0, 1]."""
+    values = np.arange(256) / 255
+    means, stds = [], []
+    for channel in pixels.unbind(-1):
+        # By counts, since 150 million pixels would not fit as floats.
+        share = np.bincount(channel.numpy().ravel(), minlength=256) / channel.numel()
+        means.append(float(share @ values))
+        stds.append(float(np.sqrt(share @ (values - means[-1]) ** 2)))
+    return tuple(means), tuple(stds)
+
+
+def _existing(place: str, what: str) -> Path:
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise ConfigurationError(f"{what} does not exist: {path.absolute()}. Check the path after the colon.")
+    return path
+
+
+def _splits(root: Path) -> tuple[FileImages, FileImages, tuple[str, ...]]:
+    expected = "Expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/CLASS/*.jpg), one folder per class."
+    parts = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
+    if "train" not in parts or len(parts) < 2:
+        found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "a file"
+        raise ConfigurationError(f"{root} is no image folder: found {found or 'nothing'}. {expected}")
+    test_path = parts.get("test", parts.get("val"))
+    try:
+        train, test = ImageFolder(parts["train"]), ImageFolder(test_path)
+    except (FileNotFoundError, OSError) as error:
+        raise ConfigurationError(f"{root} is no image folder: {error}. {expected}") from error
+    if train.classes != test.classes:
+        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise ConfigurationError(
+            f"train/ and {test_path.name}/ of {root} must hold the same classes; differ: {differing}"
+        )
+    files = [FileImages([p for p, _ in part.samples], torch.tensor(part.targets)) for part in (train, test)]
+    return files[0], files[1], tuple(train.classes)
+
+
+def _from_archive(path: Path) -> tuple[ArrayImages, ArrayImages, tuple[str, ...]]:
+    found: dict[str, list[tuple[str, str, Image.Image]]] = {"train": [], "test": []}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                parts = Path(member.name).parts
+                if member.isfile() and len(parts) == 3 and parts[0] in found:
+                    found[parts[0]].append(
+                        (parts[1], member.name, _decoded(archive.extractfile(member).read(), member))
+                    )
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ConfigurationError(f"{path} is not a readable archive: {error}; fetch it again") from error
+    labels = tuple(sorted({label for label, *_ in found["train"]}))
+    if not found["test"] or labels != tuple(sorted({label for label, *_ in found["test"]})):
+        raise ConfigurationError(f"{path} must hold train/CLASS/*.jpg and test/CLASS/*.jpg with the same classes")
+    train, test = (_joined(found[part], labels) for part in ("train", "test"))
+    return train, test, labels
+
+
+def _decoded(content: bytes, member: tarfile.TarInfo) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"{member.name} cannot be read as an image ({error}); fetch the archive again") from error
+
+
+def _joined(items: list[tuple[str, str, Image.Image]], labels: tuple[str, ...]) -> ArrayImages:
+    items = sorted(items, key=lambda item: item[:2])  # ImageFolder's order
+    targets = torch.tensor([labels.index(label) for label, *_ in items])
+    return stacked([picture for *_, picture in items], [name for _, name, _ in items], targets)
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def _unpack(raw: Path, target: Path) -> None:
+    """Copy MNIST's files to ``target``, unzipped: torchvision reads plain files in its own layout only."""
+    target.mkdir(parents=True)
+    for name in _MNIST_FILES:
+        path = _idx_file(raw, name)
+        try:
+            with (
+                gzip.open(path) if path.suffix == ".gz" else path.open("rb") as source,
+                (target / name).open("wb") as to,
+            ):
+                shutil.copyfileobj(source, to)
+        except (OSError, EOFError) as error:
+            raise ConfigurationError(f"{path} cannot be unpacked: {error}; fetch it again") from error
