@@ -162,7 +162,7 @@ class Recipe:
                 _number("crop_scale", share, 0, 1, above=True)
             if self.crop_padding:
                 raise ConfigurationError(
-                    f"crop_padding={self.crop_padding} and crop_scale={self.crop_scale} exclude each other; leave one out"
+                    f"crop_padding={self.crop_padding} and crop_scale={self.crop_scale} exclude each other; drop one"
                 )
 
     @classmethod
