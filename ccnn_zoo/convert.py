@@ -54,11 +54,15 @@ def calibrate_(model: nn.Module, branches: int, merge: str = "mean", *, diversit
     check_merge(merge)
     rescale = rescale or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     first_conv, classifier = _find_ends(model)
+    if rescale:
+        # By parameter, not by layer: layers may share one.
+        for weight in {m.weight for m in model.modules() if type(m) is nn.Conv2d}:
+            weight.mul_(branches)
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is nn.Conv2d:
             if module not in replaced:
-                replaced[module] = _calibrated_conv(name, module, branches, module is first_conv, diversity, rescale)
+                replaced[module] = _calibrated_conv(name, module, branches, module is first_conv, diversity)
             model.set_submodule(name, replaced[module])
         elif module is classifier:
             model.set_submodule(name, branch_linear(module, branches, merge))
@@ -141,7 +145,7 @@ def _own_tensors(module: nn.Module) -> list[str]:
 
 
 def _calibrated_conv(
-    name: str, conv: nn.Conv2d, branches: int, shared_input: bool, diversity: float, rescale: bool
+    name: str, conv: nn.Conv2d, branches: int, shared_input: bool, diversity: float
 ) -> CalibratedConv2d:
     if conv.padding_mode != "zeros":
         raise CalibrationError(f"{name} has padding_mode={conv.padding_mode!r}; only 'zeros' is supported")
@@ -159,8 +163,6 @@ def _calibrated_conv(
         shared_input=shared_input,
         device="meta",
     )
-    if rescale and branches > 1:
-        conv.weight.mul_(branches)
     calibration = conv.weight.new_empty(branches, *conv.kernel_size)
     calibrated.adopt_parameters(conv.weight, nn.Parameter(calibration), conv.bias)
     if not calibration.is_meta:

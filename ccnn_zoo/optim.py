@@ -146,8 +146,11 @@ class CSGD(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's optimizer state, and under ``"noise"`` the seed and the generators' states by device."""
+        return {**super().state_dict(), "noise": {"seed": self._seed, "generators": self._noise_states()}}
+
+    def _noise_states(self) -> dict[str, Tensor]:
         used = {str(device): generator.get_state() for device, generator in self._generators.items()}
-        return {**super().state_dict(), "noise": {"seed": self._seed, "generators": {**self._loaded_noise, **used}}}
+        return {**self._loaded_noise, **used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, noise included; one of ``torch.optim.SGD`` loads too and leaves the noise as it is.
@@ -163,6 +166,9 @@ class CSGD(Optimizer):
             self._generators.clear()
             # Restored on first use: the device that made them may be absent from this machine.
             self._loaded_noise = {name: state.cpu() for name, state in state_dict["noise"]["generators"].items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_seed": self._seed, "_loaded_noise": self._noise_states()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, default in (("_seed", 0), ("_generators", {}), ("_loaded_noise", {})):

@@ -1,0 +1,61 @@
+"""What importing the package does: nothing heavy by itself, and timm's registries are joined in either order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "matplotlib", "sklearn")
+JOINED = """
+assert "ccnn_resnet18" in timm.list_models("ccnn_*"), timm.list_models("ccnn_*")
+from timm.optim import list_optimizers
+assert "csgd" in list_optimizers()
+assert timm.create_model("ccnn_resnet18_cifar", branches=2).branches == 2
+"""
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = f"import sys, ccnn_zoo; dir(ccnn_zoo); print([m for m in {HEAVY} if m in sys.modules])"
+    assert run_python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import ccnn_zoo; import timm",
+        "import timm; import ccnn_zoo",
+        "import ccnn_zoo.convert; import timm",
+        "from ccnn_zoo import calibrate, CSGD; import timm",
+        "import ccnn_zoo.models; import timm",
+    ],
+)
+def test_networks_and_optimizer_join_timm_in_any_order_of_imports(imports: str) -> None:
+    run_python(imports + JOINED)
+
+
+def test_layers_conversion_and_optimizer_do_without_timm() -> None:
+    code = "import sys; from ccnn_zoo import CSGD, CalibratedConv2d, calibrate, fold; print('timm' in sys.modules)"
+    assert run_python(code).strip() == "False"
+
+
+def test_all_public_names_resolve() -> None:
+    names = run_python(
+        "import ccnn_zoo\n"
+        "for name in ('CalibratedConv2d', 'calibrate', 'fold', 'CSGD', 'runtime'):\n"
+        "    assert name in ccnn_zoo.__all__ and name in dir(ccnn_zoo)\n"
+        "    print(getattr(ccnn_zoo, name).__name__)"
+    )
+    assert names.split() == ["CalibratedConv2d", "calibrate", "fold", "CSGD", "ccnn_zoo.runtime"]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    code = "import ccnn_zoo\ntry:\n    ccnn_zoo.nothing\nexcept AttributeError as error:\n    print(error)"
+    assert "nothing" in run_python(code)
