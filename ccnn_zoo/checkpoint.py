@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import timm
+import torch
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
 from ccnn_zoo._files import replacing
@@ -59,12 +61,19 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: Trai
     Raises:
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
-    config, record_json = config_json(model), json.dumps(asdict(record))
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    digest = _digest(config, record_json, safetensors.torch.save(weights))
-    metadata = {"format": "pt", "config": config, "record": record_json, "sha256": digest}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata=metadata)
+    try:
+        config, record_json = config_json(model), json.dumps(asdict(record))
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        metadata = {"format": "pt", "config": config, "record": record_json}
+        metadata["sha256"] = _digest(metadata, weights)
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(weights, temporary, metadata=metadata)
+    except RepositoryError:
+        raise
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RepositoryError(
+            f"cannot write {path}: {error}. What was there before is kept; free some space or choose another folder."
+        ) from error
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRecord]:
@@ -77,22 +86,39 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRe
     path = Path(path)
     if not path.is_file():
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
+    metadata, weights = _read(path)
+    try:
+        model = build_from_config(json.loads(metadata["config"]))
+        model.load_state_dict(weights)
+        record = TrainingRecord(**json.loads(metadata["record"]))
+    except (RuntimeError, TypeError, KeyError) as error:
+        # The sum is right, so this is how it was written.
+        raise IntegrityError(
+            f"{path} holds a network or record that this version does not know ({error}); "
+            f"it was written by ccnn-zoo {_writer(metadata)}, load it with that"
+        ) from error
+    return model.eval(), record
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return metadata and weights of a file whose sum is right."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise IntegrityError(f"{path} is not a readable safetensors file ({error}); restore or retrain it") from error
-    if not {"config", "record", "sha256"} <= metadata.keys():
-        raise IntegrityError(f"{path} is not a ccnn-zoo checkpoint: its metadata lacks config, record or sha256")
-    digest = _digest(metadata["config"], metadata["record"], safetensors.torch.save(weights))
+    if metadata.keys() != {"format", "config", "record", "sha256"}:
+        raise IntegrityError(
+            f"{path} is not a ccnn-zoo checkpoint: its metadata must be format, config, record and sha256, "
+            f"got {', '.join(sorted(metadata)) or 'none'}"
+        )
+    digest = _digest(metadata, weights)
     if digest != metadata["sha256"]:
         raise IntegrityError(
             f"{path} is corrupt: its sum is {digest[:12]}…, not {metadata['sha256'][:12]}…; restore or retrain it"
         )
-    model = build_from_config(json.loads(metadata["config"]))
-    model.load_state_dict(weights)
-    return model.eval(), TrainingRecord(**json.loads(metadata["record"]))
+    return metadata, weights
 
 
 def config_json(model: nn.Module) -> str:
@@ -100,9 +126,12 @@ def config_json(model: nn.Module) -> str:
     # timm records the arguments that were given; a default of today may be another one tomorrow.
     calibrated = isinstance(model, CalibratedClassifier)
     resolved = {"branches": model.branches, "merge": model.merge} if calibrated else {}
+    # timm drops the class names of a network whose default configuration has another number of classes.
+    named = len(model.pretrained_cfg.get("label_names") or ()) == model.num_classes
+    corrected = {"pretrained_cfg": {"num_classes": model.num_classes}} if named else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        save_config_for_hf(model, path, model_args=resolved)
+        save_config_for_hf(model, path, model_config=corrected, model_args=resolved)
         return path.read_text()
 
 
@@ -112,8 +141,18 @@ def build_from_config(config: dict[str, Any]) -> nn.Module:
     return timm.create_model(config["architecture"], pretrained_cfg=cfg, **config.get("model_args", {}))
 
 
-def _digest(config: str, record: str, weights: bytes) -> str:
+def _digest(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    """Return the sum of metadata and weights: of what they say, not of safetensors' layout, which may change."""
     digest = hashlib.sha256()
-    for part in (config.encode(), record.encode(), weights):
-        digest.update(hashlib.sha256(part).digest())
+    for name in ("format", "config", "record"):
+        digest.update(hashlib.sha256(metadata[name].encode()).digest())
+    for name, tensor in sorted(weights.items()):
+        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        digest.update(hashlib.sha256(described.encode()).digest())
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(hashlib.sha256(values.numpy()).digest())
     return digest.hexdigest()
+
+
+def _writer(metadata: Mapping[str, str]) -> str:
+    return json.loads(metadata["record"]).get("versions", {}).get("ccnn-zoo", "of another version")
