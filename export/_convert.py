@@ -7,12 +7,12 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import ir
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,7 +56,7 @@ def convert(network: nn.Module, metadata: ModelMetadata, opset: int) -> onnx.Mod
             f"{str(reason).strip().splitlines()[0]}"
         ) from error
     # Nodes remember the source lines they came from, with paths of this machine.
-    ClearMetadataAndDocStringPass()(program.model)
+    ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
@@ -64,10 +64,20 @@ def convert(network: nn.Module, metadata: ModelMetadata, opset: int) -> onnx.Mod
 
 @torch.no_grad()
 def count_convolutions(network: nn.Module, image: Tensor) -> Counter[ConvolutionKey]:
-    """Run ``image`` (N, C, H, W) and return how often each kind of convolution ran: (weight shape, groups)."""
+    """Run ``image`` (N, C, H, W) and return how often each kind of convolution ran: (weight shape, groups).
+
+    Raises:
+        ExportError: the network cannot run images of this size.
+    """
     recorder = _ConvolutionRecorder()
-    with recorder:
-        network(image)
+    try:
+        with recorder:
+            network(image)
+    except RuntimeError as error:
+        raise ExportError(
+            f"the network cannot run an image of {tuple(image.shape[1:])}: {error}. Set the input_size that it was "
+            'trained with in model.pretrained_cfg["input_size"].'
+        ) from error
     return recorder.found
 
 
@@ -93,7 +103,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

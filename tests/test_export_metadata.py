@@ -1,0 +1,79 @@
+"""Labels and preprocessing come from timm's own fields, and a gap is an error that says the remedy."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import nn
+
+import ccnn_zoo
+from ccnn_zoo.errors import MetadataError
+from ccnn_zoo.export import metadata_of
+
+TEN = tuple(f"class {i}" for i in range(10))
+
+
+def create(name: str, **kwargs) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "ccnn_resnet18"])
+def test_preprocessing_is_what_timm_resolves(name):
+    model = create(name)
+    metadata, timms = metadata_of(model), resolve_model_data_config(model)
+    assert {field: getattr(metadata, field) for field in timms} == timms
+    assert metadata.architecture == name
+
+
+@pytest.mark.parametrize("branches", [1, 2, 4])
+def test_branches_are_known_calibrated_folded_and_plain(branches):
+    model = timm.create_model("ccnn_resnet18_cifar", branches=branches)
+    plain = timm.create_model("resnet18", num_classes=10)
+    assert metadata_of(model, TEN).branches == branches
+    assert metadata_of(ccnn_zoo.fold(model), TEN).branches == branches
+    assert metadata_of(plain, TEN).branches == 1
+    assert metadata_of(ccnn_zoo.fold(ccnn_zoo.calibrate(plain, branches)), TEN).branches == branches
+
+
+def test_labels_are_the_networks_own_else_the_given_else_imagenets():
+    assert metadata_of(create("resnet18", num_classes=10), TEN).labels == TEN
+    own = create("resnet18", num_classes=10, pretrained_cfg_overlay={"label_names": list(TEN)})
+    assert metadata_of(own).labels == metadata_of(own, TEN).labels == TEN
+    assert list(metadata_of(create("resnet18")).labels) == ImageNetInfo().label_descriptions()
+    thousand = [f"part {i}" for i in range(1000)]
+    assert list(metadata_of(create("resnet18"), thousand).labels) == thousand
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), None, "Conv2d has no pretrained_cfg.*timm.create_model"),
+        (create("resnet18", num_classes=10), None, r"names of the 10 classes are unknown. Pass labels="),
+        (create("resnet18", num_classes=10), TEN[:9], "9 labels for 10 classes"),
+        (create("resnet18"), TEN, "10 labels for 1000 classes"),
+        (create("resnet18", num_classes=10), "abcdefghij", "sequence of strings, got 'abcdefghij'"),
+        (create("resnet18", num_classes=10), range(10), "sequence of strings"),
+        (create("resnet18", num_classes=0), None, "ResNet is no classifier.*reset_classifier"),
+        (create("resnet18", in_chans=1), None, "images of 1 channels, its pretrained_cfg says 3. Set input_size"),
+        (
+            create("resnet18", num_classes=10, pretrained_cfg_overlay={"label_names": list(TEN)}),
+            TEN[::-1],
+            "labels differ from model.pretrained_cfg",
+        ),
+        (create("resnet18", pretrained_cfg_overlay={"interpolation": "random"}), None, "interpolation must be one of"),
+        (nn.Sequential(create("ccnn_resnet18", branches=2), create("ccnn_resnet18", branches=4)), None, "pretrained"),
+    ],
+)
+def test_a_gap_or_contradiction_is_an_error_with_its_remedy(model, labels, message):
+    with pytest.raises(MetadataError, match=message):
+        metadata_of(model, labels)
+
+
+def test_layers_with_different_numbers_of_branches_are_refused():
+    model = create("ccnn_resnet18", branches=2)
+    model.fc.branches = 4
+    with pytest.raises(MetadataError, match=r"different numbers of branches: \[2, 4\]"):
+        metadata_of(model)
