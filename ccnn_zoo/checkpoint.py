@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import IntegrityError, RepositoryError
+from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.models._calibrated import CalibratedClassifier
 
 
@@ -123,12 +124,12 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def config_json(model: nn.Module) -> str:
     """Return the text of timm's ``config.json`` for ``model``."""
-    # timm records the arguments that were given; a default of today may be another one tomorrow.
-    calibrated = isinstance(model, CalibratedClassifier)
-    resolved = {"branches": model.branches, "merge": model.merge} if calibrated else {}
-    # timm drops the class names of a network whose default configuration has another number of classes.
-    named = len(model.pretrained_cfg.get("label_names") or ()) == model.num_classes
-    corrected = {"pretrained_cfg": {"num_classes": model.num_classes}} if named else {}
+    resolved = {}
+    if isinstance(model, CalibratedClassifier):
+        # timm records the arguments that were given; a default of today may be another one tomorrow.
+        resolved = {"branches": model.branches, "merge": model.merge}
+        if not any(isinstance(module, CalibratedConv2d) for module in model.modules()):
+            resolved["folded"] = True
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         save_config_for_hf(model, path, model_config=corrected, model_args=resolved)
