@@ -130,6 +130,9 @@ def config_json(model: nn.Module) -> str:
         resolved = {"branches": model.branches, "merge": model.merge}
         if not any(isinstance(module, CalibratedConv2d) for module in model.modules()):
             resolved["folded"] = True
+    # timm drops the class names of a network whose default configuration has another number of classes.
+    named = len(model.pretrained_cfg.get("label_names") or ()) == model.num_classes
+    corrected = {"pretrained_cfg": {"num_classes": model.num_classes}} if named else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         save_config_for_hf(model, path, model_config=corrected, model_args=resolved)
