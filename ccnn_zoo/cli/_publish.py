@@ -24,13 +24,14 @@ def export(
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
     """
-    from ccnn_zoo.export import to_onnx
+    from ccnn_zoo.export import DEFAULT_OPSET, to_onnx
 
     from . import _sources
 
     model, record = _sources.load_network(source)
-    images = _sources.test_images(model, data or (record.data if record else None))
-    report = to_onnx(model, output, images=images, **({} if opset is None else {"opset": opset}))
+    data = data or (record.recipe.get("data") if record else None)
+    images = _sources.image_batches(data) if data else None
+    report = to_onnx(model, output, images=images, opset=opset or DEFAULT_OPSET)
     nodes = ", ".join(f"{count} {kind}" for kind, count in sorted(report.nodes.items()))
     typer.echo(f"{output}: {report.file_size / 1e6:.2f} MB, {report.parameters:,} parameters, opset {report.opset}")
     typer.echo(f"nodes: {nodes}")
@@ -50,17 +51,17 @@ def publish(
     Example:  ccnn publish runs/digits local:hub/digits
     """
     from ccnn_zoo import hub
+    from ccnn_zoo.checkpoint import load_checkpoint
 
     from . import _sources
 
-    publication = hub.publish(
-        _sources.publishable(source),
-        repo_id,
-        private=private,
-        revision=revision,
-        images=_sources.images_of_checkpoint(source),
-    )
-    typer.echo(f"published {publication.url}")
+    path = _sources.checkpoint_path(source)
+    images = None
+    if path.is_file():
+        _, record = load_checkpoint(path)
+        images = _sources.image_batches(record.recipe["data"]) if "data" in record.recipe else None
+    publication = hub.publish(path, repo_id, private=private, revision=revision, images=images)
+    typer.echo(f"published {publication.location}")
 
 
 def download(

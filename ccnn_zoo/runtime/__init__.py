@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from ._loading import load
+from ._providers import check_device
 from ._results import Classification, Prediction
 from ._session import ImageClassifier
 
-__all__ = ["Classification", "ImageClassifier", "Prediction", "load"]
+__all__ = ["Classification", "ImageClassifier", "Prediction", "check_device", "load"]

@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
-from ._curves import plot_curves
+from ._batches import test_batches
+from ._curves import draw_curves, plot_curves
 from ._data import Data, load_data
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
-from ._loop import TrainingResult, train
+from ._loop import CHECKPOINT, TrainingResult, train
 from ._network import build_model
 from ._recipe import Recipe
 
 __all__ = [
+    "CHECKPOINT",
     "ArrayImages",
     "Data",
     "EpochResult",
@@ -24,8 +26,10 @@ __all__ = [
     "Recipe",
     "TrainingResult",
     "build_model",
+    "draw_curves",
     "load_data",
     "plot_curves",
     "read_history",
+    "test_batches",
     "train",
 ]

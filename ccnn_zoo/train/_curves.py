@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -29,7 +30,16 @@ def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) 
     if not any(histories.values()):
         raise ConfigurationError("plot_curves needs at least one history with one epoch, got none")
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    draw_curves(figure.add_subplot(), histories)
+    with replacing(path) as temporary:
+        try:
+            FigureCanvasAgg(figure).print_png(temporary)
+        except OSError as error:
+            raise RepositoryError(f"cannot write {path}: {error}. Free some space or choose another folder.") from error
+
+
+def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:
+    """Draw the curves of :func:`plot_curves` into a part of a picture."""
     for number, (name, history) in enumerate(histories.items()):
         epochs = [result.epoch for result in history]
         # One epoch alone would be an invisible line.
@@ -41,8 +51,3 @@ def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(path) as temporary:
-        try:
-            FigureCanvasAgg(figure).print_png(temporary)
-        except OSError as error:
-            raise RepositoryError(f"cannot write {path}: {error}. Free some space or choose another folder.") from error

@@ -1,0 +1,85 @@
+"""``ccnn train`` and ``ccnn list``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccnn_zoo.errors import ConfigurationError
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="A packaged recipe or a YAML file.")] = "digits",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, curves and history.")] = Path(
+        "runs/ccnn"
+    ),
+    model: Annotated[str | None, typer.Option(help="A network of `ccnn list`.")] = None,
+    branches: Annotated[int | None, typer.Option(help="Number K of branches; 1 is the plain network.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, mnist:FOLDER, cifar10:FOLDER or folder:FOLDER.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and noise.")] = None,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other value of the recipe, as NAME=VALUE (YAML).")
+    ] = None,
+) -> None:
+    """Train a network with CSGD; options override the recipe's values.
+
+    Example:  ccnn train --recipe digits --branches 8 --set lr=0.05 --output runs/digits8
+    """
+    from ccnn_zoo.train import Recipe
+    from ccnn_zoo.train import train as run
+
+    named = {"model": model, "branches": branches, "data": data, "epochs": epochs, "seed": seed}
+    changes = {name: value for name, value in named.items() if value is not None} | _parsed(values or [])
+    if "epochs" in changes:
+        changes.setdefault("iterations", None)
+    if "iterations" in changes and changes["iterations"] is not None:
+        changes.setdefault("epochs", None)
+    resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
+    result = run(resolved, output)
+    typer.echo(f"test error {result.record.metrics['test_error_percent']:.2f} %, saved to {result.checkpoint}")
+
+
+def list_networks(
+    pattern: Annotated[str, typer.Argument(help="Names to list, e.g. '*cifar*'.")] = "*",
+) -> None:
+    """List the networks of the zoo with their sizes.
+
+    Example:  ccnn list '*resnet*'
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ccnn_zoo.models import table
+
+    rows = table(pattern)
+    if not rows:
+        raise ConfigurationError(f"no network is called {pattern!r}; `ccnn list` shows all of them")
+    view = Table("name", "K", "trained", "deployed", "MACs", "input", "checkpoints")
+    for column in view.columns[1:5]:
+        column.justify = "right"
+    for row in rows:
+        view.add_row(
+            row.name,
+            str(row.branches),
+            f"{row.trained_parameters:,}",
+            f"{row.folded_parameters:,}",
+            f"{row.macs:,}",
+            "x".join(map(str, row.input_size)),
+            ", ".join(row.checkpoints),
+        )
+    Console().print(view)
+
+
+def _parsed(values: list[str]) -> dict[str, object]:
+    import yaml
+
+    parsed = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set takes NAME=VALUE, got {text!r}")
+        parsed[name.strip()] = yaml.safe_load(value)
+    return parsed
