@@ -185,9 +185,14 @@ def _tile_batch_norm(norm: nn.modules.batchnorm._BatchNorm, branches: int) -> No
 
 def _scale_declared_widths(model: nn.Module, branches: int) -> None:
     """timm networks declare their feature widths; K branches make them K times wider."""
-    for name in ("num_features", "head_hidden_size"):
-        if isinstance(getattr(model, name, None), int):
-            setattr(model, name, getattr(model, name) * branches)
+    owners = [(model, ("num_features", "head_hidden_size"))]
+    head = getattr(model, "head", None)
+    if hasattr(head, "global_pool"):  # timm's ClassifierHead, which sizes new classifiers by it
+        owners.append((head, ("in_features", "num_features")))
+    for owner, names in owners:
+        for name in names:
+            if isinstance(getattr(owner, name, None), int):
+                setattr(owner, name, getattr(owner, name) * branches)
     feature_info = getattr(model, "feature_info", None)
     if isinstance(feature_info, list):
         model.feature_info = [{**info, "num_chs": info["num_chs"] * branches} for info in feature_info]

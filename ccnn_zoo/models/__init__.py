@@ -1,3 +1,7 @@
 """The zoo: calibrated networks under timm names. Importing this module registers them with timm."""
 
+from .ccnn_alexnet import CalibratedAlexNet as CalibratedAlexNet
+from .ccnn_nin import CalibratedNIN as CalibratedNIN
 from .ccnn_resnet import CalibratedResNet as CalibratedResNet
+from .ccnn_vgg import CalibratedVGG as CalibratedVGG
+from .ccnn_wrn import CalibratedWideResNet as CalibratedWideResNet

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
 
 from ccnn_zoo.convert import calibrate_, fold_
+from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear
 
 
@@ -30,6 +32,7 @@ class CalibratedClassifier:
         self.merge = merge
         # As the paper trains from scratch: R random, w at the plain network's scale.
         calibrate_(self, branches, merge, diversity=1.0, rescale=False)
+        self._tell_branches()
         if folded:
             fold_(self)
 
@@ -41,17 +44,91 @@ class CalibratedClassifier:
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier; as in timm, and branches meet in the new one."""
         super().reset_classifier(num_classes, global_pool)
-        name = self.get_classifier(name_only=True)
-        classifier = self.get_submodule(name)
-        if type(classifier) is nn.Linear:
-            self.set_submodule(
-                name,
-                BranchLinear(
-                    classifier.in_features // self.branches,  # timm sized it for all K * C features
-                    num_classes,
-                    branches=self.branches,
-                    merge=self.merge,
-                    device=classifier.weight.device,
-                    dtype=classifier.weight.dtype,
-                ),
+        classifier = self.get_classifier()
+        # Branches that met in an earlier layer (AlexNet's first linear one) stay met.
+        if type(classifier) is nn.Linear and self._meeting_layer() is None:
+            merged = BranchLinear(
+                classifier.in_features // self.branches,  # timm sized it for all K * C features
+                num_classes,
+                branches=self.branches,
+                merge=self.merge,
+                device=classifier.weight.device,
+                dtype=classifier.weight.dtype,
             )
+            name = next(name for name, module in self.named_modules() if module is classifier)
+            self.set_submodule(name, merged.train(self.training))
+        self._tell_branches()
+
+    def forward_branches(self, x: Tensor) -> Tensor:
+        """Return the logits that each branch alone gives, for ensemble-style uncertainty.
+
+        With ``merge="mean"`` their mean over the branches is what the network returns.
+
+        Args:
+            x: images, (N, C, H, W).
+
+        Returns:
+            Tensor (K, N, classes).
+
+        Raises:
+            ConfigurationError: the network has no classifier (``num_classes=0``).
+        """
+        return self._branch_classifier().forward_branches(self.forward_head(self.forward_features(x), pre_logits=True))
+
+    def _branch_classifier(self) -> BranchLinear:
+        layer = self._meeting_layer()
+        if layer is None:
+            raise ConfigurationError(
+                f"num_classes={self.num_classes}: without a classifier there are no logits of branches; "
+                "call reset_classifier first"
+            )
+        return layer
+
+    def _meeting_layer(self) -> BranchLinear | None:
+        return next((module for module in self.modules() if isinstance(module, BranchLinear)), None)
+
+    def _tell_branches(self) -> None:
+        """Tell layers without parameters, where the order of channels matters, how many branches there are."""
+        for module in list(self.modules()):
+            if isinstance(module, BranchAware):
+                module.branches = self.branches
+            elif isinstance(module, SelectAdaptivePool2d) and _is_part_major(module):
+                module.pool = nn.Sequential(module.pool, BranchMajor(module.feat_mult(), self.branches))
+
+
+def _is_part_major(pool: SelectAdaptivePool2d) -> bool:
+    return pool.feat_mult() > 1 and not isinstance(pool.pool, nn.Sequential)
+
+
+class BranchAware(nn.Module):
+    """Layer without parameters that treats every branch alike, and needs to know their number: ``branches``."""
+
+    branches: int = 1
+
+
+class BranchMajor(BranchAware):
+    """Reorder concatenated statistics so that those of one branch stand together.
+
+    timm's ``catavgmax`` pooling gives the averages of all branches, then the maxima of all.
+
+    Args:
+        parts: number P of concatenated statistics.
+        branches: number K of branches.
+
+    Shape:
+        - Input: (N, P * K * C, ...), part-major
+        - Output: (N, K * P * C, ...), branch-major
+    """
+
+    def __init__(self, parts: int, branches: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.branches = branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.stack(x.chunk(self.parts, dim=1), dim=1)
+        by_branch = torch.stack(parts.chunk(self.branches, dim=2), dim=1)
+        return by_branch.flatten(1, 3)
+
+    def extra_repr(self) -> str:
+        return f"parts={self.parts}, branches={self.branches}"
