@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ._names import CARD, CONFIG
+from ._names import CONFIG
 
 _TEXT = Template("""
 # $name
@@ -76,8 +76,8 @@ verify. There is no pickle.
 """)
 
 
-def write_card(folder: Path, details: Mapping[str, Any], address: str | None) -> None:
-    """Write ``README.md`` of a staged repository.
+def card_of(folder: Path, details: Mapping[str, Any], address: str | None) -> bytes:
+    """Return the card of a staged repository.
 
     Args:
         folder: the repository, with its ``config.json``.
@@ -90,9 +90,8 @@ def write_card(folder: Path, details: Mapping[str, Any], address: str | None) ->
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     name = address.partition("@")[0].partition("/")[2] if address else details["architecture"]
     header = _header(details, config, name).to_yaml()
-    card = ModelCard(f"---\n{header}\n---\n{_body(details, config, name, address)}")
     # Not card.save, which takes the line ends of the system: the sum must be the same everywhere.
-    (folder / CARD).write_bytes(card.content.encode())
+    return ModelCard(f"---\n{header}\n---\n{_body(details, config, name, address)}").content.encode()
 
 
 def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) -> Any:

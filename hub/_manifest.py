@@ -105,7 +105,7 @@ def _file_sum(repo_id: str, name: str, entry: object) -> FileSum:
 def _check_path(repo_id: str, name: str) -> None:
     """Refuse all but plain relative paths; what another system reads as a drive or a separator too."""
     path = PurePosixPath(name)
-    plain = path.as_posix() == name and not path.is_absolute() and not {"..", "."} & set(path.parts)
+    plain = path.parts and path.as_posix() == name and not path.is_absolute() and ".." not in path.parts
     if not plain or any(character in "\\:" or ord(character) < 32 for character in name) or name == MANIFEST:
         raise IntegrityError(
             f"{repo_id}: {MANIFEST} names {name!r}, which is no plain path inside the repository. Do not use it."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ccnn_zoo.errors import ConfigurationError
 
 LOCAL = "local:"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 NETWORK = "onnx/model.onnx"
@@ -38,9 +40,11 @@ def local_folder(repo_id: str) -> Path | None:
     """Return the folder of ``"local:FOLDER"``, or None for the id of a Hub repository.
 
     Raises:
-        ConfigurationError: the folder is missing.
+        ConfigurationError: the name is neither of the two.
     """
     if not repo_id.startswith(LOCAL):
+        if not _HUB_ID.fullmatch(repo_id):
+            raise ConfigurationError(f"repo_id {repo_id!r} is neither 'org/name', for the Hub, nor 'local:FOLDER'")
         return None
     folder = repo_id.removeprefix(LOCAL)
     if not folder:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 from . import _local, _remote
-from ._card import write_card
+from ._card import card_of
 from ._manifest import Manifest, verify_folder
 from ._names import CARD, MANIFEST, REQUIRED, local_folder, refuse_for_folders
 
@@ -60,7 +60,7 @@ def publish(
     one on the Hub by a single commit. A failure leaves the earlier repository as it was.
 
     Args:
-        source: a trained network (before ``fold``), a checkpoint file of ``ccnn train``, or the folder of a
+        source: a trained network made by ``timm.create_model``, a checkpoint file of ``ccnn train``, or the folder of a
             repository. A folder is published as it is; only a card that was generated for a local repository is
             written anew when it goes to the Hub, whose name its examples then show.
         repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
@@ -119,7 +119,7 @@ def _stage(
     from ._stage import stage_network  # imports torch and timm, which publishing a folder does not need
 
     details = stage_network(source, folder, record, images)
-    write_card(folder, details, address)
+    (folder / CARD).write_bytes(card_of(folder, details, address))
     manifest = Manifest.of(folder, REQUIRED, details)
     manifest.write(folder)
     return manifest
@@ -139,19 +139,18 @@ def _stage_folder(source: Path, folder: Path, address: str | None) -> Manifest:
     manifest.write(folder)
     verify_folder(folder, str(source))  # as copied
     if address is not None and _is_generated(folder, manifest):
-        write_card(folder, manifest.details, address)
+        (folder / CARD).write_bytes(card_of(folder, manifest.details, address))
         manifest = Manifest.of(folder, manifest.files, manifest.details)
         manifest.write(folder)
     return manifest
 
 
 def _is_generated(folder: Path, manifest: Manifest) -> bool:
-    """Whether the card is the one that was generated for the local repository, so that no word of anybody is lost."""
-    card = (folder / CARD).read_bytes()
-    write_card(folder, manifest.details, address=None)
-    generated = (folder / CARD).read_bytes()
-    (folder / CARD).write_bytes(card)
-    return card == generated
+    """Whether the card is the one generated for a repository on disk, so that no word of anybody gets lost."""
+    try:
+        return (folder / CARD).read_bytes() == card_of(folder, manifest.details, address=None)
+    except (KeyError, TypeError, ValueError):  # a manifest of another version, or made by hand
+        return False
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -49,9 +50,11 @@ def stage_network(
     """
     if isinstance(source, nn.Module):
         model = source
-    else:
+    elif isinstance(source, str | os.PathLike):
         model, recorded = load_checkpoint(source)
         record = record or recorded
+    else:
+        raise ConfigurationError(f"source must be a network, a checkpoint file or a folder, got {source!r}")
     if record is None:
         raise ConfigurationError(
             "record is missing: a network is published with its TrainingRecord, or from its checkpoint, which holds one"
@@ -87,21 +90,32 @@ def _write_weights(model: nn.Module, folder: Path, details: dict[str, Any]) -> N
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     described = {name: value if isinstance(value, str) else json.dumps(value) for name, value in details.items()}
     metadata = {"format": "pt", "library": f"ccnn-zoo {__version__}", **described}
-    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata=metadata)
+    (folder / WEIGHTS).write_bytes(_with_sorted_metadata(safetensors.torch.save(weights, metadata)))
     _check_rebuilt(folder, weights)
+
+
+def _with_sorted_metadata(file: bytes) -> bytes:
+    """safetensors writes metadata in random order; the same network must have the same sum every time."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def _check_rebuilt(folder: Path, weights: dict[str, Tensor]) -> None:
     """timm must get the same network from the repository: no key lost, no tensor adapted."""
     advice = (
-        "Publish a network as timm.create_model made it and training left it: before fold, and with its number of "
-        "classes, input channels and branches given to create_model."
+        "Publish a network as timm.create_model made it and training left it, with its number of classes, input "
+        "channels and branches given to create_model."
     )
     try:
         with torch.random.fork_rng(devices=[]):  # building draws initial weights
             rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise ConfigurationError(f"timm cannot build the network again ({error}). {advice}") from error
+        why = textwrap.shorten(str(error), 200, placeholder=" …")
+        raise ConfigurationError(f"timm cannot build the network again ({why}). {advice}") from error
     changed = [n for n, t in weights.items() if n not in rebuilt or not _same_bits(t, rebuilt[n])]
     if changed or len(rebuilt) != len(weights):
         raise ConfigurationError(f"timm builds another network from its configuration ({changed[:3]} differ). {advice}")

@@ -29,7 +29,7 @@ def git_blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An HTTP error with the headers by which huggingface_hub tells errors apart."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
@@ -62,7 +62,7 @@ class Repository:
     def resolve(self, revision: str) -> str:
         commit = self.branches.get(revision, revision)
         if commit not in self.commits:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
     @property
@@ -91,7 +91,7 @@ class HubServer:
         failures: regular expression of "METHOD path" to the HTTP status that answers it.
     """
 
-    token = "hf_only_for_tests"  # noqa: S105
+    token = "hf_only_for_tests"
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -129,7 +129,7 @@ def is_lfs(path: str) -> bool:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Routes requests to methods; each answers, or raises :class:`Refusal`."""
+    """Routes requests to methods; each answers, or raises :class:`RefusalError`."""
 
     protocol_version = "HTTP/1.1"
     hub: HubServer
@@ -146,22 +146,22 @@ class Handler(BaseHTTPRequestHandler):
             )
             try:
                 self._route(url.path)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
                 self._answer({"error": refusal.message}, refusal.status, {k: v for k, v in headers.items() if v})
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815, http.server's names
 
     def _route(self, path: str) -> None:
         for pattern, status in self.hub.failures.items():
             if re.search(pattern, f"{self.command} {path}"):
-                raise Refusal(status, "injected failure")
+                raise RefusalError(status, "injected failure")
         for methods, pattern, name in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods:
                 getattr(self, name)(**{k: v and unquote(v) for k, v in match.groupdict().items()})
                 return
-        raise Refusal(404, f"no route for {self.command} {path}")
+        raise RefusalError(404, f"no route for {self.command} {path}")
 
     def _read_content(self) -> bytes:
         if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
@@ -192,24 +192,24 @@ class Handler(BaseHTTPRequestHandler):
     def _is_known(self) -> bool:
         authorization = self.headers.get("Authorization")
         if authorization not in (None, f"Bearer {self.hub.token}"):
-            raise Refusal(401, "Invalid credentials in Authorization header")
+            raise RefusalError(401, "Invalid credentials in Authorization header")
         return authorization is not None
 
     def _repository(self, repo: str, write: bool = False) -> Repository:
         known, repository = self._is_known(), self.hub.repositories.get(repo)
         if repository is None or (repository.private and not known):
-            raise Refusal(404 if known else 401, "Repository not found", "RepoNotFound")
+            raise RefusalError(404 if known else 401, "Repository not found", "RepoNotFound")
         if repository.gated:
-            raise Refusal(403, "Access to this model is restricted", "GatedRepo")
+            raise RefusalError(403, "Access to this model is restricted", "GatedRepo")
         if write:
             self._check_writer(repo, known)
         return repository
 
     def _check_writer(self, repo: str, known: bool) -> None:
         if not known:
-            raise Refusal(401, "Invalid username or password.")
+            raise RefusalError(401, "Invalid username or password.")
         if not repo.startswith("org/"):
-            raise Refusal(403, "You don't have the rights to write under this namespace")
+            raise RefusalError(403, "You don't have the rights to write under this namespace")
 
     # Reading
 
@@ -229,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         commit = repository.resolve(revision)
         content = repository.commits[commit].files.get(path)
         if content is None:
-            raise Refusal(404, "Entry not found", "EntryNotFound")
+            raise RefusalError(404, "Entry not found", "EntryNotFound")
         headers = {"X-Repo-Commit": commit, "ETag": f'"{git_blob_id(content)}"'}
         if not is_lfs(path):
             self._serve(path, content, headers)
@@ -269,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
     def create_branch(self, repo: str, branch: str) -> None:
         repository = self._repository(repo, write=True)
         if branch in repository.branches:
-            raise Refusal(409, "Reference already exists")
+            raise RefusalError(409, "Reference already exists")
         repository.branches[branch] = repository.branches["main"]
         self._answer({})
 
@@ -298,13 +298,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_upload(self, oid: str) -> None:
         if sha256(self.content) != oid:
-            raise Refusal(400, "sha256 mismatch")
+            raise RefusalError(400, "sha256 mismatch")
         self.hub.uploads[oid] = self.content
         self._answer()
 
     def lfs_verify(self, oid: str) -> None:
         if len(self.hub.uploads.get(oid, b"")) != json.loads(self.content)["size"]:
-            raise Refusal(404, "object not found")
+            raise RefusalError(404, "object not found")
         self._answer({})
 
     def commit(self, repo: str, revision: str) -> None:
@@ -312,7 +312,7 @@ class Handler(BaseHTTPRequestHandler):
         header, *operations = [json.loads(line) for line in self.content.splitlines()]
         tip = repository.resolve(revision)
         if header["value"].get("parentCommit") not in (None, tip):
-            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+            raise RefusalError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(repository.commits[tip].files)
         _apply(operations, files, self.hub.uploads)
         commit = repository.add(files, revision, header["value"]["summary"])
@@ -333,13 +333,13 @@ def _apply(operations: Iterable[dict[str, Any]], files: dict[str, bytes], upload
             files[value["path"]] = base64.b64decode(value["content"])
         elif kind == "lfsFile":
             if value["oid"] not in uploads:
-                raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
+                raise RefusalError(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
             files[value["path"]] = uploads[value["oid"]]
         elif kind == "deletedFile":
             if files.pop(value["path"], None) is None:
-                raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+                raise RefusalError(404, "A file with this name doesn't exist", "EntryNotFound")
         else:
-            raise Refusal(400, f"unknown operation {kind}")
+            raise RefusalError(400, f"unknown operation {kind}")
 
 
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
