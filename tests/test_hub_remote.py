@@ -1,0 +1,345 @@
+"""Publishing to the Hub and downloading from it, over HTTP, against a server that speaks its protocol.
+
+Every test runs the library in its own process, as a user does: huggingface_hub reads its settings once, on import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_network import LABELS, RECORD, trained_network
+from hub_server import HubServer
+
+from ccnn_zoo import hub
+from ccnn_zoo.checkpoint import save_checkpoint
+
+FILES = {"README.md", "config.json", "manifest.json", "model.safetensors", "onnx/model.onnx"}
+PRELUDE = """
+import json
+from pathlib import Path
+from ccnn_zoo import hub
+from ccnn_zoo.errors import CCNNError
+
+def attempt(call):
+    try:
+        result = call()
+    except CCNNError as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+    else:
+        print(json.dumps(result.commit if isinstance(result, hub.Publication) else str(result)))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "last.safetensors"
+    save_checkpoint(path, trained_network(branches=2), RECORD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(checkpoint, tmp_path_factory) -> Path:
+    """A local repository, not to be changed."""
+    folder = tmp_path_factory.mktemp("hub") / "digits"
+    hub.publish(checkpoint, f"local:{folder}")
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+class User:
+    """Somebody with an empty cache, who runs programs against the server."""
+
+    def __init__(self, server: HubServer, home: Path) -> None:
+        self.server, self.home = server, home
+
+    def run(self, program: str, token: str | None = None, **settings: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        environment |= {
+            "HF_ENDPOINT": self.server.url,
+            "HF_HOME": str(self.home),
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            **({"HF_TOKEN": token} if token else {}),
+            **settings,
+        }
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr
+        assert self.server.token not in run.stdout + run.stderr
+        return run.stdout
+
+    def call(self, *calls: str, token: str | None = None, **settings: str) -> list:
+        """Return what each call gave: a string, or [name of the error, message]."""
+        program = PRELUDE + "\n".join(f"attempt(lambda: {call})" for call in calls)
+        return [json.loads(line) for line in self.run(program, token, **settings).splitlines()]
+
+    def publish(
+        self, source: Path, repo_id: str = "org/digits", token: str | None = HubServer.token, **options
+    ) -> object:
+        arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+        (result,) = self.call(f"hub.publish({str(source)!r}, {repo_id!r}{arguments})", token=token)
+        return result
+
+
+@pytest.fixture
+def user(server, tmp_path) -> User:
+    return User(server, tmp_path / "home")
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def fails(result: object, error: str, pattern: str) -> bool:
+    """Whether the call raised this error with such a message."""
+    return isinstance(result, list) and result[0] == error and re.search(pattern, result[1]) is not None
+
+
+def test_what_is_published_comes_back(server, user, published):
+    commit = user.publish(published)
+    repository = server.repositories["org/digits"]
+    assert (repository.branches["main"], len(repository.commits)) == (commit, 2)
+    assert repository.files.keys() == {".gitattributes", *FILES}
+    (folder,) = user.call("hub.download('org/digits')")
+    content = content_of(Path(folder))
+    assert content.keys() == FILES
+    assert content == {name: repository.files[name] for name in FILES}
+    original = content_of(published)
+    assert all(content[name] == original[name] for name in FILES - {"README.md", "manifest.json"})
+    assert b'runtime.load("org/digits")' in content["README.md"]
+    assert Path(folder, "onnx", "model.onnx").is_symlink()
+    sums = {name: entry["sha256"] for name, entry in json.loads(content["manifest.json"])["files"].items()}
+    assert sums == {name: hashlib.sha256(content[name]).hexdigest() for name in FILES - {"manifest.json"}}
+
+
+def test_timm_and_the_card_load_the_published_network(server, user, checkpoint, published):
+    program = f"""
+import timm, torch
+from ccnn_zoo import hub
+from ccnn_zoo.checkpoint import load_checkpoint
+hub.publish({str(checkpoint)!r}, "org/digits")
+hub.publish({str(published)!r}, "org/digits", revision="v1")
+network, _ = load_checkpoint({str(checkpoint)!r})
+images = torch.randn(3, 1, 12, 10)
+for name in ("org/digits", "org/digits@v1"):
+    print(torch.equal(timm.create_model(f"hf-hub:{{name}}", pretrained=True).eval()(images), network(images)))
+"""
+    assert user.run(program, token=server.token) == "True\nTrue\n"
+    repository = server.repositories["org/digits"]
+    answers = []
+    for snippet in re.findall(r"```python\n(.*?)```", repository.files["README.md"].decode(), re.DOTALL):
+        answers.append(user.run(snippet))
+        assert re.fullmatch(rf"({'|'.join(LABELS)}) \d+\.\d%\n", answers[-1])
+    assert len(answers) == 2
+    assert answers[0] == answers[1]
+    tagged = repository.commits[repository.branches["v1"]].files["README.md"].decode()
+    assert '"hf-hub:org/digits@v1"' in tagged
+    assert 'runtime.load("org/digits", revision="v1")' in tagged
+
+
+def test_only_what_is_needed_is_fetched_and_no_token_sent(server, user, published):
+    user.publish(published)
+    extra = {"pytorch_model.bin": b"\x80\x04.", "onnx/x.pkl": b"\x80\x04.", "picture.png": b"png", "code.py": b"1"}
+    repository = server.repositories["org/digits"]
+    repository.add({**repository.files, **extra})
+    server.requests.clear()
+    (folder,) = user.call("hub.download('org/digits')", token=server.token)
+    assert content_of(Path(folder)).keys() == FILES
+    assert not server.requested("pytorch_model|pkl|picture|code")
+    assert {request.authorization for request in server.requests} == {None}
+
+
+def test_private_repositories_need_the_token_which_no_other_host_sees(server, user, published):
+    user.publish(published, private=True)
+    assert server.repositories["org/digits"].private
+    download = "hub.download('org/digits')"
+    (refused,) = user.call(download, token=server.token)
+    assert fails(refused, "RepositoryError", r"org/digits: there is no such repository.*private.*token=True")
+    server.requests.clear()
+    (folder,) = user.call("hub.download('org/digits', token=True)", token=server.token)
+    assert content_of(Path(folder)).keys() == FILES
+    elsewhere = server.requested(" /cdn/")
+    assert {request.host for request in elsewhere} == {f"localhost:{server.port}"}
+    assert {request.authorization for request in elsewhere} == {None}
+
+
+def test_branches_are_apart(server, user, published):
+    first = user.publish(published)
+    second = user.publish(published, revision="v2")
+    repository = server.repositories["org/digits"]
+    assert repository.branches == {"main": first, "v2": second}
+    old, new, by_hash = user.call(
+        "hub.download('org/digits')", "hub.download('org/digits', 'v2')", f"hub.download('org/digits', {second!r})"
+    )
+    assert (Path(old).name, Path(new).name, Path(by_hash).name) == (first, second, second)
+
+
+def test_publishing_again_replaces_ours_and_keeps_the_rest(server, user, published):
+    repository = server.create(
+        "org/digits", {"onnx/model_fp16.onnx": b"old", "config.json": b"{}", "notes.md": b"mine"}
+    )
+    first = user.publish(published)
+    assert repository.files.keys() == {".gitattributes", "notes.md", *FILES}
+    assert user.publish(published) == first  # nothing new: no empty commit
+    assert len(repository.commits) == 2
+
+
+def test_a_card_with_words_of_ones_own_is_kept(server, user, published, tmp_path):
+    folder = Path(shutil.copytree(published, tmp_path / "mine"))
+    (folder / "README.md").write_bytes(b"# My own words\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["README.md"] = {"sha256": hashlib.sha256(b"# My own words\n").hexdigest(), "size": 15}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    user.publish(folder)
+    assert server.repositories["org/digits"].files["README.md"] == b"# My own words\n"
+
+
+@pytest.mark.parametrize("path", sorted(FILES))
+def test_a_file_changed_on_the_way_is_refused_and_forgotten(server, user, published, path):
+    """The size stays, so that huggingface_hub takes it."""
+    user.publish(published)
+    server.tampered.add(path)
+    (refused,) = user.call("hub.download('org/digits')")
+    assert fails(refused, "IntegrityError", rf"org/digits: .*{path}")
+    server.tampered.clear()
+    (folder,) = user.call("hub.download('org/digits')")
+    assert content_of(Path(folder))[path] == server.repositories["org/digits"].files[path]
+
+
+def test_a_download_that_breaks_off_is_no_repository(server, user, published):
+    user.publish(published)
+    server.truncated.add("model.safetensors")
+    (refused,) = user.call("hub.download('org/digits')")
+    assert fails(refused, "RepositoryError", r"org/digits: .*try again")
+    server.truncated.clear()
+    (folder,) = user.call("hub.download('org/digits')")
+    assert content_of(Path(folder)).keys() == FILES
+
+
+def test_a_damaged_cache_is_found(server, user, published):
+    user.publish(published)
+    (folder,) = user.call("hub.download('org/digits')")
+    file = Path(folder, "model.safetensors").resolve()
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused, again = user.call("hub.download('org/digits')", "hub.download('org/digits')")
+    assert fails(refused, "IntegrityError", r"model\.safetensors has SHA-256 .*removed from the cache: download again")
+    assert Path(again, "model.safetensors").read_bytes() == data
+
+
+def _without_manifest(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name != "manifest.json"}
+
+
+def _with_unlisted_network(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {**files, "onnx/other.onnx": b"onnx"}
+
+
+def _with_missing_network(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name != "onnx/model.onnx"}
+
+
+def _with_a_way_out(files: dict[str, bytes]) -> dict[str, bytes]:
+    manifest = json.loads(files["manifest.json"])
+    manifest["files"]["../../../../outside"] = {"sha256": "0" * 64, "size": 1}
+    return {**files, "manifest.json": json.dumps(manifest).encode()}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (_without_manifest, "RepositoryError", r"is no ccnn-zoo repository: it has no manifest\.json"),
+        (_with_unlisted_network, "IntegrityError", r"onnx/other\.onnx is not in manifest\.json"),
+        (_with_missing_network, "IntegrityError", r"onnx/model\.onnx is missing"),
+        (_with_a_way_out, "IntegrityError", r"'\.\./\.\./\.\./\.\./outside', which is no plain path"),
+    ],
+)
+def test_repositories_that_contradict_their_manifest_are_refused(server, user, published, change, error, message):
+    server.create("org/digits", change(content_of(published)))
+    (refused,) = user.call("hub.download('org/digits')")
+    assert fails(refused, error, f"org/digits.*{message}")
+
+
+def test_a_change_by_somebody_else_is_not_overwritten(server, user, published):
+    repository = server.create("org/digits")
+    before = repository.branches["main"]
+    theirs = repository.add({**repository.files, "config.json": b"theirs"})
+    refused = user.publish(published, parent_commit=before)
+    assert fails(refused, "RepositoryError", r"org/digits: somebody else has changed.*412.*publish again")
+    assert repository.branches["main"] == theirs
+    assert user.publish(published, parent_commit=theirs) == repository.branches["main"] != theirs
+
+
+def test_uploads_that_fail_leave_the_repository_as_it_was(server, user, published):
+    repository = server.create("org/digits", {"config.json": b"earlier"})
+    before = dict(repository.files)
+    for request, status in (("POST .*/commit/", 403), ("POST .*/preupload/", 404), ("POST .*/objects/batch", 400)):
+        server.failures = {request: status}
+        refused = user.publish(published)
+        assert fails(refused, "RepositoryError", "org/digits: ")
+        assert repository.files == before
+    server.failures = {}
+    user.publish(published)  # what was uploaded already is not in the way
+    assert repository.files.keys() >= FILES
+
+
+def test_rights_are_explained(server, user, published):
+    for token, repo_id, message in (
+        (None, "org/digits", r"no token.*401.*hf auth login"),
+        ("hf_wrong", "org/digits", r"none that the Hub accepts.*401.*hf auth login"),
+        (server.token, "other/digits", r"no right.*403.*hf auth login"),
+    ):
+        refused = user.publish(published, repo_id, token=token)
+        assert fails(refused, "RepositoryError", f"{repo_id}: .*{message}")
+        assert "hf_wrong" not in refused[1]
+    assert server.repositories == {}
+
+
+def test_names_of_nothing_and_closed_doors_are_explained(server, user, published):
+    server.create("org/digits", content_of(published))
+    server.create("org/gated", gated=True)
+    gone, revision, gated = user.call(
+        "hub.download('org/gone')", "hub.download('org/digits', 'v9')", "hub.download('org/gated')"
+    )
+    assert fails(gone, "RepositoryError", r"org/gone: there is no such repository.*Check the spelling")
+    assert fails(revision, "RepositoryError", r"org/digits: there is no revision 'v9'.*branch, tag or commit")
+    assert fails(gated, "RepositoryError", r"org/gated: access is gated.*Ask for it on .*org/gated")
+    server.failures = {"GET /api/models": 503}
+    (down,) = user.call("hub.download('org/digits')")
+    assert fails(down, "RepositoryError", r"org/digits: .*cannot be reached.*try again")
+
+
+def test_offline_the_cache_is_enough(server, user, published):
+    user.publish(published)
+    (folder,) = user.call("hub.download('org/digits')")
+    server.requests.clear()
+    cached, other, upload = user.call(
+        "hub.download('org/digits')",
+        "hub.download('org/other')",
+        f"hub.publish({str(published)!r}, 'org/digits')",
+        HF_HUB_OFFLINE="1",
+    )
+    assert cached == folder
+    assert fails(other, "RepositoryError", r"org/other: .*not .*in the cache.*offline mode is on.*HF_HUB_OFFLINE")
+    assert fails(upload, "RepositoryError", r"org/digits: offline mode is on.*HF_HUB_OFFLINE")
+    assert server.requests == []
+
+
+def test_a_hub_that_cannot_be_reached_is_named(server, user, published):
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    down, up = user.call("hub.download('org/digits')", f"hub.publish({str(published)!r}, 'org/digits')", **settings)
+    assert fails(down, "RepositoryError", r"org/digits: http://127\.0\.0\.1:9 cannot be reached.*try again")
+    assert fails(up, "RepositoryError", r"org/digits: http://127\.0\.0\.1:9 cannot be reached.*try again")
