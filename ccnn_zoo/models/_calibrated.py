@@ -103,7 +103,7 @@ def _is_part_major(pool: SelectAdaptivePool2d) -> bool:
 class BranchAware(nn.Module):
     """Layer without parameters that treats every branch alike, and needs to know their number: ``branches``."""
 
-    branches: int = 1
+    branches = 1
 
 
 class BranchMajor(BranchAware):

@@ -15,6 +15,7 @@ class TappedFeatures:
     The layer after a tap must not work in place: a checkpoint begins there.
     """
 
+    forward = VGG.forward
     forward_intermediates = VGG.forward_intermediates
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -66,9 +66,8 @@ class AlexNet(TappedFeatures, torchvision.models.AlexNet):
         self.avgpool = SelectAdaptivePool2d(6, "avg", flatten=True)
         self._set_head(num_classes, global_pool)
 
-    @property
     def has_hidden_layers(self) -> bool:
-        """Whether the two hidden linear layers are there: not without pooling, and not once pruned."""
+        """Return whether the two hidden linear layers are there: not without pooling, and not once pruned."""
         return not isinstance(self.classifier[1], nn.Identity)
 
     @torch.jit.ignore
@@ -96,10 +95,10 @@ class AlexNet(TappedFeatures, torchvision.models.AlexNet):
             raise ConfigurationError(f"global_pool must be one of {POOLS} for AlexNet, got {global_pool!r}")
         if not global_pool:
             self._drop_hidden_layers()
-        size = 6 if self.has_hidden_layers else 1
+        size = 6 if self.has_hidden_layers() else 1
         self.avgpool = SelectAdaptivePool2d(size, global_pool, flatten=bool(global_pool)).train(self.training)
         self.num_classes = num_classes
-        self.head_hidden_size = 4096 if self.has_hidden_layers else self.num_features
+        self.head_hidden_size = 4096 if self.has_hidden_layers() else self.num_features
         like = get_device_dtype(self)
         logits = nn.Linear(self.head_hidden_size, num_classes, **like) if num_classes else nn.Identity()
         self.classifier[LOGITS] = logits.train(self.training)
@@ -125,9 +124,6 @@ class AlexNet(TappedFeatures, torchvision.models.AlexNet):
                 x = layer(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
 
 class CalibratedAlexNet(CalibratedClassifier, AlexNet):
     """AlexNet with calibrated convolutions; arguments of both. The branches meet before the hidden layers.
@@ -137,7 +133,7 @@ class CalibratedAlexNet(CalibratedClassifier, AlexNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.has_hidden_layers:
+        if self.has_hidden_layers():
             self.head_hidden_size = 4096  # behind the meeting of the branches
 
     def forward_branches(self, x: Tensor) -> Tensor:
@@ -148,7 +144,7 @@ class CalibratedAlexNet(CalibratedClassifier, AlexNet):
         Raises:
             ConfigurationError: the network has no classifier (``num_classes=0``).
         """
-        if self.num_classes == 0 or not self.has_hidden_layers:
+        if self.num_classes == 0 or not self.has_hidden_layers():
             return super().forward_branches(x)
         dropout, meeting, *rest = self.classifier
         x = meeting.forward_branches(dropout(self.avgpool(self.forward_features(x))))
