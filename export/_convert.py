@@ -37,7 +37,7 @@ def convert(network: nn.Module, metadata: ModelMetadata, opset: int) -> onnx.Mod
     # Two images: of one, torch.export would take the batch size for fixed.
     example = torch.zeros(2, *metadata.input_size)
     try:
-        with _quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 network,
                 (example,),
