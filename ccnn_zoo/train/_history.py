@@ -69,9 +69,12 @@ def read_history(path: str | os.PathLike[str]) -> History:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as stream:
-            return tuple(_result(row) for row in csv.DictReader(stream))
+            history = tuple(_result(row) for row in csv.DictReader(stream))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RepositoryError(f"{path} is not a history.csv of a training run: {error}") from error
+    if not history:
+        raise RepositoryError(f"{path} is not a history.csv of a training run: it has no rows")
+    return history
 
 
 def _result(row: dict[str, str]) -> EpochResult:

@@ -86,7 +86,7 @@ def build_scheduler(recipe: Recipe, optimizer: Optimizer, steps: int) -> Schedul
         warmup_epochs=warmup,
         warmup_lr=recipe.lr / (warmup + 1),  # a first step with lr 0 would be wasted
         decay_epochs=decay_at[0],
-        decay_milestones=decay_at,
+        decay_milestones=[step + 1 for step in decay_at],  # timm's takes effect one step early
         decay_rate=recipe.decay_rate,
         # One "epoch" of timm's schedule is one of our steps.
         step_on_epochs=False,

@@ -1,0 +1,171 @@
+"""Contract of ccnn_zoo.train.Recipe: what is not valid is refused with its name, and YAML says all of it."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import yaml
+
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.train import Recipe
+
+VALID = {"model": "ccnn_resnet18_cifar", "data": "digits", "epochs": 2}
+
+
+def test_every_value_survives_yaml(tmp_path):
+    recipe = Recipe(
+        model="ccnn_resnet18",
+        data="folder:some/where",
+        iterations=64_000,
+        branches=8,
+        merge="concat",
+        model_kwargs={"drop_rate": 0.1},
+        validation=0.1,
+        image_size=96,
+        crop_scale=(0.08, 1.0),
+        flip=0.5,
+        batch_size=256,
+        optimizer="sgd",
+        lr=0.25,
+        momentum=0.8,
+        weight_decay=5e-4,
+        noise_std=1e-5,
+        calibration_lr=0.01,
+        calibration_update="ascent",
+        scheduler="multistep",
+        warmup=0.05,
+        decay_at=(0.25, 0.5),
+        decay_rate=0.2,
+        seed=7,
+        mixed_precision="bf16",
+        channels_last=True,
+        workers=2,
+    )
+    untouched = {f.name for f in fields(Recipe) if getattr(recipe, f.name) == f.default}
+    assert untouched == {"epochs", "crop_padding"}  # they exclude iterations and crop_scale
+    recipe.to_yaml(tmp_path / "a.yaml")
+    assert Recipe.from_yaml(tmp_path / "a.yaml") == recipe
+    assert Recipe.load(tmp_path / "a.yaml") == recipe
+
+
+def test_defaults_are_written_too(tmp_path):
+    Recipe(**VALID).to_yaml(tmp_path / "a.yaml")
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text()).keys() == {f.name for f in fields(Recipe)}
+
+
+def test_a_recipe_does_not_change():
+    with pytest.raises(FrozenInstanceError):
+        Recipe(**VALID).lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "resnet18"),
+        ("model", None),
+        ("data", ""),
+        ("data", 3),
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("branches", 0),
+        ("merge", "median"),
+        ("model_kwargs", [1]),
+        ("validation", 1.0),
+        ("validation", -0.1),
+        ("image_size", 0),
+        ("crop_padding", -1),
+        ("crop_scale", (0.5,)),
+        ("crop_scale", (0.0, 1.0)),
+        ("crop_scale", 0.5),
+        ("flip", 1.5),
+        ("batch_size", 0),
+        ("batch_size", "64"),
+        ("optimizer", "adam"),
+        ("lr", -0.1),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("lr", "1e-1"),
+        ("momentum", True),
+        ("weight_decay", -1e-4),
+        ("noise_std", -1e-4),
+        ("calibration_lr", None),
+        ("calibration_update", "sideways"),
+        ("scheduler", "linear"),
+        ("warmup", 1.0),
+        ("decay_at", ()),
+        ("decay_at", 0.5),
+        ("decay_at", (0.5, 1.0)),
+        ("decay_rate", 0.0),
+        ("decay_rate", 1.5),
+        ("seed", -1),
+        ("mixed_precision", "fp8"),
+        ("mixed_precision", False),
+        ("channels_last", "yes"),
+        ("workers", -1),
+    ],
+)
+def test_a_value_outside_its_range_is_named(name, value):
+    with pytest.raises(ConfigurationError, match=name):
+        Recipe(**{**VALID, name: value})
+
+
+def test_an_override_is_checked_as_well():
+    with pytest.raises(ConfigurationError, match="lr"):
+        replace(Recipe(**VALID), lr=-1.0)
+
+
+@pytest.mark.parametrize("length", [{}, {"epochs": 1, "iterations": 1}])
+def test_the_length_is_given_once(length):
+    with pytest.raises(ConfigurationError, match="epochs or iterations"):
+        Recipe(model="ccnn_resnet18", data="digits", **length)
+
+
+def test_a_padded_and_a_resized_crop_exclude_each_other():
+    with pytest.raises(ConfigurationError, match="exclude"):
+        Recipe(**VALID, crop_padding=4, crop_scale=(0.5, 1.0))
+
+
+def test_step_takes_one_interval():
+    with pytest.raises(ConfigurationError, match="interval"):
+        Recipe(**VALID, scheduler="step", decay_at=(0.1, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model: ccnn_resnet18\ndata: digits\nepochs: 1\nlearning_rate: 0.1",
+            "unknown keys learning_rate; known are .*lr",
+        ),
+        ("model: ccnn_resnet18\nepochs: 1", "lacks data"),
+        ("model: ccnn_resnet18\ndata: digits\nepochs: 1\nlr: 1e-1", r"write 1\.0e-4"),
+        ("model: ccnn_resnet18\ndata: digits\nepochs: 1\nmixed_precision: no", "quote 'no'"),
+        ("- 1\n- 2", "name: value"),
+        ("", "name: value"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"bad\.yaml.*{message}"):
+        Recipe.from_yaml(tmp_path / "bad.yaml")
+
+
+def test_yaml_makes_no_objects(tmp_path):
+    (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.mkdir [made]")
+    with pytest.raises(ConfigurationError, match="not YAML"):
+        Recipe.from_yaml(tmp_path / "evil.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"absent\.yaml"):
+        Recipe.load(tmp_path / "absent.yaml")
+
+
+def test_packaged_recipes_load_by_name():
+    recipe = Recipe.load("digits")
+    assert (recipe.model, recipe.data, recipe.branches) == ("ccnn_resnet18_cifar", "digits", 4)
+    with pytest.raises(ConfigurationError, match=r"packaged are .*digits"):
+        Recipe.load("no_such_recipe")
