@@ -78,7 +78,7 @@ def _draw_calibration(figure: SubFigure, calibrated: TrainingResult) -> None:
     grid = figure.subplots(branches, _LAYERS, squeeze=False)
     highest = max(module.calibration.max().item() for _, module in shown)
     for column, (name, module) in enumerate(shown):
-        for branch, kernel in enumerate(module.calibration.detach()):
+        for branch, kernel in enumerate(module.calibration.detach().numpy()):
             image = _show(grid[branch][column], kernel, cmap="viridis", vmin=0, vmax=highest)
             if column == 0:
                 grid[branch][column].set_ylabel(f"k={branch + 1}")

@@ -1,0 +1,157 @@
+"""The command line, as a user runs it: in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccnn_zoo.cli import main
+from ccnn_zoo.train import load_data
+
+CCNN = Path(sys.executable).with_name("ccnn")
+COMMANDS = ("demo", "train", "export", "publish", "download", "classify", "list")
+
+
+def ccnn(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [CCNN, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    run = ccnn("train", "--recipe", "digits", "--epochs", 1, "--branches", 2, "--set", "lr=0.05", "-o", folder)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("test error ")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(trained, tmp_path_factory) -> str:
+    repo_id = f"local:{tmp_path_factory.mktemp('hub') / 'digits'}"
+    run = ccnn("publish", trained, repo_id)
+    assert run.returncode == 0, run.stderr
+    return repo_id
+
+
+def test_every_command_explains_itself_with_an_example():
+    run = ccnn("--help")
+    assert run.returncode == 0
+    for command in COMMANDS:
+        assert f"  {command}" in run.stdout
+        page = ccnn(command, "--help").stdout
+        assert f"Example:  ccnn {command}" in page
+
+
+def test_options_override_the_recipe(trained):
+    recipe = (trained / "recipe.yaml").read_text()
+    assert {"epochs: 1", "branches: 2", "lr: 0.05"} <= set(recipe.splitlines())
+    assert (trained / "history.csv").read_text().count("\n") == 2
+    assert Image.open(trained / "curves.png").size[0] > 400
+
+
+def test_export_says_what_it_checked(trained, tmp_path):
+    run = ccnn("export", trained, "-o", tmp_path / "digits.onnx")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "digits.onnx").is_file()
+    assert "20 Conv" in run.stdout
+    assert "same class as torch on 100 % of 360 images" in run.stdout
+
+
+def test_published_networks_classify_pictures_and_folders(repository, tmp_path):
+    digits = load_data("digits").test
+    for i in range(3):
+        digits[i][0].save(tmp_path / f"{i}.png")
+    run = ccnn("classify", tmp_path, tmp_path / "0.png", "--model", repository, "--device", "cpu", "--json")
+    assert run.returncode == 0, run.stderr
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [Path(r["source"]).name for r in results] == ["0.png", "1.png", "2.png", "0.png"]
+    assert results[0]["predictions"] == results[3]["predictions"]
+    assert sum(p["probability"] for p in results[0]["predictions"]) <= 1
+    folder = repository.removeprefix("local:")
+    run = ccnn("classify", tmp_path / "1.png", "--model", Path(folder, "onnx", "model.onnx"), "--top-k", 1)
+    label = results[1]["predictions"][0]["label"]
+    assert run.stdout.startswith(f"{tmp_path / '1.png'}: {label} ")
+
+
+def test_a_broken_picture_is_named_and_the_others_are_classified(repository, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "good.png")
+    run = ccnn("classify", tmp_path / "bad.png", tmp_path / "good.png", "--model", repository, "--device", "cpu")
+    assert run.returncode == 1
+    assert run.stdout.startswith(str(tmp_path / "good.png"))
+    assert str(tmp_path / "bad.png") in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_classify_imports_neither_torch_nor_timm(repository, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
+    program = (
+        "import sys; from ccnn_zoo.cli import app\n"
+        f"app(['classify', {str(tmp_path / 'x.png')!r}, '--model', {repository!r}], standalone_mode=False)\n"
+        "print(sorted({'torch', 'timm', 'onnx', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--branches", "0"], "branches must be an integer of at least 1 .*got 0"),
+        (["train", "--recipe", "none"], "no recipe 'none'; packaged are .*digits"),
+        (["train", "--set", "speed=9"], "unknown keys speed"),
+        (["train", "--set", "lr"], "--set takes NAME=VALUE, got 'lr'"),
+        (["train", "--data", "folder:/nowhere"], "/nowhere"),
+        (["train", "--epochs", "1", "--output", "/proc/ccnn"], "cannot write /proc/ccnn"),
+        (["export", "no-such-thing"], "no network found for 'no-such-thing'"),
+        (["publish", "no-such-thing", "local:x"], "no-such-thing"),
+        (["download", "local:/no/such"], "/no/such"),
+        (["download", "org/none"], "org/none"),
+        (["classify", "x.png", "--model", "none.onnx"], "no network found for 'none.onnx'"),
+        (["classify", "x.png", "--model", "a/b", "--device", "tpu"], "device must be one of .*tpu"),
+        (["list", "nothing*"], "no network is called 'nothing[*]'"),
+        (["demo", "--device", "tpu"], "device must be one of .*tpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_line_that_names_them(arguments, message, tmp_path, monkeypatch):
+    if "--output" not in arguments and arguments[0] in ("train", "demo"):
+        arguments = [*arguments, "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ccnn", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, str)  # which Python prints on stderr, with exit code 1
+    assert "\n" not in caught.value.code
+    assert re.match(f"error: .*{message}", caught.value.code), caught.value.code
+
+
+def test_an_error_ends_with_exit_code_1_and_no_traceback():
+    run = ccnn("download", "local:/no/such")
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert re.fullmatch(r"error: .*/no/such.*\n", run.stderr)
+
+
+def test_list_shows_every_network_with_its_sizes():
+    import timm
+
+    import ccnn_zoo  # noqa: F401
+
+    run = ccnn("list")
+    assert run.returncode == 0, run.stderr
+    for name in timm.list_models("ccnn_*"):
+        assert name in run.stdout
+    assert "11,689,800" in run.stdout or "11,690," in run.stdout  # ResNet-18: torchvision's 11,689,512, and R

@@ -1,0 +1,89 @@
+"""The main job, shortened to one epoch: what it leaves, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccnn_zoo import demo
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.train import Recipe
+
+RECIPE = replace(Recipe.load("digits"), epochs=1, branches=2, warmup=0)
+
+
+def run(folder: Path) -> tuple[demo.DemoReport, str]:
+    lines: list[str] = []
+    report = demo.run(folder, recipe=RECIPE, device="cpu", say=lines.append, progress=False)
+    return report, "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[Path, demo.DemoReport, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, *run(folder)
+
+
+def test_the_report_says_what_was_measured(first):
+    folder, report, said = first
+    assert json.loads((folder / "demo.json").read_text()) == asdict(report)
+    assert (report.plain.branches, report.calibrated.branches) == (1, 2)
+    assert report.images == 360
+    assert report.same_class_as_torch == 360
+    assert report.onnx_error_percent == pytest.approx(report.calibrated.test_error_percent)
+    assert report.provider == "CPUExecutionProvider"
+    assert report.provider in said
+    assert report.plain.seconds > 0
+    # 20 convolutions share w; a second branch adds one value of R a position, in 17 kernels of 3x3 and 3 of 1x1.
+    assert report.calibrated.trained_parameters - report.plain.trained_parameters == 17 * 9 + 3 + _batch_norm_weights()
+
+
+def _batch_norm_weights() -> int:
+    """A second weight and bias for every channel of the thin ResNet-18."""
+    return 2 * (16 + 4 * 16 + 5 * 16 + 5 * 32 + 5 * 64)
+
+
+def test_the_picture_is_drawn(first):
+    folder, report, _ = first
+    assert Path(report.picture) == folder / "demo.png"
+    pixels = np.asarray(Image.open(report.picture).convert("RGB"))
+    assert pixels.shape[0] > 700
+    assert pixels.shape[1] > 1000
+    for part in (pixels[:450, :600], pixels[:450, 700:], pixels[500:, 100:]):
+        assert part.std() > 10  # curves, digits, heat maps
+
+
+def test_a_second_run_trains_and_exports_nothing_anew(first):
+    folder, report, _ = first
+    files = [folder / "plain" / "last.safetensors", folder / "calibrated" / "last.safetensors"]
+    files.append(Path(report.repository) / "onnx" / "model.onnx")
+    before = [(file.stat().st_mtime_ns, file.stat().st_ino) for file in files]
+    again, said = run(folder)
+    assert [(file.stat().st_mtime_ns, file.stat().st_ino) for file in files] == before
+    assert said.count("trained before") == 2
+    unmeasured = {"seconds": 0.0}
+    assert again == replace(
+        report, plain=replace(report.plain, **unmeasured), calibrated=replace(report.calibrated, **unmeasured)
+    )
+
+
+def test_a_damaged_cache_is_made_anew(first):
+    folder, report, _ = first
+    checkpoint = folder / "calibrated" / "last.safetensors"
+    data = bytearray(checkpoint.read_bytes())
+    data[-5] ^= 1
+    checkpoint.write_bytes(data)
+    again, said = run(folder)
+    assert said.count("trained before") == 1
+    assert again.calibrated.test_error_percent == report.calibrated.test_error_percent
+
+
+def test_an_unknown_device_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigurationError, match="tpu"):
+        demo.run(tmp_path / "demo", device="tpu")
+    assert not (tmp_path / "demo").exists()

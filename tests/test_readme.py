@@ -1,0 +1,56 @@
+"""README's snippets and commands run as printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("cat.jpg", "dog.png"):
+        Image.effect_noise((90, 60), 50).convert("RGB").save(tmp_path / name)
+    return tmp_path
+
+
+def test_python_snippets_run_in_their_order(folder):
+    snippets = blocks("python")
+    assert len(snippets) == 3
+    for snippet in snippets:
+        run = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    assert [line.split()[0] for line in run.stdout.splitlines()] == ["cat.jpg", "dog.png"]
+
+
+def test_commands_run_in_their_order(folder):
+    (commands,) = [block for block in blocks("bash") if block.startswith("ccnn")]
+    assert len(commands.splitlines()) == 5
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands.splitlines():
+        if command.startswith("ccnn train"):
+            command += " --epochs 1"  # the only change: a test need not wait
+        run = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        if command.startswith("ccnn classify"):
+            assert re.fullmatch(r"cat\.jpg: (\d \d+\.\d%(, |\n)){3}", run.stdout)
+    assert "ccnn_resnet18_cifar" in run.stdout
+
+
+def test_every_file_that_the_documents_link_to_is_there():
+    root = Path(__file__).resolve().parents[1]
+    for document in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
