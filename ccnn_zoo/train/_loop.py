@@ -104,6 +104,7 @@ class _Trainer:
         recipe, main = self.recipe, self.accelerator.is_main_process
         if main:
             recipe.to_yaml(self.output / RECIPE)
+            _remove_leftovers(self.output)
         title = f"{recipe.model} K={recipe.branches}"
         try:
             with TrainingProgress(title, self.epochs, self.steps, shown=progress and main) as shown:
@@ -199,11 +200,20 @@ class _Trainer:
         )
 
 
+def _remove_leftovers(output: Path) -> None:
+    """Remove the temporary files of runs that were killed while they wrote."""
+    for name in (CHECKPOINT, HISTORY, CURVES, RECIPE):
+        for leftover in output.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
+            leftover.unlink(missing_ok=True)
+
+
 def _accelerator(recipe: Recipe) -> Accelerator:
     # Accelerate refuses a second precision in one process; nothing of ours outlives a run.
     AcceleratorState._reset_state()
     try:
         return Accelerator(
+            # Asked for by name, or torchrun's processes would each train alone where there is no GPU.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=recipe.mixed_precision,
             # batch_size counts all processes together: more of them change the speed, not the training.
             dataloader_config=DataLoaderConfiguration(split_batches=True),
