@@ -1,5 +1,7 @@
 """The zoo: calibrated networks under timm names. Importing this module registers them with timm."""
 
+from ._table import ZooRow as ZooRow
+from ._table import table as table
 from .ccnn_alexnet import CalibratedAlexNet as CalibratedAlexNet
 from .ccnn_nin import CalibratedNIN as CalibratedNIN
 from .ccnn_resnet import CalibratedResNet as CalibratedResNet
