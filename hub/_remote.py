@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccnn_zoo import __version__
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 from ._names import MANIFEST, PICKLES, WANTED, is_wanted
@@ -15,7 +15,7 @@ from ._names import MANIFEST, PICKLES, WANTED, is_wanted
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-_CLIENT = {"library_name": "ccnn-zoo", "library_version": __version__}
+_CLIENT = {"library_name": "ccnn-zoo", "library_version": version("ccnn-zoo")}
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 

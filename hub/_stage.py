@@ -17,7 +17,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo import __version__
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError
@@ -89,7 +88,7 @@ def _write_weights(model: nn.Module, folder: Path, details: dict[str, Any]) -> N
     (folder / CONFIG).write_text(config_json(model), encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     described = {name: value if isinstance(value, str) else json.dumps(value) for name, value in details.items()}
-    metadata = {"format": "pt", "library": f"ccnn-zoo {__version__}", **described}
+    metadata = {"format": "pt", "library": f"ccnn-zoo {version('ccnn-zoo')}", **described}
     (folder / WEIGHTS).write_bytes(_with_sorted_metadata(safetensors.torch.save(weights, metadata)))
     _check_rebuilt(folder, weights)
 
