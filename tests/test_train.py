@@ -247,6 +247,12 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_step_and_keeps_the_last_
     load_checkpoint(tmp_path / "last.safetensors")
 
 
+def test_a_last_step_that_ruins_the_network_is_seen_before_it_is_saved(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"evaluation loss became .* in epoch 1 at step 1"):
+        train(replace(TINY, batch_size=1437, epochs=1, lr=1e30), tmp_path, progress=False)
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
 def test_divergence_in_a_later_epoch_keeps_the_epochs_before(tmp_path, monkeypatch):
     def cross_entropy(logits, targets, reduction="mean", calls=[0]):  # noqa: B006, counts over calls
         calls[0] += reduction == "mean"
