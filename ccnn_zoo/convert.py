@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
 
 import torch
 from torch import nn
 
-from ccnn_zoo.errors import CalibrationError
-from ccnn_zoo.layers import BranchLinear, CalibratedConv2d, check_branches, check_merge
+from ccnn_zoo._conversions import (
+    branch_conv,
+    calibrated_conv,
+    dense_weight,
+    is_normalisation,
+    is_per_channel,
+    tile_per_channel,
+)
+from ccnn_zoo._conversions import branch_linear as branch_linear
+from ccnn_zoo._ends import find_classifier, find_convs
+from ccnn_zoo._known_blocks import keep_branches_apart
+from ccnn_zoo._selfcheck import check_branches_apart, check_same_function, make_probe, private_randomness
+from ccnn_zoo.layers import CalibratedConv2d, check_branches, check_merge, check_mixing
 
 
 def calibrate(
@@ -16,8 +28,10 @@ def calibrate(
     branches: int,
     merge: str = "mean",
     *,
+    mixing: str = "grouped",
     diversity: float = 0.0,
     rescale: bool = True,
+    input_size: tuple[int, int, int] | None = None,
 ) -> nn.Module:
     """Return a calibrated copy of a plain network; its weights become the shared weights w.
 
@@ -25,51 +39,122 @@ def calibrate(
     that every effective kernel equals it. All branches are then identical, and stay so: give a ``diversity``
     above 0 before fine-tuning.
 
+    What is not a module (concatenating, splitting, shuffling or attending over channels in a ``forward``) cannot be
+    seen in the network. So calibrating runs it: on a small random input, with weights and statistics drawn at
+    random, every module of the calibrated network must give what K separate plain networks, which hold the
+    kernels H_k, give. A network that fails is refused. Random state and ``model`` are left untouched.
+
+    Networks without a classifier return the features of all branches, branch-major.
+
     Args:
-        model: network of plain ``nn.Conv2d``, batch normalisation, element-wise and pooling layers, which ends in
-            ``nn.Linear`` layers. It is left untouched.
+        model: network of plain ``nn.Conv2d``, batch and group normalisation, element-wise and pooling layers, which
+            ends in linear layers or in a 1x1 convolution that timm's ``get_classifier`` names.
         branches: number K of branches; 1 gives the plain network.
         merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``.
+        mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
+            through slices of w of its own. Each of the K slices then starts as the given weight (times K, for the
+            scale of R, and over K, since K of them add up). Convolutions with groups stay grouped.
         diversity: how far R starts from uniform: 0 (equal R_k) to 1 (the paper's random R).
         rescale: multiply w by K, so that H_k keeps the scale of the given weights. The paper, which trains from
-            scratch, does not. Networks without batch normalisation are always rescaled: nothing else would keep
-            their activations from shrinking K-fold at every layer.
+            scratch, does not. Networks without normalisation are always rescaled: nothing else would keep their
+            activations from shrinking K-fold at every layer. False says that the weights are a fresh random start;
+            with dense mixing all slices but the first are then shuffled copies, since equal ones would learn alike.
+        input_size: (channels, height, width) to check with; by default 64x64, or what the network declares.
 
     Returns:
         A new network of the same class.
 
     Raises:
-        ConfigurationError: ``branches``, ``merge`` or ``diversity`` is out of range.
-        CalibrationError: a module of the network has no calibrated form; names the module and why.
+        ConfigurationError: ``branches``, ``merge``, ``mixing`` or ``diversity`` is out of range.
+        CalibrationError: a module of the network has no calibrated form, or fails the check; names it and why.
     """
+    for check, value in ((check_branches, branches), (check_merge, merge), (check_mixing, mixing)):
+        check(value)
+    find_convs(model)  # refuses before copying, which some of the refused networks cannot be
+    readers = None
+    # Without data there is nothing to compute; with one branch, nothing to keep apart.
+    if branches > 1 and not any(tensor.is_meta for tensor in model.parameters()):
+        readers = _check(model, branches, merge, mixing, input_size)
     model = deepcopy(model)
-    calibrate_(model, branches, merge, diversity=diversity, rescale=rescale)
+    calibrate_(model, branches, merge, mixing=mixing, diversity=diversity, rescale=rescale, image_readers=readers)
     return model
 
 
 @torch.no_grad()
-def calibrate_(model: nn.Module, branches: int, merge: str = "mean", *, diversity: float, rescale: bool) -> None:
-    """Calibrate ``model`` in place: :func:`calibrate` without the copy."""
+def calibrate_(
+    model: nn.Module,
+    branches: int,
+    merge: str = "mean",
+    *,
+    mixing: str = "grouped",
+    diversity: float,
+    rescale: bool,
+    image_readers: Collection[str] | None = None,
+) -> None:
+    """Calibrate ``model`` in place: :func:`calibrate` without the copy and without the check.
+
+    Args:
+        model, branches, merge, mixing, diversity, rescale: as in :func:`calibrate`.
+        image_readers: names of the convolutions that read the image; None takes the first one.
+    """
     check_branches(branches)
     check_merge(merge)
-    rescale = rescale or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    first_conv, classifier = _find_ends(model)
-    if rescale:
-        # By parameter, not by layer: layers may share one.
-        for weight in {m.weight for m in model.modules() if type(m) is nn.Conv2d}:
-            weight.mul_(branches)
+    check_mixing(mixing)
+    convs = find_convs(model)
+    classifier = find_classifier(model)
+    if classifier in convs:
+        del convs[classifier]
+    readers = {next(iter(convs.values()))} if image_readers is None else set(image_readers)
     replaced: dict[nn.Module, nn.Module] = {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is nn.Conv2d:
-            if module not in replaced:
-                replaced[module] = _calibrated_conv(name, module, branches, module is first_conv, diversity)
-            model.set_submodule(name, replaced[module])
-        elif module is classifier:
-            model.set_submodule(name, branch_linear(module, branches, merge))
+    if isinstance(classifier, nn.Linear):
+        replaced[classifier] = branch_linear(classifier, branches, merge)
+    elif classifier is not None:
+        replaced[classifier] = branch_conv(classifier, branches, merge)
+    normalised = any(is_normalisation(module) for module in model.modules())
+    weights: dict[tuple[int, str], nn.Parameter] = {}  # by the given weight, for layers may share one
+    for conv, name in convs.items():
+        how = mixing if conv.groups == 1 and name not in readers and branches > 1 else "grouped"
+        key = (id(conv.weight), how)
+        if key not in weights:
+            weights[key] = conv.weight
+            if how == "dense":
+                weights[key] = dense_weight(conv.weight, branches, same_function=rescale, normalised=normalised)
+        options = {"shared_input": name in readers, "mixing": how, "diversity": diversity}
+        replaced[conv] = calibrated_conv(name, conv, weights[key], branches, **options)
+    if rescale or not normalised:
+        for (_, how), weight in weights.items():
+            if how == "grouped":
+                weight.mul_(branches)
+    _replace(model, replaced)
     for module in set(model.modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            _tile_batch_norm(module, branches)
+        if is_per_channel(module):
+            tile_per_channel(module, branches)
+    keep_branches_apart(model, branches)
     _scale_declared_widths(model, branches)
+
+
+def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in replaced:
+            model.set_submodule(name, replaced[module])
+
+
+def _check(
+    model: nn.Module, branches: int, merge: str, mixing: str, input_size: tuple[int, int, int] | None
+) -> tuple[str, ...] | None:
+    """Return the names of the convolutions that read the image, after refusing a network that cannot be calibrated."""
+    with private_randomness():
+        probe = make_probe(model, find_convs(model), input_size)
+        readers = probe.image_readers or None
+        # First, for it names the module. The layout is that of both mixings, but only grouped branches are networks.
+        apart = deepcopy(probe.network)
+        calibrate_(apart, branches, merge, diversity=1.0, rescale=True, image_readers=readers)
+        check_branches_apart(probe, apart, branches)
+        del apart
+        equal = deepcopy(probe.network)
+        calibrate_(equal, branches, merge, mixing=mixing, diversity=0.0, rescale=True, image_readers=readers)
+        check_same_function(probe, equal, branches)
+    return readers
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -101,88 +186,6 @@ def fold_(model: nn.Module) -> None:
             model.set_submodule(name, folded[module])
 
 
-def branch_linear(linear: nn.Linear, branches: int, merge: str) -> BranchLinear:
-    """Return ``linear``, which reads one branch, as the classifier of ``branches`` branches: same function on K
-    equal branches."""
-    merged = BranchLinear(
-        linear.in_features, linear.out_features, linear.bias is not None, branches, merge, device="meta"
-    )
-    merged.weight, merged.bias = linear.weight, linear.bias
-    if merge == "concat" and branches > 1:
-        merged.weight = nn.Parameter(linear.weight.detach().repeat(1, branches) / branches)
-    return merged.train(linear.training)
-
-
-def _find_ends(model: nn.Module) -> tuple[nn.Conv2d, nn.Linear | None]:
-    """Return the layer that reads the image and the one where branches meet, after refusing what we cannot do."""
-    convs, linears = [], []
-    for name, module in model.named_modules():
-        if isinstance(module, CalibratedConv2d | BranchLinear):
-            raise CalibrationError(f"{name or 'the model'} is calibrated already; pass the plain network")
-        if type(module) is nn.Conv2d:
-            if linears:
-                raise CalibrationError(
-                    f"{linears[0][0]} (Linear) comes before {name} (Conv2d): it would mix the channels of all "
-                    "branches. Only linear layers after the last convolution can be calibrated."
-                )
-            convs.append((name, module))
-        elif type(module) is nn.Linear:
-            linears.append((name, module))
-        elif not isinstance(module, nn.modules.batchnorm._BatchNorm) and _own_tensors(module):
-            raise CalibrationError(
-                f"{name or 'the model'} ({type(module).__name__}) has parameters or buffers of its own "
-                f"({', '.join(_own_tensors(module))}) and no calibrated form is known. Supported: nn.Conv2d, batch "
-                "normalisation, linear classifiers, and layers without parameters."
-            )
-    if not convs:
-        raise CalibrationError(f"{type(model).__name__} has no nn.Conv2d to calibrate")
-    return convs[0][1], linears[0][1] if linears else None
-
-
-def _own_tensors(module: nn.Module) -> list[str]:
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return [name for name, _ in own]
-
-
-def _calibrated_conv(
-    name: str, conv: nn.Conv2d, branches: int, shared_input: bool, diversity: float
-) -> CalibratedConv2d:
-    if conv.padding_mode != "zeros":
-        raise CalibrationError(f"{name} has padding_mode={conv.padding_mode!r}; only 'zeros' is supported")
-    # On the meta device first: nothing is allocated or initialised that the given weight then replaces.
-    calibrated = CalibratedConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        branches=branches,
-        shared_input=shared_input,
-        device="meta",
-    )
-    calibration = conv.weight.new_empty(branches, *conv.kernel_size)
-    calibrated.adopt_parameters(conv.weight, nn.Parameter(calibration), conv.bias)
-    if not calibration.is_meta:
-        calibrated.reset_calibration(diversity)
-    return calibrated.train(conv.training)
-
-
-def _tile_batch_norm(norm: nn.modules.batchnorm._BatchNorm, branches: int) -> None:
-    """Give every branch its own affine parameters and statistics, equal at the start."""
-    norm.num_features *= branches
-    for name in ("weight", "bias"):
-        parameter = getattr(norm, name)
-        if parameter is not None:
-            setattr(norm, name, nn.Parameter(parameter.detach().repeat(branches), parameter.requires_grad))
-    for name in ("running_mean", "running_var"):
-        statistic = getattr(norm, name)
-        if statistic is not None:
-            setattr(norm, name, statistic.repeat(branches))
-
-
 def _scale_declared_widths(model: nn.Module, branches: int) -> None:
     """timm networks declare their feature widths; K branches make them K times wider."""
     owners = [(model, ("num_features", "head_hidden_size"))]
@@ -194,5 +197,6 @@ def _scale_declared_widths(model: nn.Module, branches: int) -> None:
             if isinstance(getattr(owner, name, None), int):
                 setattr(owner, name, getattr(owner, name) * branches)
     feature_info = getattr(model, "feature_info", None)
-    if isinstance(feature_info, list):
-        model.feature_info = [{**info, "num_chs": info["num_chs"] * branches} for info in feature_info]
+    holder, name = (feature_info, "info") if hasattr(feature_info, "info") else (model, "feature_info")
+    if isinstance(levels := getattr(holder, name, None), list):
+        setattr(holder, name, [{**level, "num_chs": level["num_chs"] * branches} for level in levels])

@@ -1,4 +1,4 @@
-"""The calibrated convolution and the classifier that lets its branches meet.
+"""The calibrated convolution; with the classifier that lets its branches meet, from ``_branches``.
 
 Source: "Calibrated Stochastic Gradient Descent for Convolutional Neural Networks", AAAI 2019, Eq. 1-4.
 Features are branch-major: channel ``k * C + c`` is channel c of branch k.
@@ -12,34 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccnn_zoo._branches import MERGES as MERGES
+from ccnn_zoo._branches import BranchConv2d as BranchConv2d
+from ccnn_zoo._branches import BranchLinear as BranchLinear
+from ccnn_zoo._branches import check_branches, check_mixing
+from ccnn_zoo._branches import check_merge as check_merge
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
-
-MERGES = ("mean", "max", "concat")
-
-
-def check_branches(branches: int) -> int:
-    """Return ``branches``, the number K of branches.
-
-    Raises:
-        ConfigurationError: it is not an integer of at least 1.
-    """
-    if isinstance(branches, bool) or not isinstance(branches, int) or branches < 1:
-        raise ConfigurationError(
-            f"branches must be an integer of at least 1 (1 is the plain network), got {branches!r}"
-        )
-    return branches
-
-
-def check_merge(merge: str) -> str:
-    """Return ``merge``, the way in which branches meet before the classifier.
-
-    Raises:
-        ConfigurationError: it is not one of :data:`MERGES`.
-    """
-    if merge not in MERGES:
-        raise ConfigurationError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
-    return merge
 
 
 class CalibratedConv2d(nn.Conv2d):
@@ -49,6 +28,9 @@ class CalibratedConv2d(nn.Conv2d):
     element-wise product over the kernel's positions. That is one grouped convolution. Like timm's ``StdConv2d``
     it **is** an ``nn.Conv2d``: ``in_channels``, ``out_channels``, ``groups``, ``weight`` and ``bias`` are those
     of one branch, so the weights of a plain network load under their own keys; ``calibration`` is the one new key.
+
+    With ``mixing="dense"`` every branch reads the features of all K branches, each through its own slice of w. Eq. 4
+    speaks of its own features only, but Table 2's parameter counts fit this reading.
 
     Train it with :class:`ccnn_zoo.CSGD`, which keeps R non-negative and normalised; any other optimizer would
     treat R as a free weight.
@@ -61,17 +43,19 @@ class CalibratedConv2d(nn.Conv2d):
         bias: add a bias, shared by the branches as w is.
         branches: number K of branches.
         shared_input: all branches read the same ``in_channels`` channels; for the first layer, which sees the
-            image once.
+            image once. Both mixings are the same here.
+        mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches.
 
     Shape:
         - Input: (N, K * in_channels, H, W), or (N, in_channels, H, W) with ``shared_input=True``
         - Output: (N, K * out_channels, H_out, W_out), sizes as in ``nn.Conv2d``
-        - ``weight`` (w): (out_channels, in_channels / groups, kh, kw)
+        - ``weight`` (w): (out_channels, in_channels / groups, kh, kw); with ``mixing="dense"`` and without
+          ``shared_input`` (out_channels, K * in_channels, kh, kw)
         - ``calibration`` (R): (K, kh, kw); non-negative, sums to 1 over the branches at every position
 
     Raises:
-        ConfigurationError: ``branches`` is below 1, or ``shared_input`` meets ``groups`` above 1 (groups of a
-            shared input would not come out branch-major).
+        ConfigurationError: ``branches`` is below 1, ``mixing`` is unknown, or ``shared_input`` or dense mixing meets
+            ``groups`` above 1 (their groups would not come out branch-major).
     """
 
     def __init__(
@@ -86,14 +70,22 @@ class CalibratedConv2d(nn.Conv2d):
         bias: bool = False,
         branches: int = 2,
         shared_input: bool = False,
+        mixing: str = "grouped",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_branches(branches)
+        check_mixing(mixing)
         if shared_input and groups > 1 and branches > 1:
             raise ConfigurationError(f"shared_input=True needs groups=1, got groups={groups}")
+        if mixing == "dense" and groups > 1 and branches > 1:
+            raise ConfigurationError(
+                f"mixing='dense' needs groups=1, got groups={groups}; leave layers with groups at mixing='grouped', as "
+                "calibrate does"
+            )
+        reads_all = mixing == "dense" and not shared_input
         super().__init__(
-            in_channels,
+            branches * in_channels if reads_all else in_channels,
             out_channels,
             kernel_size,
             stride=stride,
@@ -104,9 +96,11 @@ class CalibratedConv2d(nn.Conv2d):
             device=device,
             dtype=dtype,
         )
+        self.in_channels = in_channels
         self.branches = branches
         self.shared_input = shared_input
-        self.total_groups = groups if shared_input else branches * groups
+        self.mixing = mixing
+        self.total_groups = groups if shared_input or reads_all else branches * groups
         self.calibration = nn.Parameter(torch.empty(branches, *self.kernel_size, device=device, dtype=dtype))
         self.reset_calibration()
         self._mark_parameters()
@@ -124,6 +118,9 @@ class CalibratedConv2d(nn.Conv2d):
         """
         if not 0 <= diversity <= 1:
             raise ConfigurationError(f"diversity must be between 0 and 1, got {diversity!r}")
+        if diversity == 0:
+            self.calibration.fill_(1 / self.branches)
+            return
         self.calibration.uniform_(torch.finfo(self.calibration.dtype).tiny, 1)  # 0 / 0 would be NaN for K=1
         self.calibration.div_(self.calibration.sum(0))
         self.calibration.lerp_(torch.full_like(self.calibration, 1 / self.branches), 1 - diversity)
@@ -152,7 +149,7 @@ class CalibratedConv2d(nn.Conv2d):
         self._mark_parameters()
 
     def effective_weight(self) -> Tensor:
-        """Return H, the kernels that the branches really use: (K * out_channels, in_channels / groups, kh, kw)."""
+        """Return H, the kernels that the branches really use: (K * out_channels, ...), else shaped as ``weight``."""
         kernels = self.calibration[:, None, None] * self.weight
         return kernels.flatten(0, 1)
 
@@ -197,51 +194,5 @@ class CalibratedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         shared = ", shared_input=True" if self.shared_input else ""
-        return f"{super().extra_repr()}, branches={self.branches}{shared}"
-
-
-class BranchLinear(nn.Linear):
-    """Linear classifier in which the branches meet.
-
-    With ``merge="mean"`` its logits are the mean of the K logits that each branch alone would give.
-
-    Args:
-        in_features: features of one branch.
-        out_features: classes.
-        branches: number K of branches.
-        merge: ``"mean"`` or ``"max"`` over the branches (``weight`` is that of the plain network), or
-            ``"concat"`` (``weight`` reads all K * in_features).
-
-    Shape:
-        - Input: (N, ..., K * in_features), branch-major
-        - Output: (N, ..., out_features)
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        branches: int = 2,
-        merge: str = "mean",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        width = in_features * branches if merge == "concat" else in_features
-        super().__init__(width, out_features, bias=bias, device=device, dtype=dtype)
-        self.branches = check_branches(branches)
-        self.merge = check_merge(merge)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Linear's own name
-        return F.linear(self.merge_branches(input), self.weight, self.bias)
-
-    def merge_branches(self, features: Tensor) -> Tensor:
-        """Return what the linear map reads: (..., in_features), or unchanged with ``"concat"``."""
-        if self.merge == "concat" or self.branches == 1:
-            return features
-        # chunk, not unflatten: it exports as Split, which needs no shape arithmetic in the graph.
-        stacked = torch.stack(features.chunk(self.branches, dim=-1))
-        return stacked.mean(0) if self.merge == "mean" else stacked.amax(0)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, branches={self.branches}, merge={self.merge!r}"
+        mixing = "" if self.mixing == "grouped" else f", mixing={self.mixing!r}"
+        return f"{super().extra_repr()}, branches={self.branches}{shared}{mixing}"

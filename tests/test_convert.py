@@ -116,7 +116,7 @@ def test_gradients_of_the_network_agree_with_finite_differences() -> None:
     plain = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sigmoid(), nn.Conv2d(2, 2, 2), nn.Flatten(), nn.Linear(8, 2)
     )
-    model = randomize(calibrate(plain, branches=3, diversity=1.0).double()).eval()
+    model = randomize(calibrate(plain, branches=3, diversity=1.0, input_size=(1, 5, 5)).double()).eval()
     parameters = dict(model.named_parameters())
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
 

@@ -1,0 +1,188 @@
+"""Where branches meet: the classifier that merges them, and the concatenation that keeps them apart.
+
+Features are branch-major: channel ``k * C + c`` is channel c of branch k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ccnn_zoo.errors import ConfigurationError
+
+MERGES = ("mean", "max", "concat")
+MIXINGS = ("grouped", "dense")
+
+
+def check_branches(branches: int) -> int:
+    """Return ``branches``, the number K of branches.
+
+    Raises:
+        ConfigurationError: it is not an integer of at least 1.
+    """
+    if isinstance(branches, bool) or not isinstance(branches, int) or branches < 1:
+        raise ConfigurationError(
+            f"branches must be an integer of at least 1 (1 is the plain network), got {branches!r}"
+        )
+    return branches
+
+
+def check_merge(merge: str) -> str:
+    """Return ``merge``, the way in which branches meet before the classifier.
+
+    Raises:
+        ConfigurationError: it is not one of :data:`MERGES`.
+    """
+    if merge not in MERGES:
+        raise ConfigurationError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
+    return merge
+
+
+def check_mixing(mixing: str) -> str:
+    """Return ``mixing``, which features a branch reads.
+
+    Raises:
+        ConfigurationError: it is not one of :data:`MIXINGS`.
+    """
+    if mixing not in MIXINGS:
+        raise ConfigurationError(f"mixing must be one of {', '.join(MIXINGS)}, got {mixing!r}")
+    return mixing
+
+
+def concat_branches(tensors: Sequence[Tensor], branches: int) -> Tensor:
+    """Concatenate along the channels, each tensor and the result branch-major.
+
+    ``torch.cat`` of branch-major tensors would not be: it gives all branches of the first tensor, then all of the
+    second.
+
+    Args:
+        tensors: features, (N, K * C_i, ...).
+        branches: number K of branches.
+
+    Returns:
+        Tensor (N, K * sum C_i, ...).
+    """
+    parts = [tensor.chunk(branches, dim=1) for tensor in tensors]
+    return torch.cat([part for branch in zip(*parts, strict=True) for part in branch], dim=1)
+
+
+def merge_features(features: Tensor, branches: int, merge: str, dim: int) -> Tensor:
+    """Return the mean or maximum over the branches that stand side by side in ``dim``, or all with ``"concat"``."""
+    if merge == "concat" or branches == 1:
+        return features
+    # chunk, not unflatten: it exports as Split, which needs no shape arithmetic in the graph.
+    stacked = torch.stack(features.chunk(branches, dim=dim))
+    return stacked.mean(0) if merge == "mean" else stacked.amax(0)
+
+
+class BranchLinear(nn.Linear):
+    """Linear classifier in which the branches meet.
+
+    With ``merge="mean"`` its logits are the mean of the K logits that each branch alone would give.
+
+    Args:
+        in_features: features of one branch.
+        out_features: classes.
+        branches: number K of branches.
+        merge: ``"mean"`` or ``"max"`` over the branches (``weight`` is that of the plain network), or
+            ``"concat"`` (``weight`` reads all K * in_features).
+
+    Shape:
+        - Input: (N, ..., K * in_features), branch-major
+        - Output: (N, ..., out_features)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        branches: int = 2,
+        merge: str = "mean",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_branches(branches)
+        check_merge(merge)
+        width = in_features * branches if merge == "concat" else in_features
+        super().__init__(width, out_features, bias=bias, device=device, dtype=dtype)
+        self.branches = branches
+        self.merge = merge
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Linear's own name
+        # Not super().forward: TorchScript knows no super.
+        return F.linear(self.merge_branches(input), self.weight, self.bias)
+
+    def merge_branches(self, features: Tensor) -> Tensor:
+        """Return what the linear map reads: (..., in_features), or unchanged with ``"concat"``."""
+        return merge_features(features, self.branches, self.merge, dim=-1)
+
+    def forward_branches(self, features: Tensor) -> Tensor:
+        """Return what each branch alone says.
+
+        With ``"mean"`` and ``"max"`` that is what the layer gives for the features of one branch. With ``"concat"``
+        it is K times what one branch adds to the sum of all, bias included. So for ``"mean"`` and ``"concat"`` the
+        mean over the branches is :meth:`forward`; for ``"max"``, where the features are merged by a maximum, no
+        combination of the logits of single branches is.
+
+        Args:
+            features: (N, ..., K * C), branch-major.
+
+        Returns:
+            Tensor (K, N, ..., out_features).
+        """
+        parts = torch.stack(features.chunk(self.branches, dim=-1))
+        if self.merge != "concat":
+            return super().forward(parts)
+        columns = self.branches * torch.stack(self.weight.chunk(self.branches, dim=1))
+        shape = (self.branches, *(1 for _ in features.shape[:-2]), *columns.shape[1:])
+        logits = parts @ columns.view(shape).transpose(-1, -2)
+        return logits if self.bias is None else logits + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, branches={self.branches}, merge={self.merge!r}"
+
+
+class BranchConv2d(nn.Conv2d):
+    """1x1 convolution to the classes in which the branches meet: :class:`BranchLinear` for unflattened features.
+
+    Args:
+        in_channels: channels of one branch.
+        out_channels: classes.
+        kernel_size, stride, padding, bias: as in ``nn.Conv2d``.
+        branches: number K of branches.
+        merge: as in :class:`BranchLinear`.
+
+    Shape:
+        - Input: (N, K * in_channels, H, W), branch-major
+        - Output: (N, out_channels, H_out, W_out)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        bias: bool = True,
+        branches: int = 2,
+        merge: str = "mean",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_branches(branches)
+        check_merge(merge)
+        width = in_channels * branches if merge == "concat" else in_channels
+        super().__init__(width, out_channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype)
+        self.branches = branches
+        self.merge = merge
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Conv2d's own name
+        return super().forward(merge_features(input, self.branches, self.merge, dim=1))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, branches={self.branches}, merge={self.merge!r}"

@@ -1,0 +1,91 @@
+"""What of a plain network is calibrated, where its branches meet, and which networks are refused unseen."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ccnn_zoo._branches import BranchConv2d
+from ccnn_zoo._conversions import is_calibratable_conv, is_linear, is_per_channel, refuse_attachments
+from ccnn_zoo.errors import CalibrationError
+from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
+
+# Without parameters, or with so small an effect that comparing outputs would not tell.
+_MIXES_CHANNELS = {
+    nn.LayerNorm: "normalises over the channels of all branches",
+    nn.RMSNorm: "normalises over the channels of all branches",
+    nn.LocalResponseNorm: "normalises over neighbouring channels, also those of another branch",
+    nn.CrossMapLRN2d: "normalises over neighbouring channels, also those of another branch",
+    nn.Softmax2d: "normalises over the channels of all branches",
+    nn.MultiheadAttention: "attends over the channels of all branches",
+}
+
+
+def find_convs(model: nn.Module) -> dict[nn.Conv2d, str]:
+    """Return the plain convolutions of ``model`` with their names, in the order of registration.
+
+    Raises:
+        CalibrationError: there is none, or a module has no calibrated form; names it and why.
+    """
+    convs: dict[nn.Conv2d, str] = {}
+    linear = ""
+    for name, module in model.named_modules():
+        if is_calibratable_conv(module):
+            if linear:
+                raise CalibrationError(
+                    f"{linear} (Linear) comes before {name} (Conv2d): it would mix the channels of all branches. "
+                    "Only linear layers after the last convolution can be calibrated."
+                )
+            refuse_attachments(name, module)
+            convs[module] = name
+        elif is_linear(module):
+            linear = linear or name
+        else:
+            _refuse(name or "the model", module)
+    if "" in convs.values():
+        raise CalibrationError("a lone nn.Conv2d is no network; build a CalibratedConv2d, or wrap it in nn.Sequential")
+    if not convs:
+        raise CalibrationError(f"{type(model).__name__} has no nn.Conv2d to calibrate")
+    return convs
+
+
+def find_classifier(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """Return the layer in which branches meet: the first linear one, else the convolution that timm calls classifier.
+
+    Raises:
+        CalibrationError: the network has classes and none of the two, or its classifier cannot be replaced.
+    """
+    found = next(((name, module) for name, module in model.named_modules() if is_linear(module)), None)
+    if found is None and callable(getattr(model, "get_classifier", None)):
+        classifier = model.get_classifier()
+        if type(classifier) is nn.Conv2d and classifier.groups == 1 and classifier.dilation == (1, 1):
+            found = next((name, module) for name, module in model.named_modules() if module is classifier)
+    if found is not None:
+        refuse_attachments(*found)
+        return found[1]
+    if isinstance(classes := getattr(model, "num_classes", 0), int) and classes > 0:
+        raise CalibrationError(
+            f"{type(model).__name__} has {classes} classes and no nn.Linear in which its branches could meet, nor a "
+            "convolution that get_classifier() names"
+        )
+    return None
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    kind = type(module).__name__
+    if isinstance(module, CalibratedConv2d | BranchLinear | BranchConv2d):
+        raise CalibrationError(f"{name} is calibrated already; pass the plain network")
+    for mixing, why in _MIXES_CHANNELS.items():
+        if isinstance(module, mixing):
+            raise CalibrationError(f"{name} ({kind}) {why}: the branches would not stay apart")
+    if isinstance(module, nn.Conv2d):
+        raise CalibrationError(
+            f"{name} ({kind}) is an nn.Conv2d that does more than convolve with its weight, for example standardise "
+            "it; only nn.Conv2d itself and timm's Conv2dSame can be calibrated"
+        )
+    own = [n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+    if own and not is_per_channel(module):
+        raise CalibrationError(
+            f"{name} ({kind}) has parameters or buffers of its own ({', '.join(own)}) and no calibrated form is known. "
+            "Supported: nn.Conv2d, batch, group and instance normalisation, nn.PReLU, linear classifiers, and layers "
+            "without parameters."
+        )

@@ -1,0 +1,271 @@
+"""Does a calibrated network compute what K separate plain networks do? Found out by running both.
+
+Channels that are concatenated, split, shuffled or normalised in a ``forward`` leave no trace in the tree of modules.
+So weights and statistics are drawn at random (zeros and ones would hide errors), and the tensors that go into and
+come out of every module are compared, which also tells where the branches get mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from ccnn_zoo._branches import BranchConv2d, BranchLinear
+from ccnn_zoo.errors import CalibrationError
+from ccnn_zoo.layers import CalibratedConv2d
+
+_TOLERANCE = 1e-4
+"""Relative, of norms. One module in float32 gives about 1e-6, branches in the wrong place about 1."""
+_TOLERANCE_OF_NETWORK = 1e-2
+"""The same over a whole network: ResNet-152 gives 2e-4."""
+_MIXED = (
+    "mixes the channels of different branches (does it concatenate, split, shuffle, normalise or attend over "
+    "channels?), so it cannot be calibrated"
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A plain network to compare with: random weights, on the CPU, in eval mode and float32.
+
+    Args:
+        network: the network.
+        images: input, (2, C, H, W).
+        image_readers: names of the convolutions that read the image itself.
+    """
+
+    network: nn.Module
+    images: Tensor
+    image_readers: tuple[str, ...]
+
+
+@contextmanager
+def private_randomness() -> Iterator[None]:
+    """Draw the same numbers every time, and leave the global random state alone."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        yield
+
+
+def make_probe(model: nn.Module, convs: dict[nn.Conv2d, str], input_size: tuple[int, int, int] | None) -> Probe:
+    """Return a probe of the architecture of ``model``.
+
+    Args:
+        model: the plain network.
+        convs: its convolutions with their names.
+        input_size: (C, H, W), or None for one that the network takes.
+
+    Raises:
+        CalibrationError: the network does not run on any of the sizes that were tried.
+    """
+    network = deepcopy(model).to("cpu", torch.float32).requires_grad_(False).eval()
+    _randomise(network)
+    sizes = [input_size] if input_size else _likely_sizes(model, next(iter(convs)).in_channels)
+    for size in sizes:
+        images = torch.randn(2, *size)
+        try:
+            return Probe(network, images, _settle(network, images, set(convs.values())))
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as failure:
+            error = failure
+    tried = " or ".join("x".join(map(str, size)) for size in sizes)
+    raise CalibrationError(
+        f"{type(model).__name__} cannot be checked, for it does not run on images of {tried} ({error}); give "
+        "input_size=(channels, height, width)"
+    ) from error
+
+
+def _likely_sizes(model: nn.Module, channels: int) -> list[tuple[int, int, int]]:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    declared = [(channels, *cfg["input_size"][1:])] if cfg.get("input_size") else []
+    if declared and cfg.get("fixed_input_size"):
+        return declared
+    return [(channels, 64, 64), *declared, (channels, 32, 32), (channels, 224, 224)]
+
+
+def _randomise(network: nn.Module) -> None:
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.ndim > 1:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
+        elif tensor.is_floating_point():
+            low = -0.5 if name.endswith("bias") else 0.5
+            tensor.uniform_(low, low + 1)
+
+
+def _settle(network: nn.Module, images: Tensor, convs: set[str]) -> tuple[str, ...]:
+    """Give batch normalisation the statistics of ``images``, so that nothing explodes; return who reads them."""
+    readers: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args: readers.append(name) if args and args[0] is images else None
+
+    norms = _tracking_norms(network).values()
+    hooks = [network.get_submodule(name).register_forward_pre_hook(note(name)) for name in convs]
+    try:
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.train()
+        network(images)
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for norm in norms:
+            norm.eval()
+            # A channel that hardly varies would have its rounding errors blown up.
+            norm.running_var.clamp_(min=0.01 * norm.running_mean.square())
+    return tuple(readers)
+
+
+def _tracking_norms(network: nn.Module) -> dict[str, nn.Module]:
+    modules = network.named_modules()
+    return {name: m for name, m in modules if hasattr(m, "momentum") and getattr(m, "running_mean", None) is not None}
+
+
+def _hold_branch(probe: Probe, calibrated: nn.Module, branch: int, branches: int) -> None:
+    """Give the probe the kernels H_k of ``branch``, and ``calibrated`` the statistics that the probe then has."""
+    for name, module in calibrated.named_modules():
+        if isinstance(module, CalibratedConv2d):
+            kernels = module.effective_weight().chunk(branches)[branch]
+            probe.network.get_submodule(name).weight = nn.Parameter(kernels.clone(), requires_grad=False)
+    _settle(probe.network, probe.images, set())
+    for name, norm in _tracking_norms(probe.network).items():
+        for statistic in ("running_mean", "running_var"):
+            tiled = getattr(calibrated.get_submodule(name), statistic)
+            tiled.chunk(branches)[branch].copy_(getattr(norm, statistic))
+
+
+def check_same_function(probe: Probe, calibrated: nn.Module, branches: int) -> None:
+    """Check that ``calibrated``, with R uniform, computes what the probe does.
+
+    Raises:
+        CalibrationError: it does not.
+    """
+    merged = any(isinstance(module, BranchLinear | BranchConv2d) for module in calibrated.modules())
+    expected = _tensors(probe.network(probe.images))
+    if not merged:  # the features of all branches
+        expected = [tensor.repeat(1, branches, *(1 for _ in tensor.shape[2:])) for tensor in expected]
+    # Nothing to compare within: only the root is watched, for the error.
+    outputs = _run(calibrated, probe.images, lambda *_: None)
+    if len(outputs) != len(expected) or not all(
+        _close(a, b, _TOLERANCE_OF_NETWORK) for a, b in zip(outputs, expected, strict=True)
+    ):
+        raise CalibrationError(
+            f"{type(calibrated).__name__} would not compute the function that it computes now: what follows the layer "
+            "in which branches meet, or runs beside it, is not known how to calibrate"
+        )
+
+
+def check_branches_apart(probe: Probe, calibrated: nn.Module, branches: int) -> None:
+    """Check that branch k of ``calibrated`` computes what the probe does when it holds H_k, module by module.
+
+    Each branch gets weights and statistics of its own; those of the probe are overwritten.
+
+    Raises:
+        CalibrationError: it does not; names the module that mixes the branches.
+    """
+    records: list[list[list[Tensor]]] = []
+    for k in range(branches):
+        _hold_branch(probe, calibrated, k, branches)
+        record: list[list[Tensor]] = []
+        _run(probe.network, probe.images, _recorder(record))
+        records.append(record)
+    position = 0
+    merged = False
+
+    def compare(name: str, module: nn.Module, entering: bool, tensors: list[Tensor]) -> Tensor | None:
+        nonlocal position, merged
+        separate = [record[position] if position < len(record) else [] for record in records]
+        position += 1
+        if merged:
+            return None
+        merged = isinstance(module, BranchLinear | BranchConv2d)
+        alike = all(len(plain) == len(tensors) for plain in separate)
+        if not alike or not all(map(_holds_branches, tensors, zip(*separate, strict=True))):
+            # What goes in wrong was made wrong by the code around it.
+            parent = name.rpartition(".")[0] if entering else name
+            raise CalibrationError(f"{_describe(calibrated, parent)} {_MIXED}")
+        if entering or len(tensors) != 1 or tensors[0].shape == separate[0][0].shape:
+            return None
+        # Go on from the separate networks' own output: rounding errors do not pile up over the layers.
+        return torch.cat([plain[0] for plain in separate], dim=1)
+
+    _run(calibrated, probe.images, compare)
+
+
+def _recorder(record: list[list[Tensor]]) -> Callable[[str, nn.Module, bool, list[Tensor]], None]:
+    def note(name: str, module: nn.Module, entering: bool, tensors: list[Tensor]) -> None:
+        # Cloned: layers that work in place would overwrite them.
+        record.append([tensor.clone() for tensor in tensors])
+
+    return note
+
+
+def _run(
+    network: nn.Module, images: Tensor, event: Callable[[str, nn.Module, bool, list[Tensor]], Tensor | None]
+) -> list[Tensor]:
+    """Run ``network`` and tell ``event`` (name, module, entering?, tensors) about every module.
+
+    A tensor that ``event`` returns for a module that is left takes the place of its output.
+
+    Raises:
+        CalibrationError: the network fails; names the innermost module that does.
+    """
+    inside: list[str] = []
+    handles: list[RemovableHandle] = []
+
+    def watch(name: str) -> None:
+        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            event(name, module, True, _tensors(args))
+            inside.append(name)
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+            inside.pop()
+            replacement = event(name, module, False, _tensors(output))
+            return replacement if isinstance(output, Tensor) else None
+
+        module = network.get_submodule(name)
+        handles.extend((module.register_forward_pre_hook(enter), module.register_forward_hook(leave)))
+
+    for name, _ in network.named_modules():
+        watch(name)
+    try:
+        return _tensors(network(images))
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        if isinstance(error, CalibrationError):
+            raise
+        where = _describe(network, inside[-1] if inside else "")
+        raise CalibrationError(f"{where} {_MIXED}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _holds_branches(tensor: Tensor, separate: tuple[Tensor, ...]) -> bool:
+    """Tell whether ``tensor`` holds the K tensors side by side, or is the one that all of them are (the image)."""
+    if tensor.shape == separate[0].shape:
+        return all(_close(tensor, part) for part in separate)
+    if tensor.ndim < 2 or tensor.shape[1] != len(separate) * separate[0].shape[1]:
+        return False
+    return all(map(_close, tensor.chunk(len(separate), dim=1), separate))
+
+
+def _close(actual: Tensor, expected: Tensor, tolerance: float = _TOLERANCE) -> bool:
+    if actual.shape != expected.shape:
+        return False
+    difference = (actual.double() - expected.double()).norm()
+    return bool(difference <= tolerance * expected.double().norm())
+
+
+def _describe(network: nn.Module, name: str) -> str:
+    return f"{name or 'the model'} ({type(network.get_submodule(name)).__name__})"
