@@ -19,19 +19,29 @@ class CalibratedClassifier:
     Args:
         branches: number K of branches; 1 is the plain network.
         merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
+        mixing: which features a branch reads: its own (``"grouped"``) or those of all branches (``"dense"``).
         folded: build the plain form with grouped convolutions, which loads the weights of a folded network.
         args, kwargs: as in the plain class, widths counted for one branch.
 
     Raises:
-        ConfigurationError: ``branches`` or ``merge`` is out of range.
+        ConfigurationError: ``branches``, ``merge`` or ``mixing`` is out of range.
     """
 
-    def __init__(self, *args: Any, branches: int = 2, merge: str = "mean", folded: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        branches: int = 2,
+        merge: str = "mean",
+        mixing: str = "grouped",
+        folded: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.branches = branches
         self.merge = merge
+        self.mixing = mixing
         # As the paper trains from scratch: R random, w at the plain network's scale.
-        calibrate_(self, branches, merge, diversity=1.0, rescale=False)
+        calibrate_(self, branches, merge, mixing=mixing, diversity=1.0, rescale=False)
         self._tell_branches()
         if folded:
             fold_(self)

@@ -29,12 +29,7 @@ default_cfgs = generate_default_cfgs({"ccnn_vgg16": imagenet_cfg("features.0", "
 def ccnn_vgg16(pretrained: bool = False, **kwargs: Any) -> CalibratedVGG:
     """VGG-16 with batch normalisation and K=2 branches by default; Table 2 "VGG" with K=1."""
     features = {"flatten_sequential": True, "out_indices": (0, 1, 2, 3, 4, 5)}
+    arguments = {"model_cfg": cfgs["vgg16"], "norm_layer": nn.BatchNorm2d, "branches": 2, **kwargs}
     return build_model_with_cfg(
-        CalibratedVGG,
-        "ccnn_vgg16",
-        pretrained,
-        model_cfg=cfgs["vgg16"],
-        feature_cfg=features,
-        pretrained_filter_fn=_filter_fn,
-        **{"norm_layer": nn.BatchNorm2d, "branches": 2, **kwargs},
+        CalibratedVGG, "ccnn_vgg16", pretrained, feature_cfg=features, pretrained_filter_fn=_filter_fn, **arguments
     )

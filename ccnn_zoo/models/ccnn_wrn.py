@@ -14,6 +14,7 @@ from timm.models._features import feature_take_indices
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
+from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models._calibrated import CalibratedClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
 from ccnn_zoo.models._small_resnet import timm_output_stride
@@ -31,7 +32,7 @@ class WideResNet(ResNetV2):
         output_stride: largest reduction of the image: 4, or 2 to dilate the last stage instead.
 
     Raises:
-        ConfigurationError: ``output_stride`` is below 2.
+        ConfigurationError: ``depth`` is not 6n + 4, or ``output_stride`` is below 2.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class WideResNet(ResNetV2):
         drop_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        if depth < 10 or (depth - 4) % 6:
+            raise ConfigurationError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth!r}")
         super().__init__(
             layers=3 * [(depth - 4) // 6],
             channels=(16 * width, 32 * width, 64 * width),
