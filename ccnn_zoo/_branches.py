@@ -134,13 +134,11 @@ class BranchLinear(nn.Linear):
         Returns:
             Tensor (K, N, ..., out_features).
         """
-        parts = torch.stack(features.chunk(self.branches, dim=-1))
+        parts = features.chunk(self.branches, dim=-1)
         if self.merge != "concat":
-            return super().forward(parts)
-        columns = self.branches * torch.stack(self.weight.chunk(self.branches, dim=1))
-        shape = (self.branches, *(1 for _ in features.shape[:-2]), *columns.shape[1:])
-        logits = parts @ columns.view(shape).transpose(-1, -2)
-        return logits if self.bias is None else logits + self.bias
+            return super().forward(torch.stack(parts))
+        weights = (self.branches * self.weight).chunk(self.branches, dim=1)
+        return torch.stack([F.linear(x, weight, self.bias) for x, weight in zip(parts, weights, strict=True)])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, branches={self.branches}, merge={self.merge!r}"

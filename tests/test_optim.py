@@ -191,6 +191,17 @@ def test_multi_tensor_and_single_tensor_steps_agree_to_the_bit() -> None:
     assert_same_bits(*models)
 
 
+def test_layers_of_different_numbers_of_branches_are_each_projected() -> None:
+    models = [nn.ModuleList([Alone(2, 3), Alone(4, 3), Alone(4, 2)]) for _ in range(2)]
+    for model, foreach in zip(models, (False, True), strict=True):
+        for layer in model:
+            torch.manual_seed(1)
+            layer.give(calibration=torch.randn_like(layer.conv.calibration))
+        CSGD(model, calibration_lr=1.0, foreach=foreach).step()
+        assert_normalised(model)
+    assert_same_bits(*models)
+
+
 # Noise
 
 
