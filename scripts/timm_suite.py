@@ -5,7 +5,7 @@ is also the pytest plugin that picks the tests: those of the chosen networks in 
 in test_optim.py. Tests that timm runs on a few networks by name run on ours too.
 
     python scripts/timm_suite.py                       # one network of each class, about four minutes on two cores
-    python scripts/timm_suite.py --all --jobs 2        # every network
+    python scripts/timm_suite.py --all        # every network
     python scripts/timm_suite.py --models ccnn_nin -- -x --tb=short
 """
 
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=ONE_OF_EACH_CLASS, help="names of networks")
     parser.add_argument("--all", action="store_true", help="every network of the zoo")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "ccnn-zoo" / "timm-suite")
-    parser.add_argument("--jobs", default="0", help="processes of pytest-xdist; 0 runs all in one")
+    parser.add_argument("--jobs", default="2", help="processes of pytest-xdist; 0 runs all in one")
     parser.add_argument("pytest_args", nargs="*", help="after --: further arguments for pytest")
     options = parser.parse_args()
     folder = download(options.cache)
@@ -55,6 +55,7 @@ def main() -> int:
         **os.environ,
         "TORCH_BACKEND": "ccnn_zoo",  # the suite imports it, and so registers the networks
         "TORCH_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",  # one process per core
         "TIMM_SUITE_MODELS": "*" if options.all else " ".join(options.models),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
