@@ -18,10 +18,10 @@ from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 
 
 class Branchwise(nn.Module):
-    """Runs a calibrated network a few branches at a time: the same function, gradients and statistics.
+    """Trains a calibrated network a few branches at a time: the same function, gradients and statistics.
 
-    Wrap the network for training and go on saving, evaluating and exporting the network itself. Random layers
-    (dropout, drop path) draw anew for every pass. Not for ``torch.compile``: compile the network itself.
+    Go on saving and exporting the network itself; in eval mode it is simply called. Random layers (dropout, drop
+    path) draw anew for every pass. Not for ``torch.compile``: compile the network itself.
 
     Args:
         model: network with grouped branches, which meet in a :class:`BranchLinear`. It is not copied.
@@ -45,7 +45,7 @@ class Branchwise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         merge = self.model.get_submodule(self._merge)
-        if merge.branches <= self.at_once:
+        if merge.branches <= self.at_once or not self.training:
             return self.model(images)
         parts = self._parts(merge.branches)
         features: list[Tensor] = []
@@ -78,18 +78,20 @@ class Branchwise(nn.Module):
 
     @contextmanager
     def _branches(self, part: dict[str, Tensor]) -> Iterator[None]:
-        """Let every convolution know how many branches this pass has."""
-        convs = [(name, m) for name, m in self.model.named_modules() if isinstance(m, CalibratedConv2d)]
-        before = [(conv, conv.branches, conv.total_groups) for _, conv in convs]
+        """Let every layer that counts branches know how many this pass has."""
+        merge = self.model.get_submodule(self._merge)
+        layers = [m for m in self.model.modules() if hasattr(m, "branches") and m not in (self.model, merge)]
+        before = [vars(layer).copy() for layer in layers]
+        count = next(len(tensor) for name, tensor in part.items() if name.endswith("calibration"))
         try:
-            for name, conv in convs:
-                conv.branches = len(part[f"{name}.calibration"])
-                if not conv.shared_input:
-                    conv.total_groups = conv.branches * conv.groups
+            for layer in layers:
+                layer.branches = count
+                if isinstance(layer, CalibratedConv2d) and not layer.shared_input:
+                    layer.total_groups = count * layer.groups
             yield
         finally:
-            for conv, branches, groups in before:
-                conv.branches, conv.total_groups = branches, groups
+            for layer, attributes in zip(layers, before, strict=True):
+                vars(layer).update(attributes)
 
 
 class _MergeReached(Exception):  # noqa: N818, not an error
@@ -114,7 +116,7 @@ def _find_merge(model: nn.Module) -> str:
         )
     for name, module in model.named_modules():
         known = isinstance(module, CalibratedConv2d | nn.Linear) or _per_branch_tensors(module)
-        if getattr(module, "mixing", "grouped") != "grouped":
+        if isinstance(module, CalibratedConv2d) and module.mixing != "grouped":
             raise CalibrationError(f"{name} has mixing={module.mixing!r}: every branch reads all others")
         if not known and any(True for _ in module.parameters(recurse=False)):
             raise CalibrationError(

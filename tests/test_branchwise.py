@@ -46,6 +46,13 @@ def test_equals_all_branches_at_once(branches, at_once, merge):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
+def test_layers_that_sort_channels_know_how_many_branches_a_pass_has():
+    torch.manual_seed(0)
+    whole = timm.create_model("ccnn_resnet20_cifar", branches=4).double().train()
+    pictures = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(Branchwise(deepcopy(whole), 2)(pictures), whole(pictures))
+
+
 def test_the_network_is_left_as_it_was():
     model = network(8)
     wrapped = Branchwise(model, 2)

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 
+from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
@@ -25,7 +26,7 @@ from ._data import load_data
 from ._history import EpochResult, History, write_history
 from ._images import Images
 from ._meter import Meter, require_finite
-from ._network import build_model, build_optimizer, build_scheduler
+from ._network import build_model, build_optimizer, build_scheduler, trained_form
 from ._progress import TrainingProgress
 from ._recipe import Recipe
 
@@ -92,8 +93,9 @@ class _Trainer:
         self.scheduler = build_scheduler(recipe, optimizer, self.steps)
         view = view_of(data.train, data, recipe)
         self.order = ShuffledOrder(view, recipe.seed)
+        trained = trained_form(recipe, model, self.accelerator.device)
         self.model, self.optimizer, self.batches = self.accelerator.prepare(
-            model, optimizer, loader_of(view, recipe, self.order)
+            trained, optimizer, loader_of(view, recipe, self.order)
         )
         self.test_batches = self._evaluation_batches(data.test)
         self.held_out_batches = None if held_out is None else self._evaluation_batches(held_out)
@@ -187,7 +189,8 @@ class _Trainer:
         return self.accelerator.prepare(loader_of(view_of(images, self.data), self.recipe))
 
     def _plain_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model)
+        return model.model if isinstance(model, Branchwise) else model
 
     def _record(self, result: EpochResult) -> TrainingRecord:
         return TrainingRecord(

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ccnn_zoo._roles import CALIBRATION, get_role
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.branchwise import Branchwise
+from ccnn_zoo.errors import CalibrationError, ConfigurationError
 
 from ._data import Data
 from ._recipe import Recipe
@@ -50,6 +51,22 @@ def build_model(recipe: Recipe, data: Data) -> nn.Module:
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model
+
+
+def trained_form(recipe: Recipe, model: nn.Module, device: torch.device) -> nn.Module:
+    """Return what runs in training: ``model``, or a wrapper that takes its branches a few at a time.
+
+    Raises:
+        CalibrationError: ``branches_at_once`` is given, and the branches of the network depend on each other.
+    """
+    if recipe.branches_at_once is not None:
+        return Branchwise(model, recipe.branches_at_once)
+    if device.type != "cpu":
+        return model
+    try:
+        return Branchwise(model, 2)  # fastest or nearly so for all K, see docs/training_speed.md
+    except CalibrationError:
+        return model
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

@@ -57,6 +57,8 @@ class Recipe:
         decay_rate: factor, in (0, 1].
         seed: seed of initial weights, held-out images, order, augmentation and noise.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        branches_at_once: branches that a training pass runs together, on the way to the same gradients
+            (:class:`ccnn_zoo.branchwise.Branchwise`); None lets the device decide.
         channels_last: hold images and weights channels last in memory.
         workers: processes that decode images of a folder; 0 decodes in the training process.
 
@@ -90,6 +92,7 @@ class Recipe:
     decay_rate: float = 0.1
     seed: int = 0
     mixed_precision: str = "no"
+    branches_at_once: int | None = None
     channels_last: bool = False
     workers: int = 0
 
@@ -120,7 +123,7 @@ class Recipe:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("epochs", "iterations", "image_size"):
+        for name in ("epochs", "iterations", "image_size", "branches_at_once"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), at_least=1)
         _integer("batch_size", self.batch_size, at_least=1)
