@@ -19,6 +19,7 @@ def test_every_value_survives_yaml(tmp_path):
         data="folder:some/where",
         iterations=64_000,
         branches=8,
+        branches_at_once=2,
         merge="concat",
         model_kwargs={"drop_rate": 0.1},
         validation=0.1,
