@@ -5,7 +5,7 @@ is also the pytest plugin that picks the tests: those of the chosen networks in 
 in test_optim.py. Tests that timm runs on a few networks by name run on ours too.
 
     python scripts/timm_suite.py                       # one network of each class, about four minutes on two cores
-    python scripts/timm_suite.py --all        # every network
+    python scripts/timm_suite.py --all                 # every network
     python scripts/timm_suite.py --models ccnn_nin -- -x --tb=short
 """
 
