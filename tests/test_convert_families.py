@@ -238,6 +238,20 @@ def test_a_second_head_beside_the_classifier_is_refused() -> None:
         calibrate(TwoHeads(), branches=2)
 
 
+def test_code_after_the_classifier_that_reads_all_features_is_found_by_running() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.conv(x).mean((2, 3))
+            return self.fc(features) * features.norm(dim=1, keepdim=True)
+
+    with pytest.raises(CalibrationError, match="Scaled would not compute the function"):
+        calibrate(Scaled(), branches=2)
+
+
 def test_a_convolution_hidden_from_the_tree_is_found_by_running() -> None:
     class Hidden(nn.Module):
         def __init__(self) -> None:
