@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ccnn_zoo.errors import ConfigurationError, ExportError
 
-from ._graph import INPUT, OUTPUT
+from ._graph import BRANCH_OUTPUT, INPUT, OUTPUT
 
 TOLERANCE = 1e-4
 """Allowed difference of a logit, relative to the largest one or to 1, whichever is larger."""
@@ -43,7 +43,11 @@ _ORT_ERRORS = (
     ort_errors.RuntimeException,
 )
 
-Run = Callable[[Tensor], NDArray[np.float32]]
+Logits = NDArray[np.float32]
+"""(N, classes), or (K, N, classes) of the branches: images are the last axis but one."""
+
+Run = Callable[[Tensor], dict[str, Logits]]
+"""From images to every output by its name."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,15 @@ class BatchDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured: differences by batch size, images compared, and the share with the same arg-max."""
+    """What was measured: differences by batch size, images compared, and the share with the same arg-max.
+
+    ``branch_difference`` is the largest difference of a branch's logit, None where they are no output.
+    """
 
     differences: tuple[BatchDifference, ...]
     images: int
     agreement: float | None
+    branch_difference: float | None
 
 
 class Probe:
@@ -99,43 +107,67 @@ class Probe:
             yield torch.stack(batch)
 
 
-def compare(network: nn.Module, path: Path, probe: Probe) -> Comparison:
+def compare(network: nn.Module, path: Path, probe: Probe, *, branch_outputs: bool = False) -> Comparison:
     """Run network and file on the same images.
 
     Args:
         network: the unfolded network, in eval mode on the CPU.
         path: the file exported from it.
         probe: the images.
+        branch_outputs: compare the logits of every branch too, in the same way.
 
     Raises:
         ExportError: the logits differ by more than the tolerance, are not finite, or another class comes first on
             an image of the caller where the first two are not tied.
     """
-    in_torch, in_onnx = _torch_runner(network), _onnx_runner(path)
-    reference = in_torch(probe.batch)
-    tolerance = _tolerance(reference)
-    differences = []
+    methods: dict[str, Callable[[Tensor], Tensor]] = {OUTPUT: network}
+    if branch_outputs:
+        methods[BRANCH_OUTPUT] = network.forward_branches
+    in_torch, in_onnx = _torch_runner(methods), _onnx_runner(path, list(methods))
+    differences: dict[str, list[BatchDifference]] = {name: [] for name in methods}
+    references = in_torch(probe.batch)
     for size in BATCH_SIZES:
-        difference = _difference(in_onnx(probe.batch[:size]), reference[:size], tolerance, f"batch size {size}")
-        differences.append(BatchDifference(size, float(difference.max()), float(difference.mean())))
+        found = in_onnx(probe.batch[:size])
+        for name, reference in references.items():
+            expected, where = reference[..., :size, :], f"batch size {size}"
+            difference = _difference(name, found[name], expected, _tolerance(name, reference), where)
+            differences[name].append(BatchDifference(size, float(difference.max()), float(difference.mean())))
+    images, agreeing = _compare_all(in_onnx, in_torch, probe)
+    return Comparison(
+        differences=tuple(differences[OUTPUT]),
+        images=images,
+        agreement=agreeing / images if images else None,
+        branch_difference=max(d.maximum for d in differences[BRANCH_OUTPUT]) if branch_outputs else None,
+    )
+
+
+def _compare_all(in_onnx: Run, in_torch: Run, probe: Probe) -> tuple[int, int]:
+    """Return the number of the caller's images, and on how many of them the same class comes first."""
     images, agreeing = 0, 0
     for batch in probe.batches():
-        ours, theirs = in_onnx(batch), in_torch(batch)
-        _difference(ours, theirs, _tolerance(theirs), f"images {images} to {images + len(batch) - 1}")
-        agreeing += _agreeing(ours, theirs, images)
+        found = in_onnx(batch)
+        for name, theirs in in_torch(batch).items():
+            ours = found[name]
+            _difference(name, ours, theirs, _tolerance(name, theirs), f"images {images} to {images + len(batch) - 1}")
+            if name == OUTPUT:
+                agreeing += _agreeing(name, ours, theirs, images)
+            else:
+                for k in range(len(theirs)):
+                    _agreeing(f"{name}[{k}]", ours[k], theirs[k], images)
         images += len(batch)
-    return Comparison(tuple(differences), images, agreeing / images if images else None)
+    return images, agreeing
 
 
-def _torch_runner(network: nn.Module) -> Run:
+def _torch_runner(methods: dict[str, Callable[[Tensor], Tensor]]) -> Run:
     @torch.no_grad()
-    def run(batch: Tensor) -> NDArray[np.float32]:
-        return torch.cat([network(chunk) for chunk in batch.split(_CHUNK)]).numpy()
+    def run(batch: Tensor) -> dict[str, Logits]:
+        chunks = batch.split(_CHUNK)
+        return {name: torch.cat([method(c) for c in chunks], dim=-2).numpy() for name, method in methods.items()}
 
     return run
 
 
-def _onnx_runner(path: Path) -> Run:
+def _onnx_runner(path: Path, outputs: list[str]) -> Run:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what onnxruntime would print as an error is also raised
     try:
@@ -143,38 +175,38 @@ def _onnx_runner(path: Path) -> Run:
     except _ORT_ERRORS as error:
         raise ExportError(f"onnxruntime {ort.__version__} cannot load the exported graph: {error}") from error
 
-    def run(batch: Tensor) -> NDArray[np.float32]:
+    def run(batch: Tensor) -> dict[str, Logits]:
         try:
-            return session.run([OUTPUT], {INPUT: batch.numpy()})[0]
+            return dict(zip(outputs, session.run(outputs, {INPUT: batch.numpy()}), strict=True))
         except _ORT_ERRORS as error:
             raise ExportError(f"the exported graph fails on a batch of {len(batch)}: {error}") from error
 
     return run
 
 
-def _tolerance(reference: NDArray[np.float32]) -> float:
+def _tolerance(name: str, reference: Logits) -> float:
     """Return the allowed difference of logits, see the module's docstring."""
     if not np.isfinite(reference).all():
-        raise ExportError("the network itself gives logits that are not finite. Its weights or the images are damaged.")
+        raise ExportError(
+            f"the network itself gives {name} that are not finite. Its weights or the images are damaged."
+        )
     largest = float(np.abs(reference).max())
     return min(TOLERANCE * max(1.0, largest), 0.01 * largest)
 
 
-def _difference(
-    ours: NDArray[np.float32], theirs: NDArray[np.float32], tolerance: float, where: str
-) -> NDArray[np.float32]:
+def _difference(name: str, ours: Logits, theirs: Logits, tolerance: float, where: str) -> Logits:
     if ours.shape != theirs.shape:
-        raise ExportError(f"the exported graph gives logits {ours.shape} for {where}, the network {theirs.shape}")
+        raise ExportError(f"the exported graph gives {name} {ours.shape} for {where}, the network {theirs.shape}")
     difference = np.abs(ours - theirs)
     if not (difference <= tolerance).all():  # also where the difference is NaN
         raise ExportError(
-            f"the exported graph differs from the network by {difference.max():.3g} at {where}; "
+            f"in {name} the exported graph differs from the network by {difference.max():.3g} at {where}; "
             f"{tolerance:.3g} is allowed"
         )
     return difference
 
 
-def _agreeing(ours: NDArray[np.float32], theirs: NDArray[np.float32], first: int) -> int:
+def _agreeing(name: str, ours: Logits, theirs: Logits, first: int) -> int:
     """Return for how many images the same class comes first; a difference is forgiven only for a tie in torch."""
     rows, chosen = np.arange(len(ours)), ours.argmax(1)
     same = chosen == theirs.argmax(1)
@@ -183,7 +215,7 @@ def _agreeing(ours: NDArray[np.float32], theirs: NDArray[np.float32], first: int
     if wrong.any():
         row = int(wrong.argmax())
         raise ExportError(
-            f"the exported graph puts class {chosen[row]} first on image {first + row}, the network class "
+            f"in {name} the exported graph puts class {chosen[row]} first on image {first + row}, the network class "
             f"{theirs[row].argmax()}, ahead by {margin[row]:.3g}"
         )
     return int(same.sum())

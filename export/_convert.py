@@ -20,46 +20,72 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 
-from ._graph import BATCH, INPUT, OUTPUT, ConvolutionKey
+from ._graph import BATCH, BRANCH_OUTPUT, INPUT, OUTPUT, ConvolutionKey
 
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
-def convert(network: nn.Module, metadata: ModelMetadata, opset: int) -> onnx.ModelProto:
+def convert(
+    network: nn.Module, metadata: ModelMetadata, opset: int, *, branch_outputs: bool = False
+) -> onnx.ModelProto:
     """Translate a network that is folded and in eval mode, and write its metadata into the file.
 
-    torch.onnx runs onnxscript's optimiser, whose rules fold each batch normalisation into the grouped or plain
-    convolution before it.
+    onnxscript's optimiser folds each batch normalisation into the grouped or plain convolution before it.
+
+    Args:
+        network: maps (N, C, H, W) to logits (N, classes).
+        metadata: labels and preprocessing.
+        opset: version of ONNX's operators.
+        branch_outputs: make ``network.forward_branches`` the second output. What both outputs need is computed once.
 
     Raises:
         ExportError: the network has something that torch.onnx cannot translate.
     """
     # Two images: of one, torch.export would take the batch size for fixed.
     example = torch.zeros(2, *metadata.input_size)
+    outputs = [OUTPUT, BRANCH_OUTPUT] if branch_outputs else [OUTPUT]
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                network,
+                _BothOutputs(network) if branch_outputs else network,
                 (example,),
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 opset_version=opset,
                 external_data=False,
+                optimize=False,
                 verbose=False,
             )
+            # Before the optimiser, which would fold a batch norm twice into convolutions that are then unlike.
+            ir.passes.common.CommonSubexpressionEliminationPass()(program.model)
+            program.optimize()
     except OnnxExporterError as error:
         reason = error.__cause__ or error
         raise ExportError(
             f"torch.onnx cannot translate {metadata.architecture}: {type(reason).__name__}: "
             f"{str(reason).strip().splitlines()[0]}"
         ) from error
+    if branch_outputs:
+        for value in tuple(program.model.graph.initializers.values()):
+            value.name = value.name.removeprefix("network.")
     # Nodes remember the source lines they came from, with paths of this machine.
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
+
+
+class _BothOutputs(nn.Module):
+    """Runs a network twice, for its logits and for those of its branches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(image), self.network.forward_branches(image)
 
 
 @torch.no_grad()

@@ -34,7 +34,8 @@ class ExportReport:
     Args:
         path: the file.
         nodes: nodes of the graph by operator.
-        parameters: floating-point weights in the file: effective kernels, with batch normalisation folded in.
+        parameters: floating-point weights in the file: effective kernels, with batch normalisation folded in where
+            it follows a convolution.
         max_difference: largest absolute difference of a logit from the unfolded torch network, over all batch sizes.
         mean_difference: mean absolute difference at the largest batch size.
         differences: both, for each batch size.
@@ -43,6 +44,7 @@ class ExportReport:
         images: number of images given.
         file_size: bytes.
         opset: version of ONNX's operators.
+        branch_difference: largest absolute difference of a branch's logit, None where they are no output.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class ExportReport:
     images: int
     file_size: int
     opset: int
+    branch_difference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that JSON can hold."""
@@ -68,6 +71,7 @@ def to_onnx(
     images: Tensor | Iterable[Tensor] | None = None,
     labels: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
+    branch_outputs: bool = False,
 ) -> ExportReport:
     """Export a classifier as one ONNX file that needs nothing else, and check it before it is put in its place.
 
@@ -75,9 +79,10 @@ def to_onnx(
     (batch, C, H, W) with any batch, to ``logits`` (batch, classes), and carries labels and preprocessing.
 
     Every time, the written file is checked: by ``onnx.checker`` in full; its operators are ONNX's own, its
-    convolutions those that the network runs, nothing is copied (Tile, Expand), no R and no batch normalisation is
-    left; its logits on onnxruntime's CPU provider are those of ``model`` before folding, in eval mode, within
-    :data:`TOLERANCE` at batch sizes 1, 3 and 32; and on all ``images`` the same class comes first.
+    convolutions those that the network runs, nothing is copied (Tile, Expand), no R is left, and no batch
+    normalisation that alone reads a convolution (pre-activation networks have others, which stay); its logits on
+    onnxruntime's CPU provider are those of ``model`` before folding, in eval mode, within :data:`TOLERANCE` at batch
+    sizes 1, 3 and 32; and on all ``images`` the same class comes first.
 
     Args:
         model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.
@@ -87,11 +92,14 @@ def to_onnx(
             iterable of such tensors or of single images (C, H, W), read once. None compares on seeded noise.
         labels: names of the classes, see :func:`metadata_of`.
         opset: version of ONNX's operators, 18 or later.
+        branch_outputs: add a second output ``branch_logits``, (K, batch, classes): the logits of each branch alone,
+            as ``model.forward_branches`` gives them and checked in the same way. No convolution runs twice for it.
 
     Raises:
         ExportError: the network cannot be translated, or the file fails its check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
-        ConfigurationError: ``images`` or ``opset`` is out of range.
+        ConfigurationError: ``images`` or ``opset`` is out of range, or ``branch_outputs`` are asked of a network
+            that has no branches to ask.
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
@@ -99,15 +107,21 @@ def to_onnx(
         raise ConfigurationError(f"opset must be an integer of at least {DEFAULT_OPSET}, got {opset!r}")
     if path.is_dir():
         raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}.")
+    if branch_outputs and not callable(getattr(model, "forward_branches", None)):
+        raise ConfigurationError(
+            f"branch_outputs=True needs a network with forward_branches, {type(model).__name__} has none. Make it with "
+            'timm.create_model("ccnn_..."), or leave branch_outputs out.'
+        )
     metadata = metadata_of(model, labels)
     probe = Probe(images, metadata.input_size)
     network = deepcopy(model).to("cpu", torch.float32).eval()
     # A network may draw random numbers in eval mode too; the caller's go on as if nothing had run.
     with torch.random.fork_rng(devices=[]), replacing(path) as temporary:
-        expected = Expected(metadata, opset, count_convolutions(network, probe.batch[:1]), _calibrations(network))
-        onnx.save(convert(fold(network), metadata, opset), temporary)
+        convolutions = count_convolutions(network, probe.batch[:1])
+        onnx.save(convert(fold(network), metadata, opset, branch_outputs=branch_outputs), temporary)
+        expected = Expected(metadata, opset, convolutions, _calibrations(network), branch_outputs)
         graph = check_graph(temporary, expected)
-        comparison = compare(network, temporary, probe)
+        comparison = compare(network, temporary, probe, branch_outputs=branch_outputs)
         file_size = temporary.stat().st_size
     return ExportReport(
         path=path,
@@ -120,6 +134,7 @@ def to_onnx(
         images=comparison.images,
         file_size=file_size,
         opset=graph.opset,
+        branch_difference=comparison.branch_difference,
     )
 
 

@@ -22,14 +22,12 @@ from ccnn_zoo.metadata import ModelMetadata
 ConvolutionKey = tuple[tuple[int, ...], int]
 """Shape of a convolution's weight, and its groups."""
 
-INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+INPUT, OUTPUT, BRANCH_OUTPUT, BATCH = "image", "logits", "branch_logits", "batch"
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _REFUSED = {
     "Tile": "the branches must never be made by copying features",
     "Expand": "the branches must never be made by copying features",
-    "BatchNormalization": "batch normalisation must be folded into the convolution before it; one that follows "
-    "no convolution cannot be",
 }
 
 
@@ -42,12 +40,14 @@ class Expected:
         opset: version of ONNX's operators.
         convolutions: how often the network runs each kind of convolution.
         calibrations: every R of the network, (K, kh, kw); none of them may be in the file.
+        branch_outputs: the logits of each branch are a second output.
     """
 
     metadata: ModelMetadata
     opset: int
     convolutions: Counter[ConvolutionKey]
     calibrations: tuple[NDArray[np.float32], ...] = ()
+    branch_outputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def check_graph(path: Path, expected: Expected) -> GraphSummary:
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
     _check_self_contained(model, nodes)
     _check_operators(nodes)
+    _check_batch_norms(model, nodes)
     _check_convolutions(model, nodes, expected.convolutions)
     _check_no_calibration(model, expected.calibrations)
     _check_interface(model, expected)
@@ -117,6 +118,20 @@ def _check_operators(nodes: Iterable[NodeProto]) -> None:
             raise ExportError(f"the exported graph has a {node.op_type} ({node.name!r}); only plain Conv is wanted")
 
 
+def _check_batch_norms(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Refuse those that could have been folded; pre-activation networks have others, after an addition."""
+    nodes = list(nodes)
+    convolutions = {node.output[0]: node for node in nodes if node.op_type == "Conv"}
+    uses = Counter(name for node in nodes for name in node.input)
+    uses.update(value.name for graph in _graphs(model.graph) for value in graph.output)
+    for node in nodes:
+        if node.op_type == "BatchNormalization" and node.input[0] in convolutions and uses[node.input[0]] == 1:
+            raise ExportError(
+                f"the exported graph has a BatchNormalization ({node.name!r}) that alone reads the convolution "
+                f"{convolutions[node.input[0]].name!r}; it must be folded into it"
+            )
+
+
 def _check_convolutions(model: ModelProto, nodes: Iterable[NodeProto], expected: Counter[ConvolutionKey]) -> None:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: Counter[ConvolutionKey] = Counter()
@@ -160,6 +175,8 @@ def _check_interface(model: ModelProto, expected: Expected) -> None:
     metadata = expected.metadata
     found = [(value.name, *_sides(value)) for value in (*model.graph.input, *model.graph.output)]
     wanted = [(INPUT, BATCH, *metadata.input_size), (OUTPUT, BATCH, len(metadata.labels))]
+    if expected.branch_outputs:
+        wanted.append((BRANCH_OUTPUT, metadata.branches, BATCH, len(metadata.labels)))
     if found != wanted:
         raise ExportError(f"the exported graph maps {found}, not {wanted}")
     try:

@@ -72,9 +72,40 @@ def expand(model: ModelProto) -> None:
     swap_relu(model, helper.make_node("Expand", ["x2", "shape"], ["x3"], "copies"))
 
 
-def batch_norm(model: ModelProto) -> None:
-    names = ["x2", "scale", "shift", "shift", "scale"]
-    swap_relu(model, helper.make_node("BatchNormalization", names, ["x3"], "norm"))
+def norm(source: str, result: str) -> NodeProto:
+    return helper.make_node("BatchNormalization", [source, "scale", "shift", "shift", "scale"], [result], "norm")
+
+
+def foldable_batch_norm(model: ModelProto) -> None:
+    swap_relu(model, norm("x2", "x3"))
+
+
+def foldable_batch_norm_in_a_branch(model: ModelProto) -> None:
+    """The convolution stands outside, the batch norm that alone reads it inside an If."""
+    add_initializer(model, "yes", True)
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2, 2, 2]) for name in ("then", "else")]
+    zeros = numpy_helper.from_array(np.zeros((1, 2, 2, 2), np.float32))
+    constant = helper.make_node("Constant", [], ["else"], value=zeros)
+    branches = {
+        "then_branch": helper.make_graph([norm("x2", "then")], "then", [], outputs[:1]),
+        "else_branch": helper.make_graph([constant], "else", [], outputs[1:]),
+    }
+    swap_relu(model, helper.make_node("If", ["yes"], ["x3"], "choice", **branches))
+
+
+def batch_norm_after_relu(model: ModelProto) -> None:
+    swap_relu(model, helper.make_node("Relu", ["x2"], ["y"]), norm("y", "x3"))
+
+
+def batch_norm_beside_a_shortcut(model: ModelProto) -> None:
+    """The convolution is read twice, as that before a pre-activation block is."""
+    swap_relu(model, norm("x2", "y"), helper.make_node("Add", ["y", "x2"], ["x3"]))
+
+
+def batch_norm_of_an_output(model: ModelProto) -> None:
+    """The convolution is read once in the graph, and by whoever runs it."""
+    swap_relu(model, norm("x2", "x3"))
+    model.graph.output.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, ["batch", 2, 2, 2]))
 
 
 def transposed(model: ModelProto) -> None:
@@ -196,7 +227,9 @@ def wrong_declared_shape(model: ModelProto) -> None:
 REFUSALS: dict[Callable[[ModelProto], None], str] = {
     tile: r"has a Tile \('copies'\)",
     expand: r"has a Expand \('copies'\)",
-    batch_norm: r"has a BatchNormalization \('norm'\): .*folded",
+    foldable_batch_norm: r"has a BatchNormalization \('norm'\) that alone reads the convolution 'second'; .*folded",
+    foldable_batch_norm_in_a_branch: r"has a BatchNormalization \('norm'\) that alone reads the convolution 'second'",
+    batch_norm_of_an_output: r"maps .*\('x2', 'batch', 2, 2, 2\)\], not",
     transposed: r"has a ConvTranspose \('up'\); only plain Conv",
     hidden_in_a_branch: r"has a Tile \('(then|else) copies'\)",
     wrong_groups: r"Only in the graph: 1 with weight \[2, 2, 3, 3\] in 1 groups; only in the network: 1 .* in 2 groups",
@@ -236,6 +269,42 @@ def test_what_must_not_be_published_is_refused(tmp_path, spoil, message):
     onnx.save(model, tmp_path / "x.onnx")
     with pytest.raises(ExportError, match=message):
         check_graph(tmp_path / "x.onnx", EXPECTED)
+
+
+@pytest.mark.parametrize("change", [batch_norm_after_relu, batch_norm_beside_a_shortcut])
+def test_batch_norms_that_no_convolution_can_take_in_stay_and_are_counted(tmp_path, change):
+    model = hand_made()
+    change(model)
+    onnx.save(model, tmp_path / "x.onnx")
+    assert check_graph(tmp_path / "x.onnx", EXPECTED).nodes["BatchNormalization"] == 1
+
+
+def with_branch_output(sides: list[int | str]) -> ModelProto:
+    model = hand_made()
+    add_initializer(model, "first", np.array([0], np.int64))
+    model.graph.node.extend(
+        [
+            helper.make_node("Unsqueeze", ["logits", "first"], ["one"]),
+            helper.make_node("Concat", ["one", "one"], ["branch_logits"], axis=0),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("branch_logits", TensorProto.FLOAT, sides))
+    return model
+
+
+def test_branch_logits_are_k_by_batch_by_classes_and_only_where_they_are_expected(tmp_path):
+    asked = replace(EXPECTED, branch_outputs=True)
+    path = tmp_path / "x.onnx"
+    onnx.save(with_branch_output([2, "batch", 2]), path)
+    assert check_graph(path, asked).nodes["Concat"] == 1
+    with pytest.raises(ExportError, match=r"maps .*branch_logits.*, not \[.*\('logits', 'batch', 2\)\]"):
+        check_graph(path, EXPECTED)
+    onnx.save(hand_made(), path)
+    with pytest.raises(ExportError, match=r"\('logits', 'batch', 2\)\], not .*\('branch_logits', 2, 'batch', 2\)"):
+        check_graph(path, asked)
+    onnx.save(with_branch_output([2, 1, 2]), path)
+    with pytest.raises(ExportError, match=r"maps .*\('branch_logits', 2, 1, 2\)"):
+        check_graph(path, asked)
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path):
