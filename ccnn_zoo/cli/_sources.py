@@ -11,7 +11,7 @@ import timm
 from ccnn_zoo import hub
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
 from ccnn_zoo.errors import RepositoryError
-from ccnn_zoo.train import CHECKPOINT, load_data, test_batches
+from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,4 +50,4 @@ def checkpoint_path(source: str) -> Path:
 
 def image_batches(data: str) -> Iterator[Tensor]:
     """Return all test images of ``data``, preprocessed, batch by batch."""
-    return (images for images, _ in test_batches(load_data(data)))
+    return (images for images, _ in evaluation_batches(load_data(data)))

@@ -16,7 +16,7 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import CCNNError, IntegrityError
-from ccnn_zoo.train import Data, Recipe, TrainingResult, load_data, read_history, test_batches, train
+from ccnn_zoo.train import Data, Recipe, TrainingResult, evaluation_batches, load_data, read_history, train
 
 from ._picture import draw
 
@@ -190,7 +190,7 @@ def _classes_by_torch(result: TrainingResult, data: Data, say: Say) -> list[int]
     """Return the classes of the held-out images, after comparing the folded network to the bit."""
     folded = fold(result.model)
     logits = []
-    for images, _ in test_batches(data):
+    for images, _ in evaluation_batches(data):
         logits.append(result.model(images))
         if not torch.equal(folded(images), logits[-1]):
             raise IntegrityError("folding changed the outputs; please report this with your machine and versions")
@@ -202,7 +202,7 @@ def _published(result: TrainingResult, folder: Path, data: Data, say: Say) -> Pa
     """Publish to the local hub, unless the same network is there, and download from it."""
     repo_id = f"local:{folder}"
     if not _is_published(result, repo_id):
-        hub.publish(result.checkpoint, repo_id, images=(images for images, _ in test_batches(data)))
+        hub.publish(result.checkpoint, repo_id, images=(images for images, _ in evaluation_batches(data)))
         say(f"exported, compared with torch, and published to {repo_id}")
     downloaded = hub.download(repo_id)
     say(f"downloaded from {repo_id}: every file matches its checksum")

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from ._batches import test_batches
+from ._batches import evaluation_batches
 from ._curves import draw_curves, plot_curves
 from ._data import Data, load_data
 from ._history import EpochResult, History, read_history
@@ -27,9 +27,9 @@ __all__ = [
     "TrainingResult",
     "build_model",
     "draw_curves",
+    "evaluation_batches",
     "load_data",
     "plot_curves",
     "read_history",
-    "test_batches",
     "train",
 ]

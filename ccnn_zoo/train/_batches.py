@@ -154,7 +154,7 @@ def loader_of(view: View, recipe: Recipe, order: ShuffledOrder | None = None) ->
     )
 
 
-def test_batches(data: Data, batch_size: int = 128) -> Iterator[Batch]:  # noqa: PT028, no test
+def evaluation_batches(data: Data, batch_size: int = 128) -> Iterator[Batch]:
     """Yield all test images once, preprocessed as timm does for evaluation, with their classes."""
     return iter(DataLoader(view_of(data.test, data), batch_size, collate_fn=_as_is))
 
