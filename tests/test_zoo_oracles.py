@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 import ccnn_zoo
+from ccnn_zoo.branchwise import Branchwise
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -83,6 +84,14 @@ def test_logits_are_the_mean_of_those_of_the_branches(kind, merge):
     logits = model.forward_branches(images)
     assert logits.shape == (3, 2, 5)
     torch.testing.assert_close(logits.mean(0), model(images))
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind in SMALL if "nin" in kind or "resnet" in kind))
+@torch.no_grad()
+def test_branches_can_train_a_few_at_a_time(kind):
+    model, images = build(kind, branches=4, drop_rate=0.0)
+    model.train()
+    torch.testing.assert_close(Branchwise(model, at_once=2)(images), model(images))
 
 
 @pytest.mark.parametrize("kind", SMALL)

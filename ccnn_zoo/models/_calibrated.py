@@ -42,7 +42,7 @@ class CalibratedClassifier:
         self.mixing = mixing
         # As the paper trains from scratch: R random, w at the plain network's scale.
         calibrate_(self, branches, merge, mixing=mixing, diversity=1.0, rescale=False)
-        self._tell_branches()
+        self._order_pooled_channels()
         if folded:
             fold_(self)
 
@@ -67,7 +67,7 @@ class CalibratedClassifier:
             )
             name = next(name for name, module in self.named_modules() if module is classifier)
             self.set_submodule(name, merged.train(self.training))
-        self._tell_branches()
+        self._order_pooled_channels()
 
     def forward_branches(self, x: Tensor) -> Tensor:
         """Return the logits that each branch alone gives, for ensemble-style uncertainty.
@@ -97,48 +97,39 @@ class CalibratedClassifier:
     def _meeting_layer(self) -> BranchLinear | None:
         return next((module for module in self.modules() if isinstance(module, BranchLinear)), None)
 
-    def _tell_branches(self) -> None:
-        """Tell layers without parameters, where the order of channels matters, how many branches there are."""
-        for module in list(self.modules()):
-            if isinstance(module, BranchAware):
-                module.branches = self.branches
-            elif isinstance(module, SelectAdaptivePool2d) and _is_part_major(module):
-                module.pool = nn.Sequential(module.pool, BranchMajor(module.feat_mult(), self.branches))
+    def _order_pooled_channels(self) -> None:
+        """Let a pooling that concatenates statistics (timm's ``catavgmax``) do so branch by branch."""
+        head = getattr(self, "head", None)
+        pooled = self.num_features if head is None else head.in_features
+        for pool in [module for module in self.modules() if isinstance(module, SelectAdaptivePool2d)]:
+            if pool.feat_mult() > 1 and not isinstance(pool.pool, nn.Sequential):
+                pool.pool = nn.Sequential(pool.pool, BranchMajor(pool.feat_mult(), pooled // self.branches))
 
 
-def _is_part_major(pool: SelectAdaptivePool2d) -> bool:
-    return pool.feat_mult() > 1 and not isinstance(pool.pool, nn.Sequential)
-
-
-class BranchAware(nn.Module):
-    """Layer without parameters that treats every branch alike, and needs to know their number: ``branches``."""
-
-    branches = 1
-
-
-class BranchMajor(BranchAware):
+class BranchMajor(nn.Module):
     """Reorder concatenated statistics so that those of one branch stand together.
 
     timm's ``catavgmax`` pooling gives the averages of all branches, then the maxima of all.
 
     Args:
         parts: number P of concatenated statistics.
-        branches: number K of branches.
+        channels: channels C of one branch.
 
     Shape:
-        - Input: (N, P * K * C, ...), part-major
+        - Input: (N, P * K * C, ...), part-major, for any K
         - Output: (N, K * P * C, ...), branch-major
     """
 
-    def __init__(self, parts: int, branches: int) -> None:
+    def __init__(self, parts: int, channels: int) -> None:
         super().__init__()
         self.parts = parts
-        self.branches = branches
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
+        branches = x.shape[1] // (self.parts * self.channels)
         parts = torch.stack(x.chunk(self.parts, dim=1), dim=1)
-        by_branch = torch.stack(parts.chunk(self.branches, dim=2), dim=1)
+        by_branch = torch.stack(parts.chunk(branches, dim=2), dim=1)
         return by_branch.flatten(1, 3)
 
     def extra_repr(self) -> str:
-        return f"parts={self.parts}, branches={self.branches}"
+        return f"parts={self.parts}, channels={self.channels}"

@@ -14,10 +14,9 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.models._calibrated import BranchAware
 
 
-class PadShortcut(BranchAware):
+class PadShortcut(nn.Module):
     """Shortcut without parameters between two stages (option A): pixels are skipped, new channels are zero.
 
     Args:
@@ -26,24 +25,24 @@ class PadShortcut(BranchAware):
         stride: every stride-th pixel is kept.
 
     Shape:
-        - Input: (N, K * in_channels, H, W)
+        - Input: (N, K * in_channels, H, W), for any K
         - Output: (N, K * out_channels, ceil(H / stride), ceil(W / stride))
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.before = (out_channels - in_channels) // 2
         self.after = out_channels - in_channels - self.before
         self.stride = stride
-        self.branches = 1
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
-        by_branch = torch.stack(x.chunk(self.branches, dim=1), dim=1)
+        by_branch = torch.stack(x.chunk(x.shape[1] // self.in_channels, dim=1), dim=1)
         return F.pad(by_branch, (0, 0, 0, 0, self.before, self.after)).flatten(1, 2)
 
     def extra_repr(self) -> str:
-        return f"zeros={self.before}+{self.after}, stride={self.stride}, branches={self.branches}"
+        return f"zeros={self.before}+{self.after}, stride={self.stride}"
 
 
 class SmallInputResNet(ResNet):
