@@ -45,10 +45,11 @@ def train(
 def list_networks(
     pattern: Annotated[str, typer.Argument(help="Names to list, e.g. '*cifar*'.")] = "*",
 ) -> None:
-    """List the networks of the zoo with their sizes.
+    """List the networks of the zoo with their sizes: millions of parameters, billions of multiply-adds.
 
     Example:  ccnn list '*resnet*'
     """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -57,16 +58,19 @@ def list_networks(
     rows = table(pattern)
     if not rows:
         raise ConfigurationError(f"no network is called {pattern!r}; `ccnn list` shows all of them")
-    view = Table("name", "K", "trained", "deployed", "MACs", "input", "checkpoints")
+    view = Table(
+        "name", "K", "trained M", "deployed M", "MACs G", "input", "checkpoints", box=SIMPLE_HEAD, pad_edge=False
+    )
+    view.columns[0].no_wrap = True
     for column in view.columns[1:5]:
         column.justify = "right"
     for row in rows:
         view.add_row(
             row.name,
             str(row.branches),
-            f"{row.trained_parameters:,}",
-            f"{row.folded_parameters:,}",
-            f"{row.macs:,}",
+            f"{row.trained_parameters / 1e6:.2f}",
+            f"{row.folded_parameters / 1e6:.2f}",
+            f"{row.macs / 1e9:.3f}",
             "x".join(map(str, row.input_size)),
             ", ".join(row.checkpoints),
         )
