@@ -61,7 +61,7 @@ def list_networks(
     view = Table(
         "name", "K", "trained M", "deployed M", "MACs G", "input", "checkpoints", box=SIMPLE_HEAD, pad_edge=False
     )
-    view.columns[0].no_wrap = True
+    view.columns[0].no_wrap = view.columns[5].no_wrap = True
     for column in view.columns[1:5]:
         column.justify = "right"
     for row in rows:
