@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from ccnn_zoo.errors import RepositoryError
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -19,7 +22,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Parents are created. A reader sees the old file or the new one, also when the process is killed.
 
     Raises:
-        RepositoryError: the folder cannot be written.
+        RepositoryError: the folder cannot be written, or the disk is full; what was there before is kept.
     """
     path = Path(path)
     try:
@@ -41,8 +44,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise RepositoryError(
+            f"cannot write {path}: {error.strerror}. What was there before is kept; free some space or choose another "
+            "folder."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while they wrote ``path`` left beside it."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+        leftover.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -7,7 +7,6 @@ previous checkpoint whole. No pickle is ever written or read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -16,15 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
-import torch
 from timm.models._hub import save_config_for_hf
-from torch import Tensor, nn
+from torch import nn
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
-from ccnn_zoo._files import replacing
+from ccnn_zoo._sealed import read_sealed, write_sealed
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.models._calibrated import CalibratedClassifier
@@ -63,18 +59,12 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: Trai
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
     try:
-        config, record_json = config_json(model), json.dumps(asdict(record))
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        metadata = {"format": "pt", "config": config, "record": record_json}
-        metadata["sha256"] = _digest(metadata, weights)
-        with replacing(path) as temporary:
-            safetensors.torch.save_file(weights, temporary, metadata=metadata)
-    except RepositoryError:
-        raise
-    except (OSError, safetensors.SafetensorError) as error:
+        texts = {"config": config_json(model), "record": json.dumps(asdict(record))}
+    except OSError as error:  # timm writes the configuration to a file of its own
         raise RepositoryError(
-            f"cannot write {path}: {error}. What was there before is kept; free some space or choose another folder."
+            f"cannot write {path}: {error}. What was there before is kept; free some space, also for temporary files."
         ) from error
+    write_sealed(path, model.state_dict(), texts)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRecord]:
@@ -87,39 +77,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRe
     path = Path(path)
     if not path.is_file():
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
-    metadata, weights = _read(path)
+    weights, texts = read_sealed(path, ("config", "record"), "a ccnn-zoo checkpoint")
     try:
-        model = build_from_config(json.loads(metadata["config"]))
+        model = build_from_config(json.loads(texts["config"]))
         model.load_state_dict(weights)
-        record = TrainingRecord(**json.loads(metadata["record"]))
+        record = TrainingRecord(**json.loads(texts["record"]))
     except (RuntimeError, TypeError, KeyError) as error:
         # The sum is right, so this is how it was written.
         raise IntegrityError(
             f"{path} holds a network or record that this version does not know ({error}); "
-            f"it was written by ccnn-zoo {_writer(metadata)}, load it with that"
+            f"it was written by ccnn-zoo {_writer(texts)}, load it with that"
         ) from error
     return model.eval(), record
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return metadata and weights of a file whose sum is right."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file ({error}); restore or retrain it") from error
-    if metadata.keys() != {"format", "config", "record", "sha256"}:
-        raise IntegrityError(
-            f"{path} is not a ccnn-zoo checkpoint: its metadata must be format, config, record and sha256, "
-            f"got {', '.join(sorted(metadata)) or 'none'}"
-        )
-    digest = _digest(metadata, weights)
-    if digest != metadata["sha256"]:
-        raise IntegrityError(
-            f"{path} is corrupt: its sum is {digest[:12]}…, not {metadata['sha256'][:12]}…; restore or retrain it"
-        )
-    return metadata, weights
 
 
 def config_json(model: nn.Module) -> str:
@@ -145,18 +114,5 @@ def build_from_config(config: dict[str, Any]) -> nn.Module:
     return timm.create_model(config["architecture"], pretrained_cfg=cfg, **config.get("model_args", {}))
 
 
-def _digest(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
-    """Return the sum of metadata and weights: of what they say, not of safetensors' layout, which may change."""
-    digest = hashlib.sha256()
-    for name in ("format", "config", "record"):
-        digest.update(hashlib.sha256(metadata[name].encode()).digest())
-    for name, tensor in sorted(weights.items()):
-        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-        digest.update(hashlib.sha256(described.encode()).digest())
-        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(hashlib.sha256(values.numpy()).digest())
-    return digest.hexdigest()
-
-
-def _writer(metadata: Mapping[str, str]) -> str:
-    return json.loads(metadata["record"]).get("versions", {}).get("ccnn-zoo", "of another version")
+def _writer(texts: Mapping[str, str]) -> str:
+    return json.loads(texts["record"]).get("versions", {}).get("ccnn-zoo", "of another version")

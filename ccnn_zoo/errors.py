@@ -12,6 +12,8 @@ Each derives from :class:`CCNNError` and from the built-in exception that a call
     ├── RepositoryError      (OSError)            a repository that is missing or cannot be written
     ├── ImageError           (ValueError)         an image that cannot be read
     └── DeviceError          (RuntimeError)       the asked device cannot run the model
+
+and, outside of it, ``TrainingInterrupted`` (KeyboardInterrupt): a training stopped as it was asked to.
 """
 
 from __future__ import annotations
@@ -55,3 +57,18 @@ class ImageError(CCNNError, ValueError):
 
 class DeviceError(CCNNError, RuntimeError):
     """The requested device cannot run the model."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A training stopped on SIGINT or SIGTERM, its state saved.
+
+    Not a :class:`CCNNError`: as Python's own, it passes ``except Exception``.
+
+    Args:
+        message: where it stopped, and how to go on.
+        signal: the signal's number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

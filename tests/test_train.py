@@ -56,9 +56,11 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 def test_the_folder_holds_checkpoint_history_curves_and_recipe(tiny):
     assert sorted(os.listdir(tiny.checkpoint.parent)) == [
         "curves.png",
+        "environment.json",
         "history.csv",
         "last.safetensors",
         "recipe.yaml",
+        "resume",
     ]
     assert Recipe.from_yaml(tiny.checkpoint.parent / "recipe.yaml") == TINY
     assert Image.open(tiny.checkpoint.parent / "curves.png").format == "PNG"
@@ -250,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_step_and_keeps_the_last_
 def test_a_last_step_that_ruins_the_network_is_seen_before_it_is_saved(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"evaluation loss became .* in epoch 1 at step 1"):
         train(replace(TINY, batch_size=1437, epochs=1, lr=1e30), tmp_path, progress=False)
-    assert os.listdir(tmp_path) == ["recipe.yaml"]
+    assert sorted(os.listdir(tmp_path)) == ["environment.json", "recipe.yaml"]
 
 
 def test_divergence_in_a_later_epoch_keeps_the_epochs_before(tmp_path, monkeypatch):
@@ -319,7 +321,7 @@ def test_a_stopped_run_leaves_a_readable_checkpoint(tmp_path, number):
     assert len(read_history(tmp_path / "run" / "history.csv")) in (record.epochs, record.epochs - 1)
     assert "images/s" in reported[0]
     if number == signal.SIGINT:
-        assert "KeyboardInterrupt" in rest
+        assert "TrainingInterrupted: stopped by SIGINT after step" in rest
         assert (tmp_path / "run" / "curves.png").is_file()
 
 

@@ -42,6 +42,8 @@ def test_every_value_survives_yaml(tmp_path):
         mixed_precision="bf16",
         channels_last=True,
         workers=2,
+        save_every=100,
+        keep=3,
     )
     untouched = {f.name for f in fields(Recipe) if getattr(recipe, f.name) == f.default}
     assert untouched == {"epochs", "crop_padding"}  # they exclude iterations and crop_scale
@@ -105,6 +107,8 @@ def test_a_recipe_does_not_change():
         ("mixed_precision", False),
         ("channels_last", "yes"),
         ("workers", -1),
+        ("save_every", 0),
+        ("keep", 0),
     ],
 )
 def test_a_value_outside_its_range_is_named(name, value):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.errors import ConfigurationError, TrainingInterrupted
 
 
 def train(
@@ -20,11 +20,16 @@ def train(
     data: Annotated[str | None, typer.Option(help="digits, mnist:FOLDER, cifar10:FOLDER or folder:FOLDER.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and noise.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last saved state in the output folder, if there is one.")
+    ] = False,
     values: Annotated[
         list[str] | None, typer.Option("--set", help="Any other value of the recipe, as NAME=VALUE (YAML).")
     ] = None,
 ) -> None:
     """Train a network with CSGD; options override the recipe's values.
+
+    Ctrl-C saves the run's state; the same command with --resume goes on from it.
 
     Example:  ccnn train --recipe digits --branches 8 --set lr=0.05 --output runs/digits8
     """
@@ -38,7 +43,11 @@ def train(
     if "iterations" in changes and changes["iterations"] is not None:
         changes.setdefault("epochs", None)
     resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
-    result = run(resolved, output)
+    try:
+        result = run(resolved, output, resume=resume)
+    except TrainingInterrupted as stopped:
+        typer.echo(stopped, err=True)
+        raise typer.Exit(128 + stopped.signal) from stopped  # what a shell reports of such a signal
     typer.echo(f"test error {result.record.metrics['test_error_percent']:.2f} %, saved to {result.checkpoint}")
 
 

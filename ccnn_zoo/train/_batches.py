@@ -2,7 +2,7 @@
 
 Order and augmentation are functions of (seed, epoch, index) alone: not of the batch, the process or the worker in
 which an image lands, nor of what was drawn before. So several processes see together what one would see alone,
-and a run can go on at any epoch.
+and a run can go on at any step.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def derived_seed(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of whatever else an epoch draws, dropout for one."""
-    return derived_seed(seed, _OTHER, epoch)
+def step_seed(seed: int, step: int, process: int) -> int:
+    """Return the seed of whatever else a step draws in a process, dropout for one."""
+    return derived_seed(seed, _OTHER, step, process)
 
 
 class TensorView(Dataset[Batch]):
@@ -117,20 +117,20 @@ class ShuffledOrder(Sampler[int]):
     """All indices of a view, in an order drawn anew for every epoch."""
 
     def __init__(self, view: View, seed: int) -> None:
-        self._view, self._seed, self._epoch = view, seed, 0
+        self._view, self._seed, self._epoch, self._done = view, seed, 0, 0
 
     # Not called set_epoch: accelerate calls that by its own count, which starts at 0 whenever a run goes on.
-    def start_epoch(self, epoch: int) -> None:
-        """Set the epoch, from 0, of the order and of the view's augmentation."""
-        self._epoch = epoch
+    def start_epoch(self, epoch: int, done: int = 0) -> None:
+        """Set the epoch, from 0, of the order and of the view's augmentation; leave out its first ``done`` images."""
+        self._epoch, self._done = epoch, done
         self._view.start_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self._view)
+        return len(self._view) - self._done
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derived_seed(self._seed, _ORDER, self._epoch))
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+        return iter(torch.randperm(len(self._view), generator=generator)[self._done :].tolist())
 
 
 def view_of(images: Images, data: Data, recipe: Recipe | None = None) -> View:

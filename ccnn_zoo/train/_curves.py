@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.errors import ConfigurationError
 
 from ._history import History
 
@@ -32,10 +32,7 @@ def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) 
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     draw_curves(figure.add_subplot(), histories)
     with replacing(path) as temporary:
-        try:
-            FigureCanvasAgg(figure).print_png(temporary)
-        except OSError as error:
-            raise RepositoryError(f"cannot write {path}: {error}. Free some space or choose another folder.") from error
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:

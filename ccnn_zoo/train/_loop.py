@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import os
-import platform
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
+from ccnn_zoo._files import remove_leftovers
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
-from ccnn_zoo.errors import ConfigurationError, DeviceError
 
-from ._batches import Batch, ShuffledOrder, epoch_seed, loader_of, view_of
+from ._accelerator import make_accelerator, steps_per_epoch
+from ._batches import Batch, ShuffledOrder, loader_of, step_seed, view_of
 from ._curves import plot_curves
 from ._data import load_data
+from ._environment import package_versions, write_environment
 from ._history import EpochResult, History, write_history
 from ._images import Images
-from ._meter import Meter, require_finite
+from ._meter import NOTHING, Meter, Sums, mean_of, require_finite
 from ._network import build_model, build_optimizer, build_scheduler, trained_form
 from ._progress import TrainingProgress
 from ._recipe import Recipe
+from ._signals import StopRequest
+from ._state import FOLDER, RunState, StateFolder
 
-CHECKPOINT, HISTORY, CURVES, RECIPE = "last.safetensors", "history.csv", "curves.png", "recipe.yaml"
-
-_RECORDED = ("ccnn-zoo", "torch", "torchvision", "timm", "accelerate", "numpy")
+CHECKPOINT, BEST, HISTORY, CURVES = "last.safetensors", "best.safetensors", "history.csv", "curves.png"
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 
 
 @dataclass(frozen=True)
@@ -52,39 +52,47 @@ class TrainingResult:
     checkpoint: Path
 
 
-def train(recipe: Recipe, output: str | os.PathLike[str], *, progress: bool = True) -> TrainingResult:
+def train(
+    recipe: Recipe, output: str | os.PathLike[str], *, resume: bool = False, progress: bool = True
+) -> TrainingResult:
     """Train a network, on whatever devices accelerate was launched on.
 
-    After every epoch ``output`` holds ``last.safetensors`` (:mod:`ccnn_zoo.checkpoint`) and ``history.csv``, beside
-    the resolved ``recipe.yaml``, each whole at any moment; ``curves.png`` is drawn at the end, also of a run that
-    was interrupted. Python's, numpy's and torch's generators are seeded anew.
+    After every epoch ``output`` holds ``last.safetensors`` (:mod:`ccnn_zoo.checkpoint`), ``history.csv`` and the
+    state of the run (:mod:`ccnn_zoo.train._state`), beside ``recipe.yaml``, resolved, and ``environment.json``, each
+    whole at any moment; ``curves.png`` is drawn at the end, also of a run that was interrupted. If training images
+    are held out, ``best.safetensors`` is the network of the epoch with the lowest error on them; by the test part
+    nothing is ever chosen. Python's, numpy's and torch's generators are seeded anew.
 
     Args:
         recipe: what to train.
         output: folder, made if missing; what an earlier run left there is overwritten.
+        resume: go on from the newest whole state in ``output``, to the bit on a CPU; without one, begin.
         progress: show progress on stderr.
 
     Raises:
-        ConfigurationError: the data cannot be had or do not fit the recipe.
+        ConfigurationError: the data cannot be had or do not fit the recipe, or the state to resume is another
+            recipe's.
+        IntegrityError: every state to resume is damaged.
         NonFiniteLossError: the loss became NaN or infinite; names epoch and step. The checkpoint of the epoch
             before stays.
-        RepositoryError: ``output`` cannot be written.
+        RepositoryError: ``output`` cannot be written; what was there before stays.
         DeviceError: the device cannot compute in ``mixed_precision``.
         ImageError: an image cannot be read.
+        TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-    return _Trainer(recipe, Path(output)).run(progress)
+    return _Trainer(recipe, Path(output)).run(resume, progress)
 
 
 class _Trainer:
     def __init__(self, recipe: Recipe, output: Path) -> None:
         self.recipe, self.output = recipe, output
-        self.accelerator = _accelerator(recipe)
+        self.accelerator = make_accelerator(recipe)
         data = load_data(recipe.data, recipe.image_size)
         held_out = None
         if recipe.validation:
             data, held_out = data.hold_out(recipe.validation, recipe.seed)
         self.data = data
-        self.steps_per_epoch = _steps_per_epoch(recipe, len(data.train), self.accelerator.num_processes)
+        self.steps_per_epoch = steps_per_epoch(recipe, len(data.train), self.accelerator.num_processes)
         self.steps = recipe.iterations or recipe.epochs * self.steps_per_epoch
         self.epochs = -(-self.steps // self.steps_per_epoch)
 
@@ -99,57 +107,113 @@ class _Trainer:
         )
         self.test_batches = self._evaluation_batches(data.test)
         self.held_out_batches = None if held_out is None else self._evaluation_batches(held_out)
-        self.step, self.lr = 0, recipe.lr
+        self.states = StateFolder(output, recipe.keep)
+        self.stop = StopRequest(self.accelerator)
+        # Reading a value waits for the device: free on the CPU, not elsewhere.
+        self.interval = 1 if self.accelerator.device.type == "cpu" else 25
+        self.step, self.lr, self.sums = 0, recipe.lr, NOTHING
         self.history: History = ()
 
-    def run(self, progress: bool) -> TrainingResult:
-        recipe, main = self.recipe, self.accelerator.is_main_process
+    def run(self, resume: bool, progress: bool) -> TrainingResult:
+        main = self.accelerator.is_main_process
+        title = f"{self.recipe.model} K={self.recipe.branches}"
+        if resume:
+            self._resume()
         if main:
-            recipe.to_yaml(self.output / RECIPE)
-            _remove_leftovers(self.output)
-        title = f"{recipe.model} K={recipe.branches}"
+            self.recipe.to_yaml(self.output / RECIPE)
+            write_environment(self.output / ENVIRONMENT, self.accelerator)
+            for name in (CHECKPOINT, BEST, HISTORY, CURVES, RECIPE, ENVIRONMENT, f"{FOLDER}/step.safetensors"):
+                remove_leftovers(self.output / name)
         try:
-            with TrainingProgress(title, self.epochs, self.steps, shown=progress and main) as shown:
-                for epoch in range(1, self.epochs + 1):
+            with self.stop, TrainingProgress(title, self.epochs, self.steps, shown=progress and main) as shown:
+                if resume:
+                    shown.show_start(self.step)
+                for epoch in range(len(self.history) + 1, self.epochs + 1):
                     result = self._epoch(epoch, shown)
-                    self.history = (*self.history, result)
-                    record = self._record(result)
-                    if main:
-                        save_checkpoint(self.output / CHECKPOINT, self._plain_model(), record)
-                        write_history(self.history, self.output / HISTORY)
+                    self._save_epoch(result)
                     shown.show_epoch(result)
         finally:
             if main and self.history:
                 plot_curves({title: self.history}, self.output / CURVES)
         self.accelerator.wait_for_everyone()
         model = self._plain_model().cpu().eval()
-        return TrainingResult(model, record, self.history, self.output / CHECKPOINT)
+        return TrainingResult(model, self._record(self.history[-1]), self.history, self.output / CHECKPOINT)
+
+    def _resume(self) -> None:
+        """Load the newest state, in all processes the same one."""
+        main, state = self.accelerator.is_main_process, None
+        if main:
+            state = self.states.newest(self.recipe.decisive())
+        found = torch.tensor(-1 if state is None else state.step, device=self.accelerator.device)
+        step = int(broadcast(found))
+        if step < 0:
+            return
+        state = state or self.states.at(step)
+        if state.versions != package_versions():
+            warnings.warn(f"the run began with {state.versions}; it goes on, but not to the bit", stacklevel=4)
+        self._plain_model().load_state_dict(state.parts["model"])
+        self.optimizer.load_state_dict(state.parts["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.parts["scaler"])
+        self.scheduler.step_update(step)
+        self.step, self.history = step, state.history
+        self.sums = state.sums if main else NOTHING
+
+    def _save_state(self, sums: Sums) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        parts = {"model": self._plain_model().state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler.state_dict()
+        self.states.save(RunState(self.recipe.decisive(), package_versions(), self.step, sums, self.history, parts))
+
+    def _save_epoch(self, result: EpochResult) -> None:
+        before = [earlier.validation_error_percent for earlier in self.history]
+        self.history = (*self.history, result)
+        if not self.accelerator.is_main_process:
+            return
+        model, record = self._plain_model(), self._record(result)
+        save_checkpoint(self.output / CHECKPOINT, model, record)
+        if result.validation_error_percent is None:
+            (self.output / BEST).unlink(missing_ok=True)  # of an earlier run
+        elif not before or result.validation_error_percent < min(before):
+            save_checkpoint(self.output / BEST, model, record)
+        write_history(self.history, self.output / HISTORY)
+        # Last, so that a state of this epoch means that all the above is there.
+        self._save_state(NOTHING)
+
+    def _stop_if_asked(self, epoch: int, meter: Meter) -> None:
+        if self.stop.agreed():
+            self._save_state(meter.sums(self.accelerator))
+            raise self.stop.error(
+                f"after step {self.step} of {self.steps} (epoch {epoch} of {self.epochs}), saved in {self.output}"
+            )
 
     def _epoch(self, epoch: int, shown: TrainingProgress) -> EpochResult:
-        # Whatever an epoch draws depends on its number only, not on the epochs before.
-        set_seed(epoch_seed(self.recipe.seed, epoch))
-        self.order.start_epoch(epoch - 1)
-        meter = self._train(epoch, shown)
+        done = self.step - (epoch - 1) * self.steps_per_epoch
+        self.order.start_epoch(epoch - 1, done * self.recipe.batch_size)
+        meter = Meter(epoch, self.step, self.accelerator.num_processes, self.sums)
+        self.sums = NOTHING
+        self._train(epoch, meter, shown)
         throughput = meter.images_per_second()
-        train_loss, train_error = meter.result(self.accelerator)
-        test_loss, test_error = self._evaluate(self.test_batches, epoch)
+        train_loss, train_error = mean_of(meter.sums(self.accelerator))
+        test_loss, test_error = self._evaluate(self.test_batches, epoch, meter)
         validation = (None, None)
         if self.held_out_batches is not None:
-            validation = self._evaluate(self.held_out_batches, epoch)
+            validation = self._evaluate(self.held_out_batches, epoch, meter)
         return EpochResult(
             epoch, self.step, self.lr, train_loss, train_error, test_loss, test_error, *validation, throughput
         )
 
-    def _train(self, epoch: int, shown: TrainingProgress) -> Meter:
+    def _train(self, epoch: int, meter: Meter, shown: TrainingProgress) -> None:
         self.model.train()
-        meter = Meter(epoch, self.step, self.accelerator.num_processes)
-        # Reading the loss waits for the device: free on the CPU, not elsewhere.
-        interval = 1 if self.accelerator.device.type == "cpu" else 25
         for images, targets in self.batches:
+            # Whatever a step draws depends on its number only, not on the steps before.
+            set_seed(step_seed(self.recipe.seed, self.step, self.accelerator.process_index))
             logits = self._forward(images)
             loss = F.cross_entropy(logits, targets)
             meter.update(loss, logits, targets)
-            if (self.step + 1) % interval == 0:
+            if (self.step + 1) % self.interval == 0:
                 meter.check()  # before the step, so that R and w are still finite
             self.accelerator.backward(loss)
             self.lr = self.optimizer.param_groups[0]["lr"]
@@ -157,19 +221,21 @@ class _Trainer:
             self.optimizer.zero_grad()
             self.step += 1
             self.scheduler.step_update(self.step)
-            if self.step % interval == 0:
+            if self.step % self.interval == 0:
                 shown.show_step(epoch, self.step, *meter.running())
+                self._stop_if_asked(epoch, meter)
+            if self.recipe.save_every and self.step % self.recipe.save_every == 0:
+                self._save_state(meter.sums(self.accelerator))
             if self.step == self.steps:
                 break
-        meter.check()
-        return meter
 
     @torch.no_grad()
-    def _evaluate(self, batches: Iterable[Batch], epoch: int) -> tuple[float, float]:
+    def _evaluate(self, batches: Iterable[Batch], epoch: int, meter: Meter) -> tuple[float, float]:
         """Return mean loss and error in percent."""
         self.model.eval()
         losses, wrong = [], []
         for images, targets in batches:
+            self._stop_if_asked(epoch, meter)
             logits = self._forward(images)
             loss = F.cross_entropy(logits, targets, reduction="none")
             # Drops the images that fill up the last batch of several processes.
@@ -199,41 +265,5 @@ class _Trainer:
             epochs=result.epoch,
             recipe=self.recipe.to_dict(),
             metrics=result.metrics(),
-            versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED}},
+            versions=package_versions(),
         )
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Remove the temporary files of runs that were killed while they wrote."""
-    for name in (CHECKPOINT, HISTORY, CURVES, RECIPE):
-        for leftover in output.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
-            leftover.unlink(missing_ok=True)
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    # Accelerate refuses a second precision in one process; nothing of ours outlives a run.
-    AcceleratorState._reset_state()
-    try:
-        return Accelerator(
-            # Asked for by name, or torchrun's processes would each train alone where there is no GPU.
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=recipe.mixed_precision,
-            # batch_size counts all processes together: more of them change the speed, not the training.
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
-        )
-    except ValueError as error:
-        raise DeviceError(
-            f"mixed_precision={recipe.mixed_precision!r} is not possible here: {error}. Set it to 'no'."
-        ) from error
-
-
-def _steps_per_epoch(recipe: Recipe, images: int, processes: int) -> int:
-    if recipe.batch_size > images:
-        raise ConfigurationError(
-            f"batch_size={recipe.batch_size} exceeds the {images} training images; make it smaller"
-        )
-    if recipe.batch_size % processes:
-        raise ConfigurationError(
-            f"batch_size={recipe.batch_size} cannot be shared evenly by {processes} processes; make it a multiple"
-        )
-    return images // recipe.batch_size

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ccnn_zoo.errors import NonFiniteLossError
+
+Sums: TypeAlias = tuple[float, int, int]
+"""Loss times images, misses, and images."""
+
+NOTHING: Sums = (0.0, 0, 0)
 
 
 class Meter:
@@ -19,12 +25,14 @@ class Meter:
         epoch: from 1, for error messages.
         step: optimizer steps done before the epoch, for error messages.
         processes: number of processes that share every batch evenly.
+        sums: what :meth:`sums` gave before the epoch was interrupted.
     """
 
-    def __init__(self, epoch: int, step: int, processes: int) -> None:
+    def __init__(self, epoch: int, step: int, processes: int, sums: Sums = NOTHING) -> None:
         self._epoch, self._step, self._processes = epoch, step, processes
         self._pending: list[tuple[Tensor, Tensor, int]] = []
-        self._loss, self._wrong, self._images = 0.0, 0, 0
+        self._loss, self._wrong, self._images = sums
+        self._images_before = self._images
         self._start = time.perf_counter()
 
     def update(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -52,15 +60,26 @@ class Meter:
 
     def images_per_second(self) -> float:
         """Return the throughput of all processes since the meter was made."""
-        return self._processes * self._images / (time.perf_counter() - self._start)
+        return self._processes * (self._images - self._images_before) / (time.perf_counter() - self._start)
 
-    def result(self, accelerator: Accelerator) -> tuple[float, float]:
-        """Return mean loss and error in percent over all processes."""
-        sums = (self._loss, self._wrong, self._images)
-        if accelerator.num_processes > 1:
-            joined = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
-            sums = accelerator.reduce(joined, reduction="sum").tolist()
-        return sums[0] / sums[2], 100 * sums[1] / sums[2]
+    def sums(self, accelerator: Accelerator) -> Sums:
+        """Return the sums over all processes.
+
+        Raises:
+            NonFiniteLossError: a loss was not finite.
+        """
+        self.check()
+        if accelerator.num_processes == 1:
+            return self._loss, self._wrong, self._images
+        mine = torch.tensor((self._loss, self._wrong, self._images), dtype=torch.float64, device=accelerator.device)
+        loss, wrong, images = accelerator.reduce(mine, reduction="sum").tolist()
+        return loss, int(wrong), int(images)
+
+
+def mean_of(sums: Sums) -> tuple[float, float]:
+    """Return mean loss and error in percent."""
+    loss, wrong, images = sums
+    return loss / images, 100 * wrong / images
 
 
 def require_finite(loss: float, epoch: int, step: int, kind: str) -> None:

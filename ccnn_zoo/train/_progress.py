@@ -44,6 +44,11 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
+    def show_start(self, step: int) -> None:
+        """Show from where a run goes on."""
+        self._bar.update(self._task, completed=step)
+        self._console.print(f"{self._title}: goes on after step {step}" if step else f"{self._title}: no state, begins")
+
     def show_step(self, epoch: int, step: int, loss: float, error_percent: float, images_per_second: float) -> None:
         """Show running means of the epoch."""
         figures = f"loss {loss:.3f}, error {error_percent:.2f} %{self._test}, {images_per_second:,.0f} images/s"

@@ -61,6 +61,8 @@ class Recipe:
             (:class:`ccnn_zoo.branchwise.Branchwise`); None lets the device decide.
         channels_last: hold images and weights channels last in memory.
         workers: processes that decode images of a folder; 0 decodes in the training process.
+        save_every: steps after which the state of the run is saved within an epoch; None saves after every epoch.
+        keep: number of saved states that stay.
 
     Raises:
         ConfigurationError: a value is outside its range, names it and what was expected.
@@ -95,6 +97,8 @@ class Recipe:
     branches_at_once: int | None = None
     channels_last: bool = False
     workers: int = 0
+    save_every: int | None = None
+    keep: int = 2
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "decay_at"):
@@ -123,10 +127,11 @@ class Recipe:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("epochs", "iterations", "image_size", "branches_at_once"):
+        for name in ("epochs", "iterations", "image_size", "branches_at_once", "save_every"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), at_least=1)
-        _integer("batch_size", self.batch_size, at_least=1)
+        for name in ("batch_size", "keep"):
+            _integer(name, getattr(self, name), at_least=1)
         for name in ("crop_padding", "workers", "seed"):
             _integer(name, getattr(self, name), at_least=0)
         for name in ("lr", "momentum", "weight_decay", "noise_std", "calibration_lr"):
@@ -223,6 +228,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return all values as JSON and YAML hold them."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the values that decide the result of the run, as JSON holds them."""
+        return {name: value for name, value in self.to_dict().items() if name not in ("workers", "save_every", "keep")}
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write all values, defaults too, atomically.
