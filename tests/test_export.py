@@ -37,12 +37,11 @@ def unsettle(model: nn.Module) -> nn.Module:
     return model
 
 
-def thin(branches: int = 2, merge: str = "mean") -> nn.Module:
+def thin(branches: int = 2, merge: str = "mean", blocks: int = 1) -> nn.Module:
+    """The paper's thin ResNet, of which two blocks a stage make the ResNet-18."""
     torch.manual_seed(branches)
-    model = timm.create_model(
-        "ccnn_resnet18_cifar", branches=branches, merge=merge, in_chans=1, pretrained_cfg_overlay=GREY
-    )
-    return unsettle(model)
+    arguments = {"in_chans": 1, "layers": 4 * (blocks,), "pretrained_cfg_overlay": GREY}
+    return unsettle(timm.create_model("ccnn_resnet18_cifar", branches=branches, merge=merge, **arguments))
 
 
 def pictures(number: int, channels: int = 1, side: int = 8) -> Tensor:
@@ -104,7 +103,7 @@ class Two(nn.Module):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[nn.Module, Path, ExportReport]:
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    model = thin(branches=4, merge="max")
+    model = thin(branches=4, merge="max", blocks=2)
     return model, path, to_onnx(model, path, images=pictures(70))
 
 
@@ -118,7 +117,7 @@ def logits_of(model: nn.Module, images: Tensor) -> np.ndarray:
         return deepcopy(model).eval()(images).numpy()
 
 
-@pytest.mark.parametrize(("branches", "merge"), [(1, "mean"), (2, "max"), (2, "concat"), (4, "mean")])
+@pytest.mark.parametrize(("branches", "merge"), [(1, "mean"), (2, "concat"), (4, "mean")])
 def test_the_file_alone_gives_the_logits_of_the_unfolded_network(tmp_path, branches, merge):
     model = thin(branches, merge)
     images = pictures(33)
@@ -129,9 +128,9 @@ def test_the_file_alone_gives_the_logits_of_the_unfolded_network(tmp_path, branc
     for size in (1, 2, 3, 7, 32, 33):
         np.testing.assert_allclose(session.predict(images[:size].numpy()), expected[:size], rtol=0, atol=1e-4)
     assert (report.agreement, report.images) == (1.0, 33)
-    assert report.nodes["Conv"] == 20
+    assert report.nodes["Conv"] == 1 + 4 * 2 + 3
     groups = [next(a.i for a in n.attribute if a.name == "group") for n in convolutions(tmp_path / "x.onnx")]
-    assert groups == [1] + 19 * [branches]
+    assert groups == [1] + 11 * [branches]
 
 
 def convolutions(path: Path) -> list[onnx.NodeProto]:
@@ -212,12 +211,12 @@ def test_a_folded_network_gives_the_same_file(exported, tmp_path):
 
 def test_a_plain_timm_network_is_exported_by_the_same_way(tmp_path):
     overlay = {"input_size": (3, 32, 32)}
-    model = unsettle(timm.create_model("resnet18", pretrained_cfg_overlay=overlay)).eval()
+    model = unsettle(timm.create_model("resnet18", layers=(1, 1, 1, 1), pretrained_cfg_overlay=overlay)).eval()
     report = to_onnx(model, tmp_path / "x.onnx")
     batch_norm = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     # A batch norm leaves a bias of its size, in the place of a weight and a bias.
     assert report.parameters == sum(p.numel() for p in model.parameters()) - batch_norm
-    assert report.nodes["Conv"] == 20
+    assert report.nodes["Conv"] == 1 + 4 * 2 + 3
     assert (report.images, report.agreement) == (0, None)
     session = runtime.load(tmp_path / "x.onnx", device="cpu")
     assert (session.metadata.branches, session.metadata.labels[1]) == (1, "goldfish, Carassius auratus")
@@ -300,8 +299,8 @@ def test_tiny_logits_are_not_compared_by_an_absolute_tolerance(tmp_path):
 def test_images_are_a_tensor_or_any_iterable_of_tensors(tmp_path):
     model = Small()
     images = pictures(5)
-    kinds = [images, list(images), (batch for batch in images.double().split(2)), images[0]]
-    assert [to_onnx(model, tmp_path / "x.onnx", images=kind).images for kind in kinds] == [5, 5, 5, 1]
+    mixed = (item for item in (images[:2].double(), images[2], images[3:]))
+    assert [to_onnx(model, tmp_path / "x.onnx", images=kind).images for kind in (images, mixed)] == [5, 5]
 
 
 @pytest.mark.parametrize(
