@@ -1,0 +1,124 @@
+"""Write docs/models.md: the networks of the zoo, the shipped checkpoints, and what the package costs.
+
+    python scripts/models_table.py
+
+Times are medians of alternating runs; ratios compare what stands beside each other in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+
+from ccnn_zoo._files import replacing
+from ccnn_zoo.checkpoint import load_checkpoint
+from ccnn_zoo.models import table
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+ROUNDS = 7
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    lines = ["# The zoo", "", f"Written by `scripts/models_table.py` ({machine()}).", ""]
+    lines += [*networks(), "", *checkpoints(), "", *costs()]
+    with replacing(DOCUMENT) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(DOCUMENT.read_text(encoding="utf-8"))
+
+
+def machine() -> str:
+    versions = f"python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
+    return f"{os.cpu_count()} cores of {platform.machine()}, {versions}"
+
+
+def networks() -> Iterator[str]:
+    """Yield the table of names and counts."""
+    yield "| network | K | trained parameters | the same, dense | deployed parameters | multiply-adds | input |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in table():
+        dense = timm.create_model(row.name, mixing="dense", device="meta")
+        yield (
+            f"| `{row.name}` | {row.branches} | {row.trained_parameters:,} | "
+            f"{sum(p.numel() for p in dense.parameters()):,} | {row.folded_parameters:,} | {row.macs:,} | "
+            f"{'x'.join(map(str, row.input_size))} |"
+        )
+    yield ""
+    yield (
+        "K is the default and any of them takes another: `branches=1` is the plain network. Trained parameters are w, "
+        "R, batch normalisation and classifier; deployed ones have the effective kernels in place of w and R, which is "
+        'what the paper\'s Table 2 counts. With `mixing="dense"` every branch reads all others, and w is K times as '
+        "large. ResNet-1202 has 19.4 million parameters as a plain network, as He et al. (2016) print; the 10.2 "
+        "million in the paper's Table 2 is what Zagoruyko and Komodakis (2016) list for pre-activation ResNet-1001."
+    )
+
+
+def checkpoints() -> Iterator[str]:
+    """Yield the table of trained weights that come with the package."""
+    yield "## Shipped checkpoints"
+    yield ""
+    yield "| name | data | epochs | seed | test error | size |"
+    yield "|---|---|---|---|---|---|"
+    for row in table():
+        for tag in row.checkpoints:
+            path = Path(timm.get_pretrained_cfg(f"{row.name}.{tag}").file)
+            _, record = load_checkpoint(path)
+            yield (
+                f"| `{row.name}.{tag}` | {record.data} | {record.epochs} | {record.seed} | "
+                f"{record.metrics['test_error_percent']:.2f} % | {path.stat().st_size / 1e6:.2f} MB |"
+            )
+    yield ""
+    yield 'They load without a network: `timm.create_model("ccnn_resnet18_cifar.mnist", pretrained=True)`.'
+
+
+def costs() -> Iterator[str]:
+    """Yield what importing and building cost."""
+    bare, package = alternating(lambda: imported("pass"), lambda: imported("import ccnn_zoo"))
+    alone, joined = alternating(lambda: imported("import timm"), lambda: imported("import ccnn_zoo, timm"))
+    theirs, ours = alternating(
+        lambda: seconds(lambda: timm.create_model("resnet18")),
+        lambda: seconds(lambda: timm.create_model("ccnn_resnet18", branches=2)),
+    )
+    model = timm.create_model("ccnn_resnet18", branches=2)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    plain = sum(p.numel() * p.element_size() for p in timm.create_model("resnet18").parameters())
+    yield "## Cost"
+    yield ""
+    yield "| what | measured |"
+    yield "|---|---|"
+    yield f"| `import ccnn_zoo`, over a bare interpreter | {package - bare:.3f} s |"
+    yield f"| `import timm` with ccnn_zoo, over without | {joined - alone:.2f} s of {alone:.2f} s |"
+    yield f"| building `ccnn_resnet18` (K=2), over timm's `resnet18` | {ours / theirs:.2f} times |"
+    yield f"| memory of its parameters (w, R, normalisation), over timm's | {weights / plain:.4f} times |"
+
+
+def alternating(*runs: Callable[[], float]) -> list[float]:
+    """Return the median seconds of each run, taken in turns."""
+    times = [[run() for run in runs] for _ in range(ROUNDS)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def imported(statement: str) -> float:
+    """Return the seconds that a new interpreter takes for a statement."""
+    return seconds(lambda: subprocess.run([sys.executable, "-c", statement], check=True))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return the seconds that an action takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
