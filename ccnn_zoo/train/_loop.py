@@ -156,7 +156,7 @@ class _Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.parts["scaler"])
         self.scheduler.step_update(step)
-        self.step, self.history = step, state.history
+        self.step, self.lr, self.history = step, state.lr, state.history
         self.sums = state.sums if main else NOTHING
 
     def _save_state(self, sums: Sums) -> None:
@@ -165,7 +165,9 @@ class _Trainer:
         parts = {"model": self._plain_model().state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler.state_dict()
-        self.states.save(RunState(self.recipe.decisive(), package_versions(), self.step, sums, self.history, parts))
+        self.states.save(
+            RunState(self.recipe.decisive(), package_versions(), self.step, self.lr, sums, self.history, parts)
+        )
 
     def _save_epoch(self, result: EpochResult) -> None:
         before = [earlier.validation_error_percent for earlier in self.history]

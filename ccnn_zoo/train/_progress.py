@@ -47,7 +47,7 @@ class TrainingProgress:
     def show_start(self, step: int) -> None:
         """Show from where a run goes on."""
         self._bar.update(self._task, completed=step)
-        self._console.print(f"{self._title}: goes on after step {step}" if step else f"{self._title}: no state, begins")
+        self._console.print(f"{self._title}: goes on after step {step}", markup=False, highlight=False, soft_wrap=True)
 
     def show_step(self, epoch: int, step: int, loss: float, error_percent: float, images_per_second: float) -> None:
         """Show running means of the epoch."""

@@ -32,6 +32,7 @@ class RunState:
         recipe: the resolved values of the run.
         versions: package name to version.
         step: optimizer steps done.
+        lr: learning rate of the last of them.
         sums: loss, misses and images of the epoch that is under way (:class:`ccnn_zoo.train._meter.Meter`).
         history: epochs that were evaluated.
         parts: state dicts by name: network, optimizer, average, scaler.
@@ -40,6 +41,7 @@ class RunState:
     recipe: dict[str, Any]
     versions: dict[str, str]
     step: int
+    lr: float
     sums: tuple[float, int, int]
     history: History
     parts: dict[str, Any]
