@@ -1,8 +1,8 @@
-"""Model repositories: publish a network to the Hugging Face Hub or a local folder, download and verify one.
+"""Model repositories: publish a network to the Hugging Face Hub or a local folder, find, download and verify one.
 
 A repository holds ``config.json`` and ``model.safetensors`` (the trained network, as timm reads them),
-``onnx/model.onnx`` (the folded one), ``README.md`` (the model card) and ``manifest.json`` with the SHA-256 of every
-file. Repositories on the Hub are named ``"org/name"``, those on disk ``"local:FOLDER"``.
+``onnx/model.onnx`` (the folded one), ``README.md`` (the model card) with pictures, and ``manifest.json`` with the
+SHA-256 of every file. Repositories on the Hub are named ``"org/name"``, those on disk ``"local:FOLDER"``.
 
 >>> publish("digits/last.safetensors", "local:hub/digits")
 >>> folder = download("local:hub/digits")
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from ._download import download
 from ._manifest import FileSum, Manifest
+from ._plan import Change
 from ._publish import Publication, publish
+from ._search import FoundNetwork, search
 
-__all__ = ["FileSum", "Manifest", "Publication", "download", "publish"]
+__all__ = ["Change", "FileSum", "FoundNetwork", "Manifest", "Publication", "download", "publish", "search"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ._names import CONFIG
+from ._names import CONFIG, CURVES, HEAT_MAP, NETWORK, TAG
 
 _TEXT = Template("""
 # $name
@@ -38,13 +38,14 @@ with torch.inference_mode():
 print(model.pretrained_cfg["label_names"][probabilities.argmax()], f"{probabilities.max():.1%}")
 ```
 
-With onnxruntime, without torch, on CUDA where there is one, else on the CPU; paths, PIL images or uint8 arrays:
+With `ccnn_zoo.runtime`, without torch, on CUDA where there is one, else on the CPU; paths, PIL images or uint8 arrays;
+every file is compared with its checksum:
 
 ```python
 from ccnn_zoo import runtime
 from PIL import Image
 
-classifier = runtime.load("$runtime_name")
+classifier = runtime.load($runtime_name)
 image = Image.new("$mode", ($width, $height), "gray")  # yours: "picture.png"
 for result in classifier.classify([image]):
     print(result.label, f"{result.probability:.1%}")
@@ -52,11 +53,32 @@ for result in classifier.classify([image]):
 
 Both need `pip install ccnn-zoo`.$where
 
+With onnxruntime alone:
+
+```python
+import json
+import numpy as np
+$imports
+from PIL import Image, ImageOps
+
+session = ort.InferenceSession($network_file, providers=["CPUExecutionProvider"])
+about = session.get_modelmeta().custom_metadata_map
+_, height, width = json.loads(about["input_size"])
+image = Image.new("$mode", ($width, $height), "gray")  # yours: Image.open("picture.png").convert("$mode")
+border = (1 - json.loads(about["crop_pct"])) / 2
+image = ImageOps.fit(image, (width, height), Image.Resampling[about["interpolation"].upper()], border)
+pixels = np.asarray(image, np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255
+mean, std = (np.float32(json.loads(about[name])).reshape(-1, 1, 1) for name in ("mean", "std"))
+(logits,) = session.run(["logits"], {"image": ((pixels - mean) / std)[None]})[0]
+probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+print(json.loads(about["labels"])[probabilities.argmax()], f"{probabilities.max():.1%}")
+```
+$in_javascript
 ## Network
 
 $network
 
-## Measured
+$pictures## Measured
 
 $measured
 
@@ -66,13 +88,37 @@ $training
 
 ## Files
 
-`config.json` and `model.safetensors` hold the trained network with R, `onnx/model.onnx` the folded one with labels and
+`config.json` and `model.safetensors` hold the trained network with R, $networks the folded one with labels and
 preprocessing, `manifest.json` the SHA-256 of every file, which `ccnn_zoo.hub.download` and `ccnn_zoo.runtime.load`
 verify. There is no pickle.
 
 ## Source
 
 "Calibrated Stochastic Gradient Descent for Convolutional Neural Networks", AAAI 2019.
+""")
+
+_JAVASCRIPT = Template("""
+In JavaScript, in the browser or on node, with [transformers.js](https://github.com/huggingface/transformers.js):
+
+```js
+import { AutoModel, RawImage, Tensor, softmax } from "@huggingface/transformers";
+
+const model = await AutoModel.from_pretrained("$repo_id", { dtype: "fp32"$revision });
+const { input_size: [channels, height, width], mean, std, label_names } = model.config.pretrained_cfg;
+let image = new RawImage(new Uint8ClampedArray(3 * width * height).fill(128), width, height, 3);
+// yours: let image = await RawImage.read("picture.png");
+image = await (channels === 1 ? image.grayscale() : image.rgb()).resize(width, height);
+const pixels = Float32Array.from({ length: channels * height * width }, (_, i) => {
+  const channel = Math.floor(i / (height * width));
+  return (image.data[(i % (height * width)) * channels + channel] / 255 - mean[channel]) / std[channel];
+});
+const { logits } = await model({ image: new Tensor("float32", pixels, [1, channels, height, width]) });
+const probabilities = softmax(logits.data);
+const best = probabilities.indexOf(Math.max(...probabilities));
+console.log(`$${label_names[best]} $${(100 * probabilities[best]).toFixed(1)}%`);
+```
+
+It says that it does not know the model class: it does not need to.
 """)
 
 
@@ -91,17 +137,19 @@ def card_of(folder: Path, details: Mapping[str, Any], address: str | None) -> by
     name = address.partition("@")[0].partition("/")[2] if address else details["architecture"]
     header = _header(details, config, name).to_yaml()
     # Not card.save, which takes the line ends of the system: the sum must be the same everywhere.
-    return ModelCard(f"---\n{header}\n---\n{_body(details, config, name, address)}").content.encode()
+    body = _body(details, config, name, address, _pictures(folder))
+    return ModelCard(f"---\n{header}\n---\n{body}").content.encode()
 
 
 def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     record = details["record"]
+    dataset = re.sub(r"[^a-z0-9]+", "-", record["data"].lower()).strip("-")
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", record["data"].lower()).strip("-"),
+            dataset_type=dataset,
             dataset_name=record["data"],
             metric_type=metric,
             metric_name=metric.replace("_", " "),
@@ -112,27 +160,44 @@ def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) ->
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "ccnn", "ccnn-zoo", "onnx", "onnxruntime"],
+        tags=["image-classification", "timm", "ccnn", TAG, "onnx", "onnxruntime"],
         license=config["pretrained_cfg"].get("license"),
+        datasets=[dataset] if dataset else None,
         metrics=list(record["metrics"]) or None,
         model_name=name if results else None,
         eval_results=results or None,
     )
 
 
-def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, address: str | None) -> str:
+def _pictures(folder: Path) -> str:
+    captions = {
+        CURVES: "Training and test error over epochs",
+        HEAT_MAP: "R of each branch (row) in some layers (columns)",
+    }
+    shown = [f"![{caption}]({path})\n\n" for path, caption in captions.items() if (folder / path).is_file()]
+    return "".join(shown)
+
+
+def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, address: str | None, pictures: str) -> str:
     channels, height, width = config["pretrained_cfg"]["input_size"]
     branches, record = details["branches"], details["record"]
     # The runtime takes the revision apart from the name; timm takes both as one.
     repo_id, _, revision = (address or "").partition("@")
+    pinned = f', revision="{revision}"' if revision else ""
+    chosen = f', revision: "{revision}"' if revision else ""
     return _TEXT.substitute(
         name=name,
         architecture=details["architecture"],
         data=_cell(record["data"]),
         branches=f"{branches} branches" if branches > 1 else "1 branch",
         timm_name=f"hf-hub:{address}" if address else "local-dir:.",
-        runtime_name=f'{repo_id}", revision="{revision}' if revision else repo_id or ".",
-        where="" if address else " Run them in this folder.",
+        runtime_name=f'"{repo_id}"{pinned}' if address else '"."',
+        where="" if address else " Run them, and what follows, in this folder.",
+        imports="import onnxruntime as ort" + ("\nfrom huggingface_hub import hf_hub_download" if address else ""),
+        network_file=f'hf_hub_download("{repo_id}", "{NETWORK}"{pinned})' if address else f'"{NETWORK}"',
+        in_javascript=_JAVASCRIPT.substitute(repo_id=repo_id, revision=chosen) if address else "",
+        pictures=pictures,
+        networks=", ".join(f"`{path}` ({name})" for name, path in details["networks"].items()),
         mode="L" if channels == 1 else "RGB",
         width=width,
         height=height,

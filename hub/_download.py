@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
-from ccnn_zoo.errors import IntegrityError
+from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 from . import _remote
-from ._manifest import damaged_files, read_manifest, unlisted_files, verify_folder
-from ._names import MANIFEST, is_wanted, local_folder, refuse_for_folders
+from ._manifest import (
+    Manifest,
+    damaged_files,
+    git_blob_id,
+    read_manifest,
+    refused_files,
+    unlisted_files,
+    verify_folder,
+)
+from ._names import MANIFEST, PRECISIONS, WANTED, check_precision, is_wanted, local_folder, refuse_for_folders
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DISTRUST = "Do not use it and tell its author."
 
 
-def download(repo_id: str, revision: str | None = None, *, token: str | bool = False) -> Path:
+def download(
+    repo_id: str, revision: str | None = None, *, precision: str | None = None, token: str | bool = False
+) -> Path:
     """Return the folder of a repository, every file compared with its SHA-256 first.
 
     From the Hub only what is needed comes, into the cache of huggingface_hub, never a pickle; what is there already
-    is verified again, not fetched again. A damaged file is removed from the cache.
+    is verified again, not fetched again, and without a network the cache is enough. A damaged file is removed from
+    the cache. ONNX files may hold ONNX's own operators and their own tensors only.
 
     Args:
         repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
-        revision: branch, tag or commit of a Hub repository; None is ``main``.
+        revision: branch, tag or commit of a Hub repository; None is ``main``. With a full commit hash, the manifest
+            must be the file that the repository lists at that commit.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` fetches only the manifest and the ONNX file of this precision;
+            None fetches everything.
         token: for private repositories: True for the one of ``hf auth login`` or ``HF_TOKEN``, or a token. By
             default none is sent.
 
@@ -28,28 +47,68 @@ def download(repo_id: str, revision: str | None = None, *, token: str | bool = F
         ``manifest.json``.
 
     Raises:
-        RepositoryError: the repository does not exist, cannot be reached, or is none of ours.
-        IntegrityError: a file differs from the manifest, or the manifest is malformed; names the file.
-        ConfigurationError: ``repo_id`` is malformed, or ``revision`` or ``token`` is given for a folder.
+        RepositoryError: the repository does not exist, cannot be reached, is none of ours, or lacks the precision.
+        IntegrityError: a file differs from the manifest, holds what is refused, or the manifest is malformed; names
+            the file.
+        ConfigurationError: ``repo_id`` or ``precision`` is malformed, or ``revision`` or ``token`` is given for a
+            folder.
     """
+    if precision is not None:
+        check_precision(precision)
+    patterns = WANTED if precision is None else (PRECISIONS[precision],)
     folder = local_folder(repo_id)
     if folder is not None:
         refuse_for_folders(repo_id, revision=revision, token=token)
-        verify_folder(folder, repo_id)
-        return folder
-    folder = _remote.fetch(repo_id, revision, token)
-    _verify_snapshot(folder, repo_id)
+        manifest = verify_folder(folder, repo_id)
+    else:
+        folder = _remote.fetch(repo_id, revision, token, patterns)
+        manifest = read_fetched_manifest(folder, repo_id, revision, token)
+        _verify_snapshot(folder, repo_id, manifest, patterns)
+    if precision is not None and PRECISIONS[precision] not in manifest.files:
+        there = [name for name, path in PRECISIONS.items() if path in manifest.files]
+        raise RepositoryError(f"{repo_id} has no {precision} network. It has: {', '.join(there) or 'none'}.")
     return folder
 
 
-def _verify_snapshot(folder: Path, repo_id: str) -> None:
-    """Compare what was fetched with the manifest: huggingface_hub compares sizes only."""
+def read_fetched_manifest(folder: Path, repo_id: str, revision: str | None, token: str | bool) -> Manifest:
+    """Read the manifest, which vouches for all other files, and compare it with what the Hub lists for it.
+
+    Raises:
+        RepositoryError: there is none.
+        IntegrityError: it is malformed, or not the file that the Hub lists.
+    """
+    path = folder / MANIFEST
+    pinned = revision is not None and _COMMIT.fullmatch(revision)
+    if pinned and folder.name != revision:
+        raise IntegrityError(f"{repo_id}: asked for commit {revision}, the Hub gave {folder.name}. {_DISTRUST}")
+    if path.is_file():
+        # The cache of huggingface_hub names a file by what the Hub lists for it; where it makes no links, ask.
+        listed = path.resolve().name if path.is_symlink() else pinned and _remote.listed_id(repo_id, folder.name, token)
+        if listed and not _is_listed(path.read_bytes(), listed):
+            _evict(path)
+            raise IntegrityError(
+                f"{repo_id}: {MANIFEST} is not the file that commit {folder.name[:12]} lists. It was removed from the "
+                f"cache: download again; if it stays so, do not use it and tell its author."
+            )
     try:
-        manifest = read_manifest(folder, repo_id)
+        return read_manifest(folder, repo_id)
     except IntegrityError:
-        _evict(folder / MANIFEST)
+        _evict(path)
         raise
-    files = {name: entry for name, entry in manifest.files.items() if is_wanted(name)}
+
+
+def _is_listed(content: bytes, listed: str) -> bool:
+    """Whether the content has this id: git's of a blob, or the SHA-256 of a large file."""
+    if re.fullmatch(r"[0-9a-f]{64}", listed):
+        return hashlib.sha256(content).hexdigest() == listed
+    if _COMMIT.fullmatch(listed):
+        return git_blob_id(content) == listed
+    return True  # a mirror's own name for the file, which says nothing
+
+
+def _verify_snapshot(folder: Path, repo_id: str, manifest: Manifest, patterns: tuple[str, ...]) -> None:
+    """Compare what was fetched with the manifest: huggingface_hub compares sizes only."""
+    files = {name: entry for name, entry in manifest.files.items() if is_wanted(name, patterns)}
     damaged = list(damaged_files(folder, files, links=True))
     for name, _ in damaged:
         _evict(folder / name)
@@ -60,7 +119,9 @@ def _verify_snapshot(folder: Path, repo_id: str) -> None:
             "tell its author."
         )
     for name in unlisted_files(folder, manifest):
-        raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. Do not use it and tell its author.")
+        raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. {_DISTRUST}")
+    for name, problem in refused_files(folder, files):
+        raise IntegrityError(f"{repo_id}: {name} {problem}. {_DISTRUST}")
 
 
 def _evict(path: Path) -> None:

@@ -26,13 +26,13 @@ def replacing_folder(target: Path, repo_id: str) -> Iterator[Path]:
         RepositoryError: ``target`` holds something else than a repository of ours, or cannot be written.
     """
     target = target.resolve()
-    _refuse_foreign(target, repo_id)
+    refuse_foreign(target, repo_id)
     workshop = _make_workshop(target, repo_id)
     try:
         staged = workshop / "new"
         staged.mkdir()
         yield staged
-        _refuse_foreign(target, repo_id)  # staging takes a while: somebody may have put a file there
+        refuse_foreign(target, repo_id)  # staging takes a while: somebody may have put a file there
         try:
             _synchronise(staged)
             _exchange(staged, target, workshop / "old")
@@ -56,8 +56,12 @@ def _cannot_write(repo_id: str, target: Path, error: OSError) -> RepositoryError
     )
 
 
-def _refuse_foreign(target: Path, repo_id: str) -> None:
-    """Replacing removes what was there: only an earlier repository of ours, with nothing added, may go."""
+def refuse_foreign(target: Path, repo_id: str) -> None:
+    """Refuse what replacing must not remove: only an earlier repository of ours, with nothing added, may go.
+
+    Raises:
+        RepositoryError: ``target`` holds something else.
+    """
     if not target.exists():
         return
     advice = "Choose another folder, or move it away."

@@ -6,6 +6,7 @@ the network (``architecture``, ``branches``, ``parameters``, ``record``, ``expor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 from ccnn_zoo._files import replacing, sha256_of
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
+from ._contents import refused_content
 from ._names import MANIFEST, is_pickle, is_wanted
 
 FORMAT = 1
@@ -61,6 +63,11 @@ class Manifest:
         text = json.dumps({"format": FORMAT, "files": files, **self.details}, indent=2, allow_nan=False)
         with replacing(folder / MANIFEST) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def git_blob_id(content: bytes) -> str:
+    """Return the name that git, and so the Hub, gives a small file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def read_manifest(folder: Path, repo_id: str) -> Manifest:
@@ -121,6 +128,17 @@ def _malformed(repo_id: str, why: str) -> IntegrityError:
     return IntegrityError(f"{repo_id}: {MANIFEST} {why}. Publish the network again.")
 
 
+def sums_of(folder: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each file; of one that cannot be read, the empty one."""
+    sums = {}
+    for path in paths:
+        try:
+            sums[path] = sha256_of(folder / path)
+        except OSError:
+            sums[path] = ""
+    return sums
+
+
 def damaged_files(folder: Path, files: Mapping[str, FileSum], *, links: bool) -> Iterator[tuple[str, str]]:
     """Yield (path, what is wrong) for every file that is not what the manifest says.
 
@@ -159,6 +177,14 @@ def _compare_sums(name: str, path: Path, expected: FileSum) -> Iterator[tuple[st
         yield name, f"has SHA-256 {found[:12]}… instead of {expected.sha256[:12]}…"
 
 
+def refused_files(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (path, why) for every file that is what the manifest says, and must not be loaded all the same."""
+    for name in files:
+        problem = refused_content(folder / name, name)
+        if problem:
+            yield name, problem
+
+
 def unlisted_files(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Yield the paths of files that would be loaded, though the manifest does not vouch for them."""
     for name in all_files(folder):
@@ -179,7 +205,8 @@ def verify_folder(folder: Path, repo_id: str) -> Manifest:
 
     Raises:
         RepositoryError: the folder does not exist or is no repository of ours.
-        IntegrityError: a file differs, is missing, is not listed, leads out of the folder or may hold a pickle.
+        IntegrityError: a file differs, is missing, is not listed, leads out of the folder, may hold a pickle, or is an
+            ONNX file that points elsewhere.
     """
     if not folder.is_dir():
         raise RepositoryError(f"{repo_id} does not exist: {folder.absolute()} is no folder. Check the spelling.")
@@ -193,4 +220,6 @@ def verify_folder(folder: Path, repo_id: str) -> Manifest:
         raise IntegrityError(f"{repo_id}: {name} {problem}. Restore that file, or publish the network again.")
     for name in unlisted_files(folder, manifest):
         raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. Remove it, or publish the network again.")
+    for name, problem in refused_files(folder, manifest.files):
+        raise IntegrityError(f"{repo_id}: {name} {problem}. Do not use it; export and publish the network again.")
     return manifest

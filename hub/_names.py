@@ -15,6 +15,12 @@ WEIGHTS = "model.safetensors"
 NETWORK = "onnx/model.onnx"
 CARD = "README.md"
 MANIFEST = "manifest.json"
+TAG = "ccnn-zoo"
+CURVES = "pictures/errors.png"
+HEAT_MAP = "pictures/calibration.png"
+
+PRECISIONS = {"fp32": NETWORK, "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
+"""Precision to the path of its ONNX file; the paths are those that transformers.js looks for."""
 
 REQUIRED = (CONFIG, WEIGHTS, NETWORK, CARD)
 """Files that every published repository has, besides its manifest."""
@@ -26,14 +32,29 @@ PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt",
 """Suffixes of formats that are, or may hold, pickles: loading one can run any code."""
 
 
-def is_wanted(path: str) -> bool:
+def is_wanted(path: str, patterns: tuple[str, ...] = WANTED) -> bool:
     """Whether a download needs the file of this path."""
-    return any(fnmatchcase(path, pattern) for pattern in WANTED)
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def is_published(path: str) -> bool:
+    """Whether publishing writes files of such a name, and so removes one that an earlier publication left."""
+    return is_wanted(path) or path in (MANIFEST, CURVES, HEAT_MAP)
 
 
 def is_pickle(path: str) -> bool:
     """Whether the name says that the file is, or may hold, a pickle."""
     return PurePosixPath(path).suffix.lower() in PICKLES
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that has no name.
+
+    Raises:
+        ConfigurationError: it is none of :data:`PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 def local_folder(repo_id: str) -> Path | None:

@@ -13,34 +13,55 @@ from typing import TYPE_CHECKING
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
-from . import _local, _remote
+from . import _local, _upload
 from ._card import card_of
-from ._manifest import Manifest, verify_folder
-from ._names import CARD, MANIFEST, REQUIRED, local_folder, refuse_for_folders
+from ._contents import refused_content
+from ._manifest import Manifest, all_files, sums_of, verify_folder
+from ._names import (
+    CARD,
+    CURVES,
+    HEAT_MAP,
+    MANIFEST,
+    NETWORK,
+    PRECISIONS,
+    REQUIRED,
+    check_precision,
+    local_folder,
+    refuse_for_folders,
+)
+from ._plan import Change, changes_between
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor, nn
 
     from ccnn_zoo.checkpoint import TrainingRecord
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, and where.
+    """What was published, and where; or what would be, of a dry run.
 
     Args:
         repo_id: the repository's name, as :func:`ccnn_zoo.hub.download` takes it.
-        location: the folder, or the address of the commit on the Hub.
+        location: the folder, or the address of the commit, the pull request or, of a dry run, the repository.
         manifest: its files and what it holds.
-        commit: hash of the commit on the Hub; None for a folder.
+        changes: what became of each file, or would.
+        commit: hash of the commit on the Hub; None for a folder and of a dry run.
+        pull_request: address of the pull request, where one was asked for.
+        dry_run: whether nothing was written.
     """
 
     repo_id: str
     location: str
     manifest: Manifest
+    changes: tuple[Change, ...]
     commit: str | None = None
+    pull_request: str | None = None
+    dry_run: bool = False
 
 
 def publish(
@@ -49,15 +70,23 @@ def publish(
     *,
     record: TrainingRecord | None = None,
     images: Tensor | Iterable[Tensor] | None = None,
+    curves: str | os.PathLike[str] | None = None,
+    networks: Mapping[str, str | os.PathLike[str]] | None = None,
     revision: str | None = None,
+    tag: str | None = None,
     private: bool = False,
+    create_pr: bool = False,
     parent_commit: str | None = None,
     token: str | None = None,
+    dry_run: bool = False,
 ) -> Publication:
     """Publish a trained network with its ONNX form, its card and its checksums.
 
     All files are made and checked in a temporary folder first; then a local repository is replaced by renaming,
-    one on the Hub by a single commit. A failure leaves the earlier repository as it was.
+    one on the Hub by a single commit. A failure leaves the earlier repository as it was; publishing again sends only
+    what is not there yet, and makes no commit where nothing has changed. Requests that the Hub answers with 429 or 5xx,
+    or whose connection breaks, are tried again. Bars on stderr show the progress (``HF_HUB_DISABLE_PROGRESS_BARS=1``
+    hides them).
 
     Args:
         source: a trained network made by ``timm.create_model``, a checkpoint file of ``ccnn train``, or the folder of a
@@ -66,11 +95,16 @@ def publish(
         repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
         record: how the network was trained; needed where ``source`` is a network. By default the checkpoint's.
         images: what :func:`ccnn_zoo.export.to_onnx` verifies the exported network on.
+        curves: PNG file of the error curves, for the card.
+        networks: further ONNX files by precision (``"fp16"``, ``"int8"``); the fp32 one is exported.
         revision: branch of the Hub repository, made where it is missing; None is ``main``.
-        private: make a new Hub repository private.
+        tag: name for the commit, e.g. ``"v1.0"``; one that exists at another commit is an error.
+        private: make a new Hub repository private; an existing public one is an error.
+        create_pr: open a pull request in an existing Hub repository instead of changing it.
         parent_commit: publish only on top of this commit of the Hub repository. By default on its newest one, and
             a change by somebody else in between is an error.
         token: the token that may write; by default the one of ``hf auth login`` or ``HF_TOKEN``.
+        dry_run: make and check everything, look at what is there, and write nothing.
 
     Raises:
         ConfigurationError: an argument is missing or malformed, a metric of the record is no finite number, or
@@ -79,50 +113,113 @@ def publish(
         IntegrityError: the checkpoint or a file of the folder is damaged.
         ExportError: the exported network failed its check.
     """
-    target = local_folder(repo_id)
-    if target is None:
+    folder = local_folder(repo_id)
+    if folder is not None:
+        options = {"revision": revision, "tag": tag, "private": private, "create_pr": create_pr}
+        refuse_for_folders(repo_id, **options, parent_commit=parent_commit, token=token)
+    if tag is not None and create_pr:
+        raise ConfigurationError("tag and create_pr exclude each other: tag the commit when the request is merged")
+    staging = _Staging(source, record, images, curves, dict(networks or {}))
+    if folder is not None:
+        return _publish_folder(staging, folder, repo_id, dry_run)
+    target = _upload.Target(repo_id, revision, private, parent_commit, create_pr, tag, token)
+    return _publish_to_hub(staging, target, dry_run)
+
+
+@dataclass(frozen=True)
+class _Staging:
+    """What a repository is made of."""
+
+    source: nn.Module | str | os.PathLike[str]
+    record: TrainingRecord | None
+    images: Tensor | Iterable[Tensor] | None
+    curves: str | os.PathLike[str] | None
+    networks: dict[str, str | os.PathLike[str]]
+
+    def __post_init__(self) -> None:
+        for precision in self.networks:
+            check_precision(precision)
+        if "fp32" in self.networks:
+            raise ConfigurationError("networks holds fp32, which is exported from the network itself. Leave it out.")
+
+
+def _publish_folder(staging: _Staging, target: Path, repo_id: str, dry_run: bool) -> Publication:
+    if dry_run:
         with tempfile.TemporaryDirectory(prefix="ccnn-publish-") as folder:
-            staged = Path(folder)
-            manifest = _stage(source, staged, record, images, address=_address(repo_id, revision))
-            commit = _remote.push(
-                staged,
-                [*manifest.files, MANIFEST],
-                repo_id,
-                revision=revision,
-                private=private,
-                parent_commit=parent_commit,
-                token=token,
-            )
-        return Publication(repo_id, commit.commit_url, manifest, commit.oid)
-    refuse_for_folders(repo_id, revision=revision, private=private, parent_commit=parent_commit, token=token)
+            manifest = _stage(staging, Path(folder), address=None)
+            changes = _local_changes(Path(folder), manifest, target, repo_id)
+        return Publication(repo_id, str(target), manifest, changes, dry_run=True)
     with _local.replacing_folder(target, repo_id) as staged:
-        manifest = _stage(source, staged, record, images, address=None)
-    return Publication(repo_id, str(target), manifest)
+        manifest = _stage(staging, staged, address=None)
+        changes = _local_changes(staged, manifest, target, repo_id)
+    return Publication(repo_id, str(target), manifest, changes)
 
 
-def _address(repo_id: str, revision: str | None) -> str:
-    return repo_id if revision in (None, "main") else f"{repo_id}@{revision}"
+def _local_changes(staged: Path, manifest: Manifest, target: Path, repo_id: str) -> tuple[Change, ...]:
+    _local.refuse_foreign(target, repo_id)
+    there = sums_of(target, all_files(target)) if target.is_dir() else {}
+    return changes_between(staged, [*manifest.files, MANIFEST], there)
 
 
-def _stage(
-    source: nn.Module | str | os.PathLike[str],
-    folder: Path,
-    record: TrainingRecord | None,
-    images: Tensor | Iterable[Tensor] | None,
-    address: str | None,
-) -> Manifest:
+def _publish_to_hub(staging: _Staging, target: _upload.Target, dry_run: bool) -> Publication:
+    on_main = target.revision in (None, "main")
+    address = target.repo_id if on_main else f"{target.repo_id}@{target.revision}"
+    with tempfile.TemporaryDirectory(prefix="ccnn-publish-") as folder:
+        staged = Path(folder)
+        manifest = _stage(staging, staged, address)
+        files = [*manifest.files, MANIFEST]
+        if dry_run:
+            changes = _upload.preview(staged, files, target)
+            return Publication(target.repo_id, address, manifest, changes, dry_run=True)
+        pushed = _upload.push(staged, files, target)
+    location = pushed.pull_request or pushed.url
+    return Publication(target.repo_id, location, manifest, pushed.changes, pushed.commit, pushed.pull_request)
+
+
+def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     """Fill ``folder`` with the repository and return its manifest."""
+    source = staging.source
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        if record is not None or images is not None:
-            raise ConfigurationError(f"record and images are for networks, {os.fspath(source)!r} is a folder")
+        if staging.record is not None or staging.images is not None or staging.curves or staging.networks:
+            raise ConfigurationError(
+                f"record, images, curves and networks are for a trained network, {os.fspath(source)!r} is a folder"
+            )
         return _stage_folder(Path(source), folder, address)
     from ._stage import stage_network  # imports torch and timm, which publishing a folder does not need
 
-    details = stage_network(source, folder, record, images)
+    files = [*REQUIRED]
+    if staging.curves is not None:
+        files.append(_add_curves(Path(staging.curves), folder))
+    files += [_add_network(precision, Path(path), folder) for precision, path in staging.networks.items()]
+    details = stage_network(source, folder, staging.record, staging.images)
+    if (folder / HEAT_MAP).is_file():
+        files.append(HEAT_MAP)
+    details["networks"] = {name: path for name, path in PRECISIONS.items() if path == NETWORK or path in files}
     (folder / CARD).write_bytes(card_of(folder, details, address))
-    manifest = Manifest.of(folder, REQUIRED, details)
+    manifest = Manifest.of(folder, files, details)
     manifest.write(folder)
     return manifest
+
+
+def _add_curves(curves: Path, folder: Path) -> str:
+    with _reading(curves):
+        content = curves.read_bytes()
+    if not content.startswith(_PNG):
+        raise ConfigurationError(f"curves must be a PNG picture, {curves} is none")
+    (folder / CURVES).parent.mkdir(exist_ok=True)
+    (folder / CURVES).write_bytes(content)
+    return CURVES
+
+
+def _add_network(precision: str, network: Path, folder: Path) -> str:
+    name = PRECISIONS[precision]
+    (folder / name).parent.mkdir(exist_ok=True)
+    with _reading(network):
+        shutil.copyfile(network, folder / name)
+    problem = refused_content(folder / name, name)
+    if problem:
+        raise ConfigurationError(f"the {precision} network {network} {problem}. Export it again as one file.")
+    return name
 
 
 def _stage_folder(source: Path, folder: Path, address: str | None) -> Manifest:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
 
-from ._names import MANIFEST, PICKLES, WANTED, is_wanted
+from ._names import MANIFEST, PICKLES
+from ._retry import persistently, root_of, status_of
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub import HfApi
 
 _CLIENT = {"library_name": "ccnn-zoo", "library_version": version("ccnn-zoo")}
+CHANGED = "somebody else has changed the repository in the meantime"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -32,11 +35,13 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
 
     try:
         yield
+    except CCNNError:
+        raise
     except HFValidationError as error:
         raise ConfigurationError(
             f"{repo_id!r} is no repository name ({error}); write 'org/name' or 'local:FOLDER'"
         ) from error
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: an upload's, about its cause
         raise RepositoryError(f"{repo_id}: {_explain(error, repo_id, revision)}") from error
 
 
@@ -44,13 +49,14 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
+    cause = root_of(error)
     if isinstance(error, hub.GatedRepoError):
         return f"access is gated. Ask for it on {constants.ENDPOINT}/{repo_id}, {_LOGIN}, and pass token=True."
     if isinstance(error, hub.RevisionNotFoundError):
         return f"there is no revision {revision or 'main'!r}. Give an existing branch, tag or commit."
     if isinstance(error, hub.OfflineModeIsEnabled):
         return "offline mode is on. Unset HF_HUB_OFFLINE."
-    if isinstance(error, hub.LocalEntryNotFoundError):
+    if isinstance(error, hub.LocalEntryNotFoundError) and status_of(cause) is None:
         if constants.is_offline_mode():
             return (
                 "it is not (wholly) in the cache and offline mode is on. Unset HF_HUB_OFFLINE, or download it before."
@@ -58,11 +64,12 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"{constants.ENDPOINT} cannot be reached and it is not in the cache. Check the connection and try again."
     if isinstance(error, hub.LocalTokenNotFoundError):
         return f"there is no token on this machine: {_LOGIN}."
-    if isinstance(error, hub.HfHubHTTPError):
-        return _explain_status(error.response.status_code, error)
-    if isinstance(error, hub.HTTPError):
-        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error}). Check it and try again."
-    return f"{error}. Try again."
+    if status_of(cause) is not None:
+        return _explain_status(status_of(cause), cause)
+    if isinstance(cause, hub.HTTPError):
+        why = f"{type(cause).__name__}: {_in_one_line(cause)}"
+        return f"{constants.ENDPOINT} cannot be reached ({why}). Check it and try again."
+    return f"{_in_one_line(error)}. Try again."
 
 
 def _explain_status(status: int, error: Exception) -> str:
@@ -78,17 +85,27 @@ def _explain_status(status: int, error: Exception) -> str:
     if status == 403:
         return f"the token gives no right to this (403): {_LOGIN}, with a token that may write here."
     if status == 412:
-        return (
-            "somebody else has changed the repository in the meantime (412), nothing was published. "
-            "Look at the change, then publish again."
-        )
+        return f"{CHANGED} (412), nothing was published. Look at the change, then publish again."
     if status == 429:
         return "the Hub asks to slow down (429). Wait a few minutes and try again."
-    return f"the Hub answered {status} ({error}). Try again later."
+    return f"the Hub answered {status} ({_in_one_line(error)}). Try again later."
 
 
-def fetch(repo_id: str, revision: str | None, token: str | bool) -> Path:
-    """Bring the files that a download needs into the cache of huggingface_hub; return their folder.
+def _in_one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300, placeholder=" …")
+
+
+def client(token: str | bool | None) -> HfApi:
+    """Return the client of the Hub's API; ``token`` False sends none, None the stored one."""
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, **_CLIENT)
+
+
+def fetch(repo_id: str, revision: str | None, token: str | bool, patterns: tuple[str, ...]) -> Path:
+    """Bring the manifest and the files of ``patterns`` into the cache of huggingface_hub; return their folder.
+
+    A file whose connection closes early goes on where it stopped; one whose connection is reset starts anew.
 
     Raises:
         RepositoryError: the repository cannot be had.
@@ -97,58 +114,41 @@ def fetch(repo_id: str, revision: str | None, token: str | bool) -> Path:
     with explained(repo_id, revision):
         from huggingface_hub import snapshot_download
 
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            allow_patterns=[MANIFEST, *WANTED],
-            ignore_patterns=[f"*{suffix}" for suffix in PICKLES],
-            **_CLIENT,
-        )
-    return Path(folder)
+        def attempt() -> str:
+            return snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                allow_patterns=[MANIFEST, *patterns],
+                ignore_patterns=[f"*{suffix}" for suffix in PICKLES],
+                **_CLIENT,
+            )
+
+        return Path(persistently(attempt))
 
 
-def push(
-    folder: Path,
-    files: list[str],
-    repo_id: str,
-    *,
-    revision: str | None,
-    private: bool,
-    parent_commit: str | None,
-    token: str | None,
-) -> CommitInfo:
-    """Upload the files of ``folder`` in one commit, and return it; the repository is made where it is missing.
+def listing(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
+    """Return path to id of all files: the SHA-256 of large ones, git's id of the others."""
+    from huggingface_hub.hf_api import RepoFile
 
-    Files of an earlier publication that are no longer there are deleted in the same commit.
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    return {entry.path: _identity(entry) for entry in tree if isinstance(entry, RepoFile)}
+
+
+def listed_id(repo_id: str, commit: str, token: str | bool) -> str | None:
+    """Return the id that the Hub lists for the manifest at a commit; None without a network.
 
     Raises:
-        RepositoryError: the repository cannot be written, or has changed since ``parent_commit``.
-        ConfigurationError: the name is malformed.
+        RepositoryError: the repository cannot be had.
     """
-    with explained(repo_id, revision):
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import constants
 
-        api = HfApi(token=token, **_CLIENT)
-        parent = parent_commit or _tip(api, repo_id, revision, private)
-        remote = api.list_repo_files(repo_id, revision=revision)
-        stale = [name for name in remote if is_wanted(name) and name not in files]
-        return api.create_commit(
-            repo_id,
-            [
-                *(CommitOperationAdd(name, folder / name) for name in files),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
-            commit_message="Publish with ccnn-zoo",
-            revision=revision,
-            parent_commit=parent,
-        )
+    if constants.is_offline_mode():
+        return None  # it was compared when it was fetched
+    with explained(repo_id, commit):
+        found = persistently(lambda: client(token).get_paths_info(repo_id, [MANIFEST], revision=commit))
+        return _identity(found[0]) if found else None
 
 
-def _tip(api: HfApi, repo_id: str, revision: str | None, private: bool) -> str:
-    """Return the commit on which to publish, after making the repository and the branch where they are missing."""
-    # None, not False: an organisation may make its repositories private by default.
-    api.create_repo(repo_id, private=private or None, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return api.model_info(repo_id, revision=revision).sha
+def _identity(entry: Any) -> str:
+    return entry.lfs.sha256 if entry.lfs else entry.blob_id

@@ -22,7 +22,8 @@ from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import to_onnx
 
-from ._names import CONFIG, NETWORK, WEIGHTS
+from ._names import CONFIG, HEAT_MAP, NETWORK, WEIGHTS
+from ._pictures import draw_calibration
 
 _PACKAGES = ("ccnn-zoo", "torch", "timm", "onnx", "safetensors")
 
@@ -33,7 +34,7 @@ def stage_network(
     record: TrainingRecord | None,
     images: Tensor | Iterable[Tensor] | None,
 ) -> dict[str, Any]:
-    """Write the configuration, the weights and the ONNX file of a network; return its part of the manifest.
+    """Write configuration, weights, ONNX file and heat map of a network; return its part of the manifest.
 
     Args:
         source: the network, or its checkpoint file.
@@ -63,6 +64,7 @@ def stage_network(
     details = _describe(model)
     _write_weights(model, folder, details)
     report = to_onnx(model, folder / NETWORK, images=images)
+    draw_calibration(model, folder / HEAT_MAP)
     export = {name: value for name, value in report.to_dict().items() if name != "path"}
     versions = {name: version(name) for name in _PACKAGES}
     return {**details, "record": asdict(record), "export": export, "versions": versions}

@@ -1,13 +1,22 @@
-"""A small network as training would leave it, to publish."""
+"""A small network as training would leave it, its checkpoint and its repository: made once a session, to publish."""
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import ccnn_zoo  # noqa: F401, registers the network
-from ccnn_zoo.checkpoint import TrainingRecord
+from ccnn_zoo import hub
+from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
 
 LABELS = ("zero", "one", "two", "three", "four")
 SIZE = (1, 12, 10)
@@ -19,6 +28,16 @@ RECORD = TrainingRecord(
     metrics={"test_error_percent": 2.4375, "train_loss": 0.125},
     versions={"torch": torch.__version__},
 )
+FILES = {
+    "README.md",
+    "config.json",
+    "manifest.json",
+    "model.safetensors",
+    "onnx/model.onnx",
+    "pictures/calibration.png",
+    "pictures/errors.png",
+}
+FETCHED = {name for name in FILES if not name.startswith("pictures/")}
 
 
 def trained_network(seed: int = 0, labels: tuple[str, ...] | None = LABELS, **arguments: object) -> nn.Module:
@@ -34,3 +53,34 @@ def trained_network(seed: int = 0, labels: tuple[str, ...] | None = LABELS, **ar
     for _ in range(3):
         model(torch.randn(8, *SIZE))
     return model.eval()
+
+
+@cache
+def training_folder() -> Path:
+    """Return what ``ccnn train`` leaves of a network of two branches: its checkpoint and a picture of its curves."""
+    folder = _folder() / "run"
+    folder.mkdir()
+    save_checkpoint(folder / "last.safetensors", trained_network(branches=2), RECORD)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "curves.png")
+    return folder
+
+
+@cache
+def published_folder() -> Path:
+    """Return the local repository of that checkpoint. It is shared: copy it before you change anything."""
+    folder = _folder() / "digits"
+    run = training_folder()
+    hub.publish(run / "last.safetensors", f"local:{folder}", curves=run / "curves.png")
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@cache
+def _folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="ccnn-hub-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -1,8 +1,8 @@
-"""A loopback server that speaks the Hub's HTTP protocol, as far as publishing and downloading need it.
+"""A loopback server that speaks the Hub's HTTP protocol, as far as publishing, listing and downloading need it.
 
 The API listens on 127.0.0.1; large files are redirected to a "CDN", the same server under the name ``localhost``, so
 that a client sees two hosts, as with the real one. Everything is in memory. Point huggingface_hub to it with
-``HF_ENDPOINT``, and set ``HF_HUB_DISABLE_XET=1``: Xet is another protocol.
+``HF_ENDPOINT``, and set ``HF_HUB_DISABLE_XET=1``: Xet is another protocol. :meth:`HubServer.inject` makes it fail.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+
+import yaml
 
 LFS_SUFFIXES = (".safetensors", ".onnx", ".bin", ".pt", ".pth")
 
@@ -32,9 +37,33 @@ def git_blob_id(content: bytes) -> str:
 class RefusalError(Exception):
     """An HTTP error with the headers by which huggingface_hub tells errors apart."""
 
-    def __init__(self, status: int, message: str, code: str = "") -> None:
+    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code, self.headers = status, message, code, headers or {}
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests that match, the first ``times`` of them (None: every one).
+
+    Args:
+        pattern: regular expression of "METHOD path".
+        status: answer with this status instead, and with ``headers``.
+        body: what becomes of the answer's body: "reset" and "truncated" break off in the middle, the first as if the
+            server had crashed; "tampered" has another last byte.
+        lost: do what is asked, and close the connection without an answer.
+        delay: seconds before the answer.
+        meanwhile: called before the request is looked at.
+    """
+
+    pattern: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+    lost: bool = False
+    delay: float = 0
+    meanwhile: Callable[[], object] | None = None
+    times: int | None = None
 
 
 @dataclass
@@ -50,17 +79,21 @@ class Repository:
     gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    pull_requests: dict[str, str] = field(default_factory=dict)
 
     def add(self, files: dict[str, bytes], branch: str = "main", title: str = "") -> str:
-        parent = self.branches.get(branch)
+        self.branches[branch] = self.record(files, self.branches.get(branch), title)
+        return self.branches[branch]
+
+    def record(self, files: dict[str, bytes], parent: str | None, title: str) -> str:
         content = [{path: sha256(data) for path, data in files.items()}, parent, title, len(self.commits)]
         commit = hashlib.sha1(json.dumps(content).encode()).hexdigest()
         self.commits[commit] = Commit(files, parent, title)
-        self.branches[branch] = commit
         return commit
 
     def resolve(self, revision: str) -> str:
-        commit = self.branches.get(revision, revision)
+        commit = {**self.pull_requests, **self.tags, **self.branches}.get(revision, revision)
         if commit not in self.commits:
             raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
@@ -76,6 +109,7 @@ class Request:
     path: str
     host: str
     authorization: str | None
+    range: str | None
 
 
 class HubServer:
@@ -83,24 +117,20 @@ class HubServer:
 
     Attributes:
         url: what ``HF_ENDPOINT`` must be.
-        token: the one valid token; it may write to the organisation ``org`` only.
+        token: the one valid token; it may write to the organisation ``org`` only, and open pull requests anywhere.
         repositories: by name, to look into and to tamper with.
+        uploads: large files by SHA-256.
+        replaced: content that is sent instead of that of a path, while all that is said of it stays.
         requests: all that came in, in order.
-        tampered: paths whose last byte is changed on the way, the size kept.
-        truncated: paths of which only half is sent, on every attempt.
-        failures: regular expression of "METHOD path" to the HTTP status that answers it.
+        page: entries of a list that one answer holds.
+        part: bytes of one part of an upload; a file of more comes in parts.
     """
 
     token = "hf_only_for_tests"
 
     def __init__(self) -> None:
-        self.repositories: dict[str, Repository] = {}
-        self.uploads: dict[str, bytes] = {}
-        self.requests: list[Request] = []
-        self.tampered: set[str] = set()
-        self.truncated: set[str] = set()
-        self.failures: dict[str, int] = {}
         self.lock = threading.RLock()
+        self.reset()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -115,10 +145,30 @@ class HubServer:
         self._server.shutdown()
         self._server.server_close()
 
+    def reset(self) -> None:
+        """Forget everything."""
+        self.repositories: dict[str, Repository] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self.replaced: dict[str, bytes] = {}
+        self.page, self.part = 1000, 1 << 30
+
     def create(self, repo_id: str, files: dict[str, bytes] | None = None, **options: bool) -> Repository:
         repository = self.repositories[repo_id] = Repository(**options)
         repository.add({".gitattributes": b"*.onnx filter=lfs\n", **(files or {})}, title="initial commit")
         return repository
+
+    def inject(self, pattern: str, **what: Any) -> None:
+        self.faults.append(Fault(pattern, **what))
+
+    def next_fault(self, request: str) -> Fault:
+        for fault in self.faults:
+            if re.search(fault.pattern, request) and fault.times != 0:
+                fault.times = fault.times and fault.times - 1
+                return fault
+        return Fault("")
 
     def requested(self, pattern: str) -> list[Request]:
         return [request for request in self.requests if re.search(pattern, f"{request.method} {request.path}")]
@@ -142,20 +192,32 @@ class Handler(BaseHTTPRequestHandler):
         self.query, self.content = parse_qs(url.query), self._read_content()
         with self.hub.lock:
             self.hub.requests.append(
-                Request(self.command, url.path, self.headers["Host"], self.headers.get("Authorization"))
+                Request(
+                    self.command,
+                    url.path,
+                    self.headers["Host"],
+                    self.headers.get("Authorization"),
+                    self.headers.get("Range"),
+                )
             )
+            self.fault = self.hub.next_fault(f"{self.command} {url.path}")
+        time.sleep(self.fault.delay)
+        if self.fault.meanwhile:
+            self.fault.meanwhile()
+        with self.hub.lock:
             try:
                 self._route(url.path)
             except RefusalError as refusal:
-                headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
+                headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message, **refusal.headers}
                 self._answer({"error": refusal.message}, refusal.status, {k: v for k, v in headers.items() if v})
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True  # the client went away
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815, http.server's names
 
     def _route(self, path: str) -> None:
-        for pattern, status in self.hub.failures.items():
-            if re.search(pattern, f"{self.command} {path}"):
-                raise RefusalError(status, "injected failure")
+        if self.fault.status:
+            raise RefusalError(self.fault.status, "injected failure", headers=self.fault.headers)
         for methods, pattern, name in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in methods:
@@ -177,15 +239,31 @@ class Handler(BaseHTTPRequestHandler):
         body = b"" if value is None else json.dumps(value).encode()
         self._send(body, status, {"Content-Type": "application/json", **(headers or {})})
 
-    def _send(self, body: bytes, status: int, headers: dict[str, str], sent: int | None = None) -> None:
+    def _send(self, body: bytes, status: int, headers: dict[str, str]) -> None:
+        if self.fault.lost:
+            self._hang_up()
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[:sent])
-        if sent is not None:
-            self.close_connection = True
+        if self.command == "HEAD":
+            return
+        if self.fault.body in ("reset", "truncated"):
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self._hang_up(crash=self.fault.body == "reset")
+        elif self.fault.body == "tampered":
+            self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))
+        else:
+            self.wfile.write(body)
+
+    def _hang_up(self, crash: bool = False) -> None:
+        self.close_connection = True
+        if crash:
+            time.sleep(0.1)  # a reset throws away what the client has not read yet
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
     # Who may do what
 
@@ -196,13 +274,14 @@ class Handler(BaseHTTPRequestHandler):
         return authorization is not None
 
     def _repository(self, repo: str, write: bool = False) -> Repository:
+        pull_request = "create_pr" in self.query
         known, repository = self._is_known(), self.hub.repositories.get(repo)
         if repository is None or (repository.private and not known):
             raise RefusalError(404 if known else 401, "Repository not found", "RepoNotFound")
         if repository.gated:
             raise RefusalError(403, "Access to this model is restricted", "GatedRepo")
         if write:
-            self._check_writer(repo, known)
+            self._check_writer("org/" if pull_request else repo, known)
         return repository
 
     def _check_writer(self, repo: str, known: bool) -> None:
@@ -213,16 +292,59 @@ class Handler(BaseHTTPRequestHandler):
 
     # Reading
 
+    def who_am_i(self) -> None:
+        if not self._is_known():
+            raise RefusalError(401, "Invalid username or password.")
+        self._answer({"type": "user", "name": "tester", "orgs": [{"type": "org", "name": "org"}]})
+
+    def list_models(self) -> None:
+        known = self._is_known()
+        (author,), tags = self.query.get("author", [""]), set(self.query.get("filter", []))
+        found = [
+            self._model(name, repository, repository.branches["main"])
+            for name, repository in sorted(self.hub.repositories.items())
+            if name.startswith(f"{author}/") and (known or not repository.private)
+        ]
+        self._answer_page([model for model in found if tags <= set(model["tags"])])
+
     def show(self, repo: str, revision: str | None = None) -> None:
         repository = self._repository(repo)
-        commit = repository.resolve(revision or "main")
-        siblings = [{"rfilename": path} for path in sorted(repository.commits[commit].files)]
-        self._answer({"id": repo, "sha": commit, "private": repository.private, "tags": [], "siblings": siblings})
+        self._answer(self._model(repo, repository, repository.resolve(revision or "main")))
+
+    def _model(self, repo: str, repository: Repository, commit: str) -> dict[str, Any]:
+        files = repository.commits[commit].files
+        header = re.match(rb"---\n(.*?)\n---", files.get("README.md", b""), re.DOTALL)
+        tags = (yaml.safe_load(header[1]) if header else {}).get("tags", [])
+        siblings = [{"rfilename": path} for path in sorted(files)]
+        return {"id": repo, "sha": commit, "private": repository.private, "tags": tags, "siblings": siblings}
 
     def tree(self, repo: str, revision: str) -> None:
         repository = self._repository(repo)
         files = repository.commits[repository.resolve(revision)].files
-        self._answer([_entry(path, content) for path, content in sorted(files.items())])
+        self._answer_page([_entry(path, content) for path, content in sorted(files.items())])
+
+    def _answer_page(self, entries: list[dict[str, Any]]) -> None:
+        start = int(self.query.get("cursor", ["0"])[0])
+        end = start + self.hub.page
+        query = urlencode({**self.query, "cursor": end}, doseq=True)
+        following = f'<{self.hub.url}{urlsplit(self.path).path}?{query}>; rel="next"'
+        self._answer(entries[start:end], headers={"Link": following} if end < len(entries) else {})
+
+    def paths_info(self, repo: str, revision: str) -> None:
+        repository = self._repository(repo)
+        files = repository.commits[repository.resolve(revision)].files
+        asked = parse_qs(self.content.decode())["paths"]
+        self._answer([_entry(path, files[path]) for path in asked if path in files])
+
+    def refs(self, repo: str) -> None:
+        repository = self._repository(repo)
+        self._answer(
+            {
+                "branches": _refs("refs/heads/", repository.branches),
+                "tags": _refs("refs/tags/", repository.tags),
+                "converts": [],
+            }
+        )
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         repository = self._repository(repo)
@@ -243,15 +365,14 @@ class Handler(BaseHTTPRequestHandler):
         self._serve(path, content, {"ETag": f'"{sha256(content)}"'})
 
     def _serve(self, path: str, content: bytes, headers: dict[str, str]) -> None:
-        if path in self.hub.tampered:
-            content = content[:-1] + bytes([content[-1] ^ 1])
+        content = self.hub.replaced.get(path, content)
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
         status, asked = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked:
             start, end = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             status, content = 206, content[start : end + 1]
-        self._send(content, status, headers, sent=len(content) // 2 if path in self.hub.truncated else None)
+        self._send(content, status, headers)
 
     # Writing
 
@@ -273,6 +394,14 @@ class Handler(BaseHTTPRequestHandler):
         repository.branches[branch] = repository.branches["main"]
         self._answer({})
 
+    def create_tag(self, repo: str, revision: str) -> None:
+        repository = self._repository(repo, write=True)
+        name = json.loads(self.content)["tag"]
+        if name in repository.tags:
+            raise RefusalError(409, "Tag reference exists already")
+        repository.tags[name] = repository.resolve(revision)
+        self._answer({})
+
     def validate_card(self) -> None:
         self._answer({"errors": [], "warnings": []})
 
@@ -289,18 +418,38 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, repo: str) -> None:
         self._repository(repo, write=True)
-        objects = []
-        for asked in json.loads(self.content)["objects"]:
-            url = f"{self.hub.url}/lfs/{asked['oid']}"
-            actions = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
-            objects.append({**asked, **({} if asked["oid"] in self.hub.uploads else {"actions": actions})})
-        self._answer({"transfer": "basic", "objects": objects})
+        asked = json.loads(self.content)
+        objects = [self._upload_of(o["oid"], o["size"], asked["transfers"]) for o in asked["objects"]]
+        multipart = any("chunk_size" in o.get("actions", {}).get("upload", {}).get("header", {}) for o in objects)
+        self._answer({"transfer": "multipart" if multipart else "basic", "objects": objects})
+
+    def _upload_of(self, oid: str, size: int, transfers: list[str]) -> dict[str, Any]:
+        if oid in self.hub.uploads:
+            return {"oid": oid, "size": size}
+        url = f"{self.hub.url}/lfs/{oid}"
+        upload: dict[str, Any] = {"href": url}
+        if size > self.hub.part and "multipart" in transfers:
+            parts = {f"{n:05}": f"{url}/part/{n}" for n in range(1, -(-size // self.hub.part) + 1)}
+            upload = {"href": f"{url}/complete", "header": {"chunk_size": str(self.hub.part), **parts}}
+        return {"oid": oid, "size": size, "actions": {"upload": upload, "verify": {"href": f"{url}/verify"}}}
 
     def lfs_upload(self, oid: str) -> None:
-        if sha256(self.content) != oid:
-            raise RefusalError(400, "sha256 mismatch")
-        self.hub.uploads[oid] = self.content
+        self._store(oid, self.content)
         self._answer()
+
+    def lfs_upload_part(self, oid: str, number: str) -> None:
+        self.hub.parts[oid, int(number)] = self.content
+        self._answer(headers={"ETag": f'"{hashlib.md5(self.content).hexdigest()}"'})
+
+    def lfs_complete(self, oid: str) -> None:
+        parts = [self.hub.parts[oid, part["partNumber"]] for part in json.loads(self.content)["parts"]]
+        self._store(oid, b"".join(parts))
+        self._answer({})
+
+    def _store(self, oid: str, content: bytes) -> None:
+        if sha256(content) != oid:
+            raise RefusalError(400, "sha256 mismatch")
+        self.hub.uploads[oid] = content
 
     def lfs_verify(self, oid: str) -> None:
         if len(self.hub.uploads.get(oid, b"")) != json.loads(self.content)["size"]:
@@ -315,8 +464,19 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusalError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(repository.commits[tip].files)
         _apply(operations, files, self.hub.uploads)
-        commit = repository.add(files, revision, header["value"]["summary"])
-        self._answer({"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"})
+        commit = repository.record(files, tip, header["value"]["summary"])
+        answer = {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"}
+        if "create_pr" in self.query:
+            number = len(repository.pull_requests) + 1
+            repository.pull_requests[f"refs/pr/{number}"] = commit
+            answer["pullRequestUrl"] = f"{self.hub.url}/{repo}/discussions/{number}"
+        else:
+            repository.branches[revision] = commit
+        self._answer(answer)
+
+
+def _refs(prefix: str, commits: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "ref": prefix + name, "targetCommit": commit} for name, commit in commits.items()]
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
@@ -345,15 +505,22 @@ def _apply(operations: Iterable[dict[str, Any]], files: dict[str, bytes], upload
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
 REVISION = r"(?P<revision>[^/]+)"
 ROUTES = [
+    (("GET",), "/api/whoami-v2", "who_am_i"),
+    (("GET",), "/api/models", "list_models"),
     (("POST",), "/api/repos/create", "create_repository"),
     (("POST",), "/api/validate-yaml", "validate_card"),
     (("GET",), f"/api/models/{REPO}/tree/{REVISION}", "tree"),
+    (("POST",), f"/api/models/{REPO}/paths-info/{REVISION}", "paths_info"),
+    (("GET",), f"/api/models/{REPO}/refs", "refs"),
+    (("POST",), f"/api/models/{REPO}/tag/{REVISION}", "create_tag"),
     (("POST",), f"/api/models/{REPO}/branch/(?P<branch>[^/]+)", "create_branch"),
     (("POST",), f"/api/models/{REPO}/preupload/{REVISION}", "preupload"),
     (("POST",), f"/api/models/{REPO}/commit/{REVISION}", "commit"),
     (("GET",), f"/api/models/{REPO}(/revision/{REVISION})?", "show"),
     (("POST",), rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
+    (("PUT",), r"/lfs/(?P<oid>[0-9a-f]{64})/part/(?P<number>\d+)", "lfs_upload_part"),
+    (("POST",), "/lfs/(?P<oid>[0-9a-f]{64})/complete", "lfs_complete"),
     (("POST",), "/lfs/(?P<oid>[0-9a-f]{64})/verify", "lfs_verify"),
     (("GET", "HEAD"), f"/cdn/{REPO}/{REVISION}/(?P<path>.+)", "cdn"),
     (("GET", "HEAD"), f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve"),

@@ -1,106 +1,21 @@
-"""Publishing to the Hub and downloading from it, over HTTP, against a server that speaks its protocol.
-
-Every test runs the library in its own process, as a user does: huggingface_hub reads its settings once, on import.
-"""
+"""Publishing to the Hub and downloading from it, over HTTP, against a server that speaks its protocol."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_network import LABELS, RECORD, trained_network
-from hub_server import HubServer
-
-from ccnn_zoo import hub
-from ccnn_zoo.checkpoint import save_checkpoint
-
-FILES = {"README.md", "config.json", "manifest.json", "model.safetensors", "onnx/model.onnx"}
-PRELUDE = """
-import json
-from pathlib import Path
-from ccnn_zoo import hub
-from ccnn_zoo.errors import CCNNError
-
-def attempt(call):
-    try:
-        result = call()
-    except CCNNError as error:
-        print(json.dumps([type(error).__name__, str(error)]))
-    else:
-        print(json.dumps(result.commit if isinstance(result, hub.Publication) else str(result)))
-"""
+from hub_network import FETCHED, FILES, LABELS, content_of, published_folder, training_folder
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "last.safetensors"
-    save_checkpoint(path, trained_network(branches=2), RECORD)
-    return path
-
-
-@pytest.fixture(scope="module")
-def published(checkpoint, tmp_path_factory) -> Path:
+def published() -> Path:
     """A local repository, not to be changed."""
-    folder = tmp_path_factory.mktemp("hub") / "digits"
-    hub.publish(checkpoint, f"local:{folder}")
-    return folder
-
-
-@pytest.fixture
-def server() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-class User:
-    """Somebody with an empty cache, who runs programs against the server."""
-
-    def __init__(self, server: HubServer, home: Path) -> None:
-        self.server, self.home = server, home
-
-    def run(self, program: str, token: str | None = None, **settings: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        environment |= {
-            "HF_ENDPOINT": self.server.url,
-            "HF_HOME": str(self.home),
-            "HF_HUB_DISABLE_XET": "1",
-            "NO_PROXY": "127.0.0.1,localhost",
-            **({"HF_TOKEN": token} if token else {}),
-            **settings,
-        }
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        assert self.server.token not in run.stdout + run.stderr
-        return run.stdout
-
-    def call(self, *calls: str, token: str | None = None, **settings: str) -> list:
-        """Return what each call gave: a string, or [name of the error, message]."""
-        program = PRELUDE + "\n".join(f"attempt(lambda: {call})" for call in calls)
-        return [json.loads(line) for line in self.run(program, token, **settings).splitlines()]
-
-    def publish(
-        self, source: Path, repo_id: str = "org/digits", token: str | None = HubServer.token, **options
-    ) -> object:
-        arguments = "".join(f", {name}={value!r}" for name, value in options.items())
-        (result,) = self.call(f"hub.publish({str(source)!r}, {repo_id!r}{arguments})", token=token)
-        return result
-
-
-@pytest.fixture
-def user(server, tmp_path) -> User:
-    return User(server, tmp_path / "home")
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return published_folder()
 
 
 def fails(result: object, error: str, pattern: str) -> bool:
@@ -115,39 +30,46 @@ def test_what_is_published_comes_back(server, user, published):
     assert repository.files.keys() == {".gitattributes", *FILES}
     (folder,) = user.call("hub.download('org/digits')")
     content = content_of(Path(folder))
-    assert content.keys() == FILES
-    assert content == {name: repository.files[name] for name in FILES}
+    assert content.keys() == FETCHED
+    assert content == {name: repository.files[name] for name in FETCHED}
     original = content_of(published)
-    assert all(content[name] == original[name] for name in FILES - {"README.md", "manifest.json"})
+    assert all(repository.files[name] == original[name] for name in FILES - {"README.md", "manifest.json"})
     assert b'runtime.load("org/digits")' in content["README.md"]
     assert Path(folder, "onnx", "model.onnx").is_symlink()
     sums = {name: entry["sha256"] for name, entry in json.loads(content["manifest.json"])["files"].items()}
-    assert sums == {name: hashlib.sha256(content[name]).hexdigest() for name in FILES - {"manifest.json"}}
+    assert {name: sums[name] for name in FETCHED - {"manifest.json"}} == {
+        name: hashlib.sha256(content[name]).hexdigest() for name in FETCHED - {"manifest.json"}
+    }
 
 
-def test_timm_and_the_card_load_the_published_network(server, user, checkpoint, published):
+def test_timm_loads_the_published_network_by_name_and_by_revision(server, user, published):
     program = f"""
 import timm, torch
 from ccnn_zoo import hub
 from ccnn_zoo.checkpoint import load_checkpoint
-hub.publish({str(checkpoint)!r}, "org/digits")
+hub.publish({str(training_folder() / "last.safetensors")!r}, "org/digits")
 hub.publish({str(published)!r}, "org/digits", revision="v1")
-network, _ = load_checkpoint({str(checkpoint)!r})
+network, _ = load_checkpoint({str(training_folder() / "last.safetensors")!r})
 images = torch.randn(3, 1, 12, 10)
 for name in ("org/digits", "org/digits@v1"):
     print(torch.equal(timm.create_model(f"hf-hub:{{name}}", pretrained=True).eval()(images), network(images)))
 """
     assert user.run(program, token=server.token) == "True\nTrue\n"
+
+
+def test_the_snippets_of_the_card_run_as_printed(server, user, published):
+    user.publish(published)
+    user.publish(published, revision="v1")
     repository = server.repositories["org/digits"]
-    answers = []
-    for snippet in re.findall(r"```python\n(.*?)```", repository.files["README.md"].decode(), re.DOTALL):
-        answers.append(user.run(snippet))
-        assert re.fullmatch(rf"({'|'.join(LABELS)}) \d+\.\d%\n", answers[-1])
-    assert len(answers) == 2
-    assert answers[0] == answers[1]
+    snippets = re.findall(r"```python\n(.*?)```", repository.files["README.md"].decode(), re.DOTALL)
+    answers = [user.run(snippet) for snippet in snippets]
+    assert (len(answers), len(set(answers))) == (3, 1)
+    assert re.fullmatch(rf"({'|'.join(LABELS)}) \d+\.\d%\n", answers[0])
     tagged = repository.commits[repository.branches["v1"]].files["README.md"].decode()
     assert '"hf-hub:org/digits@v1"' in tagged
     assert 'runtime.load("org/digits", revision="v1")' in tagged
+    assert 'hf_hub_download("org/digits", "onnx/model.onnx", revision="v1")' in tagged
+    assert 'from_pretrained("org/digits", { dtype: "fp32", revision: "v1" })' in tagged
 
 
 def test_only_what_is_needed_is_fetched_and_no_token_sent(server, user, published):
@@ -157,7 +79,7 @@ def test_only_what_is_needed_is_fetched_and_no_token_sent(server, user, publishe
     repository.add({**repository.files, **extra})
     server.requests.clear()
     (folder,) = user.call("hub.download('org/digits')", token=server.token)
-    assert content_of(Path(folder)).keys() == FILES
+    assert content_of(Path(folder)).keys() == FETCHED
     assert not server.requested("pytorch_model|pkl|picture|code")
     assert {request.authorization for request in server.requests} == {None}
 
@@ -170,7 +92,7 @@ def test_private_repositories_need_the_token_which_no_other_host_sees(server, us
     assert fails(refused, "RepositoryError", r"org/digits: there is no such repository.*private.*token=True")
     server.requests.clear()
     (folder,) = user.call("hub.download('org/digits', token=True)", token=server.token)
-    assert content_of(Path(folder)).keys() == FILES
+    assert content_of(Path(folder)).keys() == FETCHED
     elsewhere = server.requested(" /cdn/")
     assert {request.host for request in elsewhere} == {f"localhost:{server.port}"}
     assert {request.authorization for request in elsewhere} == {None}
@@ -207,26 +129,26 @@ def test_a_card_with_words_of_ones_own_is_kept(server, user, published, tmp_path
     assert server.repositories["org/digits"].files["README.md"] == b"# My own words\n"
 
 
-@pytest.mark.parametrize("path", sorted(FILES))
+@pytest.mark.parametrize("path", sorted(FETCHED))
 def test_a_file_changed_on_the_way_is_refused_and_forgotten(server, user, published, path):
     """The size stays, so that huggingface_hub takes it."""
     user.publish(published)
-    server.tampered.add(path)
+    server.inject(f"GET .*/{path}", body="tampered")
     (refused,) = user.call("hub.download('org/digits')")
     assert fails(refused, "IntegrityError", rf"org/digits: .*{path}")
-    server.tampered.clear()
+    server.faults.clear()
     (folder,) = user.call("hub.download('org/digits')")
     assert content_of(Path(folder))[path] == server.repositories["org/digits"].files[path]
 
 
 def test_a_download_that_breaks_off_is_no_repository(server, user, published):
     user.publish(published)
-    server.truncated.add("model.safetensors")
+    server.inject(r"GET .*/model\.safetensors", body="truncated")
     (refused,) = user.call("hub.download('org/digits')")
     assert fails(refused, "RepositoryError", r"org/digits: .*try again")
-    server.truncated.clear()
+    server.faults.clear()
     (folder,) = user.call("hub.download('org/digits')")
-    assert content_of(Path(folder)).keys() == FILES
+    assert content_of(Path(folder)).keys() == FETCHED
 
 
 def test_a_damaged_cache_is_found(server, user, published):
@@ -278,7 +200,7 @@ def test_a_change_by_somebody_else_is_not_overwritten(server, user, published):
     before = repository.branches["main"]
     theirs = repository.add({**repository.files, "config.json": b"theirs"})
     refused = user.publish(published, parent_commit=before)
-    assert fails(refused, "RepositoryError", r"org/digits: somebody else has changed.*412.*publish again")
+    assert fails(refused, "RepositoryError", r"org/digits: somebody else has changed.*publish again")
     assert repository.branches["main"] == theirs
     assert user.publish(published, parent_commit=theirs) == repository.branches["main"] != theirs
 
@@ -287,11 +209,12 @@ def test_uploads_that_fail_leave_the_repository_as_it_was(server, user, publishe
     repository = server.create("org/digits", {"config.json": b"earlier"})
     before = dict(repository.files)
     for request, status in (("POST .*/commit/", 403), ("POST .*/preupload/", 404), ("POST .*/objects/batch", 400)):
-        server.failures = {request: status}
+        server.faults.clear()
+        server.inject(request, status=status)
         refused = user.publish(published)
         assert fails(refused, "RepositoryError", "org/digits: ")
         assert repository.files == before
-    server.failures = {}
+    server.faults.clear()
     user.publish(published)  # what was uploaded already is not in the way
     assert repository.files.keys() >= FILES
 
@@ -317,9 +240,9 @@ def test_names_of_nothing_and_closed_doors_are_explained(server, user, published
     assert fails(gone, "RepositoryError", r"org/gone: there is no such repository.*Check the spelling")
     assert fails(revision, "RepositoryError", r"org/digits: there is no revision 'v9'.*branch, tag or commit")
     assert fails(gated, "RepositoryError", r"org/gated: access is gated.*Ask for it on .*org/gated")
-    server.failures = {"GET /api/models": 503}
+    server.inject("GET /api/models", status=503)
     (down,) = user.call("hub.download('org/digits')")
-    assert fails(down, "RepositoryError", r"org/digits: .*cannot be reached.*try again")
+    assert fails(down, "RepositoryError", r"org/digits: the Hub answered 503.*Try again later")
 
 
 def test_offline_the_cache_is_enough(server, user, published):
