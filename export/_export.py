@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ccnn_zoo._files import replacing
 from ccnn_zoo.convert import fold
-from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 
 from ._compare import BatchDifference, Probe, compare
@@ -25,6 +25,9 @@ from ._metadata import metadata_of
 
 DEFAULT_OPSET = 18
 """The version torch.onnx is written for, and the oldest it gives: the most runtimes read it."""
+
+LARGEST_FILE = 2**31 - 1
+"""Bytes that protobuf, the format of an ONNX file, can hold in one message."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def to_onnx(
             as ``model.forward_branches`` gives them and checked in the same way. No convolution runs twice for it.
 
     Raises:
-        ExportError: the network cannot be translated, or the file fails its check; nothing is left behind.
+        ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its
+            check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
         ConfigurationError: ``images`` or ``opset`` is out of range, or ``branch_outputs`` are asked of a network
             that has no branches to ask.
@@ -118,7 +122,9 @@ def to_onnx(
     # A network may draw random numbers in eval mode too; the caller's go on as if nothing had run.
     with torch.random.fork_rng(devices=[]), replacing(path) as temporary:
         convolutions = count_convolutions(network, probe.batch[:1])
-        onnx.save(convert(fold(network), metadata, opset, branch_outputs=branch_outputs), temporary)
+        folded = fold(network)
+        _check_size(folded)
+        onnx.save(convert(folded, metadata, opset, branch_outputs=branch_outputs), temporary)
         expected = Expected(metadata, opset, convolutions, _calibrations(network), branch_outputs)
         graph = check_graph(temporary, expected)
         comparison = compare(network, temporary, probe, branch_outputs=branch_outputs)
@@ -140,3 +146,12 @@ def to_onnx(
 
 def _calibrations(network: nn.Module) -> tuple[Any, ...]:
     return tuple(m.calibration.detach().numpy() for m in network.modules() if isinstance(m, CalibratedConv2d))
+
+
+def _check_size(folded: nn.Module) -> None:
+    size = sum(tensor.nbytes for tensor in folded.state_dict().values())
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"the folded network holds {size / 1e9:.2f} GB of weights, one ONNX file at most "
+            f"{LARGEST_FILE / 1e9:.2f} GB. Use fewer branches, grouped mixing or a narrower network."
+        )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import ccnn_zoo
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
-from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, metadata_of, to_onnx
+from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _export, metadata_of, to_onnx
 
 GREY = {"input_size": (1, 8, 8), "mean": (0.3,), "std": (0.25,), "label_names": [f"digit {i}" for i in range(10)]}
 
@@ -336,6 +336,14 @@ def test_an_input_size_that_the_network_cannot_read_is_named(tmp_path):
     model.pretrained_cfg["input_size"] = (1, 2, 2)
     with pytest.raises(ExportError, match=r"cannot run an image of \(1, 2, 2\).*input_size"):
         to_onnx(model, tmp_path / "x.onnx")
+
+
+def test_a_network_larger_than_one_file_can_be_is_refused_before_it_is_translated(tmp_path, monkeypatch):
+    assert _export.LARGEST_FILE < 2**31
+    monkeypatch.setattr(_export, "LARGEST_FILE", 200)
+    with pytest.raises(ExportError, match=r"holds .* GB of weights, one ONNX file at most .*\. Use fewer branches"):
+        to_onnx(Small(Decides()), tmp_path / "x.onnx")  # which could not be translated either
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_a_repository_error(tmp_path):
