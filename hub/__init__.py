@@ -14,8 +14,19 @@ from __future__ import annotations
 
 from ._download import download
 from ._manifest import FileSum, Manifest
+from ._names import PRECISIONS
 from ._plan import Change
 from ._publish import Publication, publish
 from ._search import FoundNetwork, search
 
-__all__ = ["Change", "FileSum", "FoundNetwork", "Manifest", "Publication", "download", "publish", "search"]
+__all__ = [
+    "PRECISIONS",
+    "Change",
+    "FileSum",
+    "FoundNetwork",
+    "Manifest",
+    "Publication",
+    "download",
+    "publish",
+    "search",
+]

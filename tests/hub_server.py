@@ -417,8 +417,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"files": files})
 
     def lfs_batch(self, repo: str) -> None:
-        self._repository(repo, write=True)
         asked = json.loads(self.content)
+        self._repository(repo, write="ref" in asked)  # for a pull request no branch is named, nor a right needed
         objects = [self._upload_of(o["oid"], o["size"], asked["transfers"]) for o in asked["objects"]]
         multipart = any("chunk_size" in o.get("actions", {}).get("upload", {}).get("header", {}) for o in objects)
         self._answer({"transfer": "multipart" if multipart else "basic", "objects": objects})

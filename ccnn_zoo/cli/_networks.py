@@ -53,11 +53,17 @@ def train(
 
 def list_networks(
     pattern: Annotated[str, typer.Argument(help="Names to list, e.g. '*cifar*'.")] = "*",
+    hub: Annotated[
+        str | None, typer.Option(help="List what this user or organisation has published on the Hugging Face Hub.")
+    ] = None,
 ) -> None:
     """List the networks of the zoo with their sizes: millions of parameters, billions of multiply-adds.
 
     Example:  ccnn list '*resnet*'
     """
+    if hub is not None:
+        _list_published(hub, pattern)
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -82,6 +88,38 @@ def list_networks(
             f"{row.macs / 1e9:.3f}",
             "x".join(map(str, row.input_size)),
             ", ".join(row.checkpoints),
+        )
+    Console().print(view)
+
+
+def _list_published(author: str, pattern: str) -> None:
+    """List networks on the Hub with their errors and sizes: millions of parameters, megabytes of all files."""
+    from fnmatch import fnmatchcase
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from ccnn_zoo.hub import search
+
+    found = [network for network in search(author) if fnmatchcase(network.repo_id.partition("/")[2], pattern)]
+    if not found:
+        raise ConfigurationError(f"{author} has published no network {pattern!r}; check the spelling of both")
+    view = Table(
+        "repository", "network", "K", "test error %", "trained M", "deployed M", "MB", "precisions", box=SIMPLE_HEAD
+    )
+    view.columns[0].no_wrap = view.columns[1].no_wrap = True
+    for network in found:
+        error = network.metrics.get("test_error_percent")
+        view.add_row(
+            network.repo_id,
+            network.architecture,
+            str(network.branches),
+            "" if error is None else f"{error:.2f}",
+            f"{network.trained_parameters / 1e6:.2f}",
+            f"{network.deployed_parameters / 1e6:.2f}",
+            f"{network.size / 1e6:.1f}",
+            ", ".join(network.precisions),
         )
     Console().print(view)
 

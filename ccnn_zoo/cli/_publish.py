@@ -48,30 +48,48 @@ def export(
 def publish(
     source: Annotated[str, typer.Argument(help="A checkpoint, training folder, or folder in the Hub's layout.")],
     repo_id: Annotated[str, typer.Argument(help="org/name on the Hugging Face Hub, or local:FOLDER.")],
-    private: Annotated[bool, typer.Option(help="Make a new Hub repository private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new Hub repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch of the Hub repository.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Name for the commit, e.g. v1.0.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of a commit.")] = False,
+    parent_commit: Annotated[str | None, typer.Option(help="Publish only on top of this commit.")] = None,
+    fp16: Annotated[Path | None, typer.Option(help="An ONNX file of the network in half precision.")] = None,
+    int8: Annotated[Path | None, typer.Option(help="An ONNX file of the network in 8-bit integers.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and write nothing.")] = False,
 ) -> None:
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
 
     Example:  ccnn publish runs/digits local:hub/digits
     """
     from ccnn_zoo import hub
-    from ccnn_zoo.checkpoint import load_checkpoint
 
     from . import _sources
 
     path = _sources.checkpoint_path(source)
-    images = None
-    if path.is_file():
-        _, record = load_checkpoint(path)
-        images = _sources.image_batches(record.recipe["data"]) if "data" in record.recipe else None
-    publication = hub.publish(path, repo_id, private=private, revision=revision, images=images)
-    typer.echo(f"published {publication.location}")
+    publication = hub.publish(
+        path,
+        repo_id,
+        **_sources.beside_checkpoint(path),
+        networks={name: file for name, file in (("fp16", fp16), ("int8", int8)) if file is not None},
+        private=private,
+        revision=revision,
+        tag=tag,
+        create_pr=create_pr,
+        parent_commit=parent_commit,
+        dry_run=dry_run,
+    )
+    for change in publication.changes:
+        if dry_run or change.action != "keep":
+            typer.echo(f"{change.action:7} {change.size:>12,} bytes  {change.path}")
+    typer.echo(f"{'would publish' if dry_run else 'published'} {publication.location}")
 
 
 def download(
     repo_id: Annotated[str, typer.Argument(help="org/name on the Hugging Face Hub, or local:FOLDER.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8: only the ONNX file of this precision.")
+    ] = None,
 ) -> None:
     """Download a repository, compare every file with its checksum, and print the folder.
 
@@ -79,4 +97,4 @@ def download(
     """
     from ccnn_zoo import hub
 
-    typer.echo(hub.download(repo_id, revision=revision))
+    typer.echo(hub.download(repo_id, revision=revision, precision=precision))

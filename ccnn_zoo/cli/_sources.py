@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 
@@ -46,6 +46,18 @@ def checkpoint_path(source: str) -> Path:
     """Return the path that ``source`` names; for a training folder that of its checkpoint."""
     path = Path(source).expanduser()
     return path / CHECKPOINT if (path / CHECKPOINT).is_file() else path
+
+
+def beside_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what publishing a checkpoint takes besides it: test images to verify on, and its curves; else nothing."""
+    if not path.is_file():
+        return {}
+    _, record = load_checkpoint(path)
+    curves = path.with_name("curves.png")
+    return {
+        "images": image_batches(record.recipe["data"]) if "data" in record.recipe else None,
+        "curves": curves if curves.is_file() else None,
+    }
 
 
 def image_batches(data: str) -> Iterator[Tensor]:

@@ -13,7 +13,6 @@ from ._session import ImageClassifier, at_least_one
 
 _LOCAL = "local:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_MODEL = Path("onnx", "model.onnx")
 
 
 def load(
@@ -21,6 +20,7 @@ def load(
     *,
     device: str = "auto",
     revision: str | None = None,
+    precision: str = "fp32",
     threads: int | None = None,
     batch_size: int = 32,
 ) -> ImageClassifier:
@@ -34,11 +34,12 @@ def load(
         device: ``"cuda"`` and ``"cpu"`` are strict. ``"auto"`` takes CUDA if it starts; if not, it says why
             once through the logger ``ccnn_zoo.runtime`` and takes the CPU.
         revision: branch, tag or commit of a Hub repository.
+        precision: which ONNX file of a repository: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         threads: CPU threads of one inference; None takes all cores.
         batch_size: images that are classified at once.
 
     Raises:
-        RepositoryError: the name is none of these, or the repository cannot be had.
+        RepositoryError: the name is none of these, or the repository cannot be had or lacks the precision.
         IntegrityError: the file differs from its checksum or is no ONNX network.
         MetadataError: the file carries no (matching) labels and preprocessing.
         DeviceError: the device was asked for and cannot run the network; names what is missing.
@@ -48,27 +49,27 @@ def load(
         at_least_one("threads", threads)
     at_least_one("batch_size", batch_size)
     check_device(device)
-    path = _locate(os.fspath(path_or_repo_id), revision)
+    path = _locate(os.fspath(path_or_repo_id), revision, precision)
     return ImageClassifier(open_session(path, device, threads), source=str(path), batch_size=batch_size)
 
 
-def _locate(name: str, revision: str | None) -> Path:
+def _locate(name: str, revision: str | None, precision: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         _refuse_revision(name, revision)
         folder = path.absolute().parent.parent
         # A repository's file named by itself is still compared with its checksum.
         if path.absolute().parent.name == "onnx" and (folder / "manifest.json").is_file():
-            return _download(f"{_LOCAL}{folder}", None, Path("onnx", path.name))
+            _verify(f"{_LOCAL}{folder}")
         return path
     if path.is_dir():
         _refuse_revision(name, revision)
-        return _download(f"{_LOCAL}{path}", None)
+        return _verified(f"{_LOCAL}{path}", precision=precision)
     if name.startswith(_LOCAL):
         _refuse_revision(name, revision)
-        return _download(name, None)
+        return _verified(name, precision=precision)
     if _HUB_ID.fullmatch(name) and path.suffix != ".onnx":
-        return _download(name, revision)
+        return _verified(name, revision=revision, precision=precision)
     raise RepositoryError(
         f"no network found for {name!r}: it is no existing file or folder (tried {path.absolute()}), does "
         "not start with 'local:', and is no Hub id of the form 'org/name'. Check the spelling."
@@ -80,10 +81,13 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         raise ConfigurationError(f"revision={revision!r} is for Hub ids, {name!r} is a path. Leave it out.")
 
 
-def _download(repo_id: str, revision: str | None, file: Path = _MODEL) -> Path:
+def _verify(repo_id: str) -> None:
+    from ccnn_zoo import hub
+
+    hub.download(repo_id)
+
+
+def _verified(repo_id: str, *, revision: str | None = None, precision: str = "fp32") -> Path:
     from ccnn_zoo import hub  # imports huggingface_hub, which a plain .onnx file does not need
 
-    path = hub.download(repo_id, revision=revision) / file
-    if not path.is_file():
-        raise RepositoryError(f"{repo_id} has no {file.as_posix()}. Publish it with its ONNX file.")
-    return path
+    return hub.download(repo_id, revision=revision, precision=precision) / hub.PRECISIONS[precision]

@@ -1,0 +1,150 @@
+"""The Hub's protocol as others wrote it: an independent server to read from, an independent client to read with.
+
+Neither is a dependency of ours; docs/hub.md says how to get them, and without them the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_network import FETCHED, LABELS, content_of, published_folder
+
+OLAH = os.environ.get("OLAH_CLI") or shutil.which("olah-cli")
+TRANSFORMERS_JS = os.environ.get("TRANSFORMERS_JS")
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=tester", "-c", "user.email=tester@localhost", "-c", "commit.gpgsign=false"]
+    run = subprocess.run(["git", *identity, "-C", folder, *arguments], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def make_git_repository(folder: Path, files: dict[str, bytes]) -> str:
+    """Write what ``git lfs clone`` would leave, and return its commit."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".onnx", ".safetensors"):
+            digest = hashlib.sha256(content).hexdigest()
+            large = folder / ".git" / "lfs" / "objects" / digest[:2] / digest[2:4] / digest
+            large.parent.mkdir(parents=True, exist_ok=True)
+            large.write_bytes(content)
+            content = LFS_POINTER.format(digest, len(content)).encode()
+        path.write_bytes(content)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=Publish")
+    git(folder, "tag", "v1")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture(scope="module")
+def olah(tmp_path_factory) -> Iterator[tuple[str, str]]:
+    """Run olah in its offline mode over a git repository, with nothing to fall back on; yield address and commit."""
+    if not OLAH:
+        pytest.skip("olah is not installed (docs/hub.md)")
+    folder = tmp_path_factory.mktemp("olah")
+    commit = make_git_repository(folder / "mirrors" / "models" / "org" / "digits", content_of(published_folder()))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "configs.toml").write_text(f"""
+[basic]
+host = "127.0.0.1"
+port = {port}
+repos-path = "{folder}/repos"
+mirrors-path = ["{folder}/mirrors"]
+mirror-netloc = "127.0.0.1:{port}"
+mirror-lfs-netloc = "127.0.0.1:{port}"
+hf-netloc = "127.0.0.1:9"
+[accessibility]
+offline = true
+""")
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([OLAH, "-c", "configs.toml"], cwd=folder, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(f"{url}/api/models/org/digits/revision/main", process, folder / "log")
+        yield url, commit
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(300):
+        try:
+            opener.open(url, timeout=5).close()
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail(f"olah did not start: {log.read_text()}")
+
+
+def test_what_olah_serves_is_downloaded_verified_and_loaded(olah, user):
+    url, commit = olah
+    program = """
+import timm, torch
+from ccnn_zoo import hub, runtime
+print(hub.download("org/digits"))
+print(hub.download("org/digits", "v1"))
+print(runtime.load("org/digits", device="cpu").metadata.labels)
+print(sum(p.numel() for p in timm.create_model("hf-hub:org/digits", pretrained=True).parameters()) > 0)
+"""
+    main, tagged, labels, loaded = user.run(program, HF_ENDPOINT=url).splitlines()
+    assert Path(main).name == Path(tagged).name == commit
+    assert {name: content_of(published_folder())[name] for name in FETCHED} == content_of(Path(main))
+    assert (labels, loaded) == (str(LABELS), "True")
+
+
+def test_what_olah_serves_can_be_pinned(olah, user):
+    url, commit = olah
+    assert Path(user.call(f"hub.download('org/digits', {commit!r})", HF_ENDPOINT=url)[0]).name == commit
+    (refused,) = user.call(f"hub.download('org/digits', {'0' * 40!r})", HF_ENDPOINT=url)
+    assert refused[0] == "RepositoryError"
+
+
+@pytest.fixture(scope="module")
+def javascript(tmp_path_factory) -> Path:
+    """A folder in which node finds transformers.js, and a module that points it to another Hub."""
+    if not TRANSFORMERS_JS or not Path(TRANSFORMERS_JS, "node_modules", "@huggingface", "transformers").is_dir():
+        pytest.skip("TRANSFORMERS_JS names no folder with @huggingface/transformers in node_modules (docs/hub.md)")
+    if not shutil.which("node"):
+        pytest.skip("node is not installed")
+    folder = tmp_path_factory.mktemp("javascript")
+    (folder / "node_modules").symlink_to(Path(TRANSFORMERS_JS).resolve() / "node_modules")
+    (folder / "endpoint.mjs").write_text("""
+import { env } from "@huggingface/transformers";
+env.remoteHost = process.env.HF_ENDPOINT;
+env.allowLocalModels = false;
+env.cacheDir = process.env.HF_HOME;
+""")
+    return folder
+
+
+def test_the_javascript_of_the_card_runs_as_printed_and_agrees(server, user, javascript):
+    user.publish(published_folder())
+    card = server.repositories["org/digits"].files["README.md"].decode()
+    (snippet,) = re.findall(r"```js\n(.*?)```", card, re.DOTALL)
+    (javascript / "snippet.mjs").write_text(snippet)
+    command = ["node", "--import", "./endpoint.mjs", "snippet.mjs"]
+    run = subprocess.run(command, cwd=javascript, capture_output=True, text=True, env=user.environment())
+    assert run.returncode == 0, run.stderr
+    (python,) = re.findall(r"```python\n(from ccnn_zoo import runtime.*?)```", card, re.DOTALL)
+    assert run.stdout == user.run(python)
+    assert re.fullmatch(rf"({'|'.join(LABELS)}) \d+\.\d%\n", run.stdout)
