@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import timm
 from hub_network import LABELS, content_of, published_folder
 from hub_server import HubServer
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from packaging.requirements import Requirement
 
 from ccnn_zoo import hub
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
@@ -341,3 +344,30 @@ def test_pickles_are_not_published(repository, tmp_path):
     with pytest.raises(RepositoryError, match="no checkpoint at"):
         hub.publish(tmp_path / "gone.pth", f"local:{tmp_path}/other")
     assert not (tmp_path / "other").exists()
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_line_of_the_attack_table_names_a_test_that_exists():
+    table = (ROOT / "docs" / "security.md").read_text().split("## Attacks")[1].split("##")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) > 10
+    for line in lines:
+        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", line)
+        assert named, line
+        for file, name in named:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(), line
+
+
+def test_versions_with_known_holes_are_excluded():
+    """The version before the fix must not be installable; the numbers are those of docs/security.md."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    holes = re.findall(r"\| (\w+) \| CVE-\d+-\d+: [^|]+ \| ([\d.]+) \|", text)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    assert {package for package, _ in holes} == {"onnx", "torch"}
+    for package, fixed in holes:
+        major, minor, _ = fixed.split(".")
+        assert f"{major}.{int(minor) - 1}.99" not in required[package], (package, fixed)
+        assert "99" in required[package]
