@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Any
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -37,3 +39,17 @@ def cifar_cfg(first_conv: str, classifier: str, **kwargs: Any) -> dict[str, Any]
         "std": CIFAR_STD,
     }
     return imagenet_cfg(first_conv, classifier, **{**cifar, **kwargs})
+
+
+def shipped_cfg(name: str) -> dict[str, Any]:
+    """Return the cfg entries of trained weights that come with the package: where they are and what they expect.
+
+    Args:
+        name: timm name with its tag, e.g. ``"ccnn_resnet18_cifar.mnist"``.
+    """
+    path = files("ccnn_zoo") / "checkpoints" / f"{name}.safetensors"
+    with path.open("rb") as stream:  # a safetensors file begins with the length of its JSON header
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    trained = json.loads(header["__metadata__"]["config"])["pretrained_cfg"]
+    expected = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "num_classes", "label_names")
+    return {"file": str(path), **{key: trained[key] for key in expected if key in trained}}

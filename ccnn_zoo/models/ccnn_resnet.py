@@ -12,7 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ccnn_zoo.models._calibrated import CalibratedClassifier
-from ccnn_zoo.models._cfgs import cifar_cfg, imagenet_cfg
+from ccnn_zoo.models._cfgs import cifar_cfg, imagenet_cfg, shipped_cfg
 from ccnn_zoo.models._small_resnet import SmallInputResNet
 
 __all__ = ["CalibratedResNet"]
@@ -30,7 +30,10 @@ default_cfgs = generate_default_cfgs(
         "ccnn_resnet34": imagenet_cfg(**ENDS),
         "ccnn_resnet50": imagenet_cfg(**ENDS),
         "ccnn_resnet101": imagenet_cfg(**ENDS),
-        "ccnn_resnet18_cifar": cifar_cfg(**ENDS, pool_size=(4, 4)),
+        "ccnn_resnet18_cifar.cifar10": cifar_cfg(
+            **ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.cifar10")
+        ),
+        "ccnn_resnet18_cifar.mnist": cifar_cfg(**ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.mnist")),
         "ccnn_resnet20_cifar": cifar_cfg(**ENDS),
         "ccnn_resnet32_cifar": cifar_cfg(**ENDS),
         "ccnn_resnet44_cifar": cifar_cfg(**ENDS),

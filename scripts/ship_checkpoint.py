@@ -1,0 +1,83 @@
+"""Put a trained network into the package, with its card: scripts/ship_checkpoint.py RUN NAME.TAG --note TEXT.
+
+    ccnn train --recipe mnist_cpu --data mnist:../shared/data --output runs/mnist
+    python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist
+
+The test error on the card is measured anew from the file that ships; the run's own must be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from ccnn_zoo._files import replacing, sha256_of
+from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
+from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
+
+FOLDER = Path(__file__).resolve().parents[1] / "ccnn_zoo" / "checkpoints"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of `ccnn train`")
+    parser.add_argument("name", help="timm name with its tag, e.g. ccnn_resnet18_cifar.mnist")
+    parser.add_argument("--recipe", required=True, help="packaged recipe that the run was started with")
+    parser.add_argument("--note", default="", help="what a reader must know of the data")
+    args = parser.parse_args()
+    checkpoint = FOLDER / f"{args.name}.safetensors"
+    with replacing(checkpoint) as temporary:
+        shutil.copyfile(args.run / CHECKPOINT, temporary)
+        _, record = load_checkpoint(temporary)
+        error = test_error_percent(temporary, record)
+        if abs(error - record.metrics["test_error_percent"]) > 1e-6:
+            parser.error(
+                f"the file's test error is {error} %, its record says {record.metrics['test_error_percent']} %"
+            )
+    with replacing(checkpoint.with_suffix(".md")) as temporary:
+        temporary.write_text(card(args, checkpoint, record, error), encoding="utf-8")
+
+
+@torch.no_grad()
+def test_error_percent(checkpoint: Path, record: TrainingRecord) -> float:
+    """Return the error of the network in a checkpoint on its test images."""
+    model, _ = load_checkpoint(checkpoint)
+    data = load_data(record.recipe["data"])
+    wrong = sum((model(images).argmax(1) != targets).sum().item() for images, targets in evaluation_batches(data))
+    return 100 * wrong / len(data.test)
+
+
+def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, error: float) -> str:
+    """Return the card's text."""
+    architecture, _, tag = args.name.partition(".")
+    recipe = record.recipe
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    return f"""\
+# {args.name}
+
+| what | value |
+|---|---|
+| network | `{architecture}`, K={recipe["branches"]}, merge {recipe["merge"]} |
+| data | {record.data} |
+| test error | {error:.2f} % |
+| test loss | {record.metrics["test_loss"]:.4f} |
+| epochs, seed | {record.epochs}, {record.seed} |
+| versions | {versions} |
+| SHA-256 | `{sha256_of(checkpoint)}` |
+
+Trained on two CPU cores by
+
+```bash
+ccnn train --recipe {args.recipe} --data {recipe["data"]} --output runs/{tag}
+python scripts/ship_checkpoint.py runs/{tag} {args.name} --recipe {args.recipe}
+```
+{f"{chr(10)}{args.note}{chr(10)}" if args.note else ""}
+The error is that of the last epoch; no epoch or setting was chosen by the test images. Apache-2.0.
+"""
+
+
+if __name__ == "__main__":
+    main()
