@@ -11,105 +11,15 @@ import base64
 import hashlib
 import json
 import re
-import socket
-import struct
 import threading
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable
+from http.server import ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import yaml
-
-LFS_SUFFIXES = (".safetensors", ".onnx", ".bin", ".pt", ".pth")
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def git_blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class RefusalError(Exception):
-    """An HTTP error with the headers by which huggingface_hub tells errors apart."""
-
-    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.headers = status, message, code, headers or {}
-
-
-@dataclass
-class Fault:
-    """What goes wrong with requests that match, the first ``times`` of them (None: every one).
-
-    Args:
-        pattern: regular expression of "METHOD path".
-        status: answer with this status instead, and with ``headers``.
-        body: what becomes of the answer's body: "reset" and "truncated" break off in the middle, the first as if the
-            server had crashed; "tampered" has another last byte.
-        lost: do what is asked, and close the connection without an answer.
-        delay: seconds before the answer.
-        meanwhile: called before the request is looked at.
-    """
-
-    pattern: str
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    body: str = ""
-    lost: bool = False
-    delay: float = 0
-    meanwhile: Callable[[], object] | None = None
-    times: int | None = None
-
-
-@dataclass
-class Commit:
-    files: dict[str, bytes]
-    parent: str | None = None
-    title: str = ""
-
-
-@dataclass
-class Repository:
-    private: bool = False
-    gated: bool = False
-    commits: dict[str, Commit] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    pull_requests: dict[str, str] = field(default_factory=dict)
-
-    def add(self, files: dict[str, bytes], branch: str = "main", title: str = "") -> str:
-        self.branches[branch] = self.record(files, self.branches.get(branch), title)
-        return self.branches[branch]
-
-    def record(self, files: dict[str, bytes], parent: str | None, title: str) -> str:
-        content = [{path: sha256(data) for path, data in files.items()}, parent, title, len(self.commits)]
-        commit = hashlib.sha1(json.dumps(content).encode()).hexdigest()
-        self.commits[commit] = Commit(files, parent, title)
-        return commit
-
-    def resolve(self, revision: str) -> str:
-        commit = {**self.pull_requests, **self.tags, **self.branches}.get(revision, revision)
-        if commit not in self.commits:
-            raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return commit
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        return self.commits[self.branches["main"]].files
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
-    path: str
-    host: str
-    authorization: str | None
-    range: str | None
+from hub_state import Fault, RefusalError, Repository, Request, entry_of, git_blob_id, is_lfs, sha256
+from hub_wire import Wire
 
 
 class HubServer:
@@ -131,7 +41,7 @@ class HubServer:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.reset()
-        handler = type("BoundHandler", (Handler,), {"hub": self})
+        handler = type("BoundHandler", (Handler,), {"hub": self, "routes": ROUTES})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.port = self._server.server_port
@@ -174,96 +84,8 @@ class HubServer:
         return [request for request in self.requests if re.search(pattern, f"{request.method} {request.path}")]
 
 
-def is_lfs(path: str) -> bool:
-    return path.endswith(LFS_SUFFIXES)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Routes requests to methods; each answers, or raises :class:`RefusalError`."""
-
-    protocol_version = "HTTP/1.1"
-    hub: HubServer
-
-    def log_message(self, *arguments: object) -> None:
-        """Stay silent."""
-
-    def handle_request(self) -> None:
-        url = urlsplit(self.path)
-        self.query, self.content = parse_qs(url.query), self._read_content()
-        with self.hub.lock:
-            self.hub.requests.append(
-                Request(
-                    self.command,
-                    url.path,
-                    self.headers["Host"],
-                    self.headers.get("Authorization"),
-                    self.headers.get("Range"),
-                )
-            )
-            self.fault = self.hub.next_fault(f"{self.command} {url.path}")
-        time.sleep(self.fault.delay)
-        if self.fault.meanwhile:
-            self.fault.meanwhile()
-        with self.hub.lock:
-            try:
-                self._route(url.path)
-            except RefusalError as refusal:
-                headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message, **refusal.headers}
-                self._answer({"error": refusal.message}, refusal.status, {k: v for k, v in headers.items() if v})
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # the client went away
-
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815, http.server's names
-
-    def _route(self, path: str) -> None:
-        if self.fault.status:
-            raise RefusalError(self.fault.status, "injected failure", headers=self.fault.headers)
-        for methods, pattern, name in ROUTES:
-            match = re.fullmatch(pattern, path)
-            if match and self.command in methods:
-                getattr(self, name)(**{k: v and unquote(v) for k, v in match.groupdict().items()})
-                return
-        raise RefusalError(404, f"no route for {self.command} {path}")
-
-    def _read_content(self) -> bytes:
-        if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        content = b""
-        while size := int(self.rfile.readline(), 16):
-            content += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return content
-
-    def _answer(self, value: Any = None, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        body = b"" if value is None else json.dumps(value).encode()
-        self._send(body, status, {"Content-Type": "application/json", **(headers or {})})
-
-    def _send(self, body: bytes, status: int, headers: dict[str, str]) -> None:
-        if self.fault.lost:
-            self._hang_up()
-            return
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.fault.body in ("reset", "truncated"):
-            self.wfile.write(body[: len(body) // 2])
-            self.wfile.flush()
-            self._hang_up(crash=self.fault.body == "reset")
-        elif self.fault.body == "tampered":
-            self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))
-        else:
-            self.wfile.write(body)
-
-    def _hang_up(self, crash: bool = False) -> None:
-        self.close_connection = True
-        if crash:
-            time.sleep(0.1)  # a reset throws away what the client has not read yet
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+class Handler(Wire):
+    """Answers requests by methods that :data:`ROUTES` names."""
 
     # Who may do what
 
@@ -321,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, repo: str, revision: str) -> None:
         repository = self._repository(repo)
         files = repository.commits[repository.resolve(revision)].files
-        self._answer_page([_entry(path, content) for path, content in sorted(files.items())])
+        self._answer_page([entry_of(path, content) for path, content in sorted(files.items())])
 
     def _answer_page(self, entries: list[dict[str, Any]]) -> None:
         start = int(self.query.get("cursor", ["0"])[0])
@@ -334,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
         repository = self._repository(repo)
         files = repository.commits[repository.resolve(revision)].files
         asked = parse_qs(self.content.decode())["paths"]
-        self._answer([_entry(path, files[path]) for path in asked if path in files])
+        self._answer([entry_of(path, files[path]) for path in asked if path in files])
 
     def refs(self, repo: str) -> None:
         repository = self._repository(repo)
@@ -479,13 +301,6 @@ def _refs(prefix: str, commits: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "ref": prefix + name, "targetCommit": commit} for name, commit in commits.items()]
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry = {"type": "file", "path": path, "size": len(content), "oid": git_blob_id(content)}
-    if is_lfs(path):
-        entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
-    return entry
-
-
 def _apply(operations: Iterable[dict[str, Any]], files: dict[str, bytes], uploads: dict[str, bytes]) -> None:
     for operation in operations:
         kind, value = operation["key"], operation["value"]
@@ -504,7 +319,7 @@ def _apply(operations: Iterable[dict[str, Any]], files: dict[str, bytes], upload
 
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
 REVISION = r"(?P<revision>[^/]+)"
-ROUTES = [
+ROUTES = (
     (("GET",), "/api/whoami-v2", "who_am_i"),
     (("GET",), "/api/models", "list_models"),
     (("POST",), "/api/repos/create", "create_repository"),
@@ -524,4 +339,4 @@ ROUTES = [
     (("POST",), "/lfs/(?P<oid>[0-9a-f]{64})/verify", "lfs_verify"),
     (("GET", "HEAD"), f"/cdn/{REPO}/{REVISION}/(?P<path>.+)", "cdn"),
     (("GET", "HEAD"), f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
-]
+)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -218,50 +217,66 @@ print(json.dumps([asdict(network) for network in hub.search("org")]))
         "size": sum(file["size"] for file in manifest["files"].values()),
     }
     assert {request.authorization for request in server.requests} == {None}
-    assert not server.requested("onnx|safetensors")
+    assert not server.requested("onnx|safetensors|org/plain")
     assert "org/hidden" in user.run("from ccnn_zoo import hub; print(hub.search('org', token=True))", server.token)
     with pytest.raises(ConfigurationError, match="author must be a user or an organisation, got 'org/x'"):
         hub.search("org/x")
 
 
-def command(user, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = user.environment(HF_TOKEN=user.server.token, COLUMNS="200")
-    return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, env=environment)
+COMMANDS = """
+import contextlib, io, json, os, runpy, sys
+os.environ["COLUMNS"] = "200"
+
+def run(program, *arguments):
+    sys.argv = [program, *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(program, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    return [code or 0, out.getvalue(), err.getvalue()]
+"""
+
+
+def commands(user, *lines: list[object]) -> list[list]:
+    """Return (exit code, output, errors) of command lines, run in one process, since each would import timm anew."""
+    program = COMMANDS + f"results = [run(*line) for line in {[list(map(str, line)) for line in lines]!r}]\n"
+    return json.loads(user.run(program + "print(json.dumps(results))", token=user.server.token))
 
 
 def test_the_commands_publish_list_and_download(server, user, published):
-    run = command(user, CCNN, "publish", published, "org/digits", "--dry-run")
-    assert run.returncode == 0, run.stderr
-    assert re.search(r"add +[\d,]+ bytes  onnx/model\.onnx\n", run.stdout)
-    assert run.stdout.endswith("would publish org/digits\n")
-    assert server.repositories == {}
-    run = command(user, CCNN, "publish", published, "org/digits", "--tag", "v1", "--private")
-    assert run.returncode == 0, run.stderr
-    repository = server.repositories["org/digits"]
-    assert run.stdout.endswith(f"published {server.url}/org/digits/commit/{repository.tags['v1']}\n")
-    repository.private = False
-    run = command(user, CCNN, "list", "--hub", "org")
-    assert run.returncode == 0, run.stderr
-    assert re.search(r"org/digits +ccnn_resnet18_cifar +2 +2\.44 +0\.19 +0\.37 +2\.\d +fp32", run.stdout)
-    run = command(user, CCNN, "download", "org/digits", "--revision", "v1", "--precision", "fp32")
-    assert run.returncode == 0, run.stderr
-    assert content_of(Path(run.stdout.strip())).keys() == {"manifest.json", "onnx/model.onnx"}
+    dry, real, listed, downloaded = commands(
+        user,
+        [CCNN, "publish", published, "org/digits", "--dry-run"],
+        [CCNN, "publish", published, "org/digits", "--tag", "v1"],
+        [CCNN, "list", "--hub", "org"],
+        [CCNN, "download", "org/digits", "--revision", "v1", "--precision", "fp32"],
+    )
+    assert [dry[0], real[0], listed[0], downloaded[0]] == [0, 0, 0, 0]
+    commit = server.repositories["org/digits"].tags["v1"]
+    assert re.search(r"add +[\d,]+ bytes  onnx/model\.onnx\n", dry[1])
+    assert dry[1].endswith("would publish org/digits\n")
+    assert real[1].endswith(f"published {server.url}/org/digits/commit/{commit}\n")
+    assert re.search(r"org/digits +ccnn_resnet18_cifar +2 +2\.44 +0\.19 +0\.37 +2\.\d +fp32", listed[1])
+    folder = Path(downloaded[1].strip())
+    assert (folder.name, content_of(folder).keys()) == (commit, {"manifest.json", "onnx/model.onnx"})
 
 
 def test_the_zoo_is_published_in_one_go_and_again(server, user, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(training_folder(), tmp_path / "runs" / name)
     server.inject("POST /api/models/org/two/commit/", status=403, times=1)
-    run = command(user, sys.executable, SCRIPT, "org", tmp_path / "runs", "--tag", "v1")
-    assert run.returncode == 1
-    assert re.search(r"org/one: sent 7 files, [\d,]+ bytes, to http", run.stdout)
-    assert "1 of 2 checkpoints" in run.stdout
-    assert "org/two: failed: org/two: the token gives no right" in run.stderr
-    server.requests.clear()
-    run = command(user, sys.executable, SCRIPT, "org", tmp_path / "runs", "--tag", "v1")
-    assert run.returncode == 0, run.stderr
-    assert "org/one: is there already\n" in run.stdout
-    assert "org/two: sent 7 files" in run.stdout
-    assert not server.requested("PUT /lfs/|org/one/commit")
+    line = [SCRIPT, "org", tmp_path / "runs", "--tag", "v1"]
+    first, second = commands(user, line, line)
+    assert [first[0], second[0]] == [1, 0]
+    assert re.search(r"org/one: sent 7 files, [\d,]+ bytes, to http", first[1])
+    assert "1 of 2 checkpoints" in first[1]
+    assert "org/two: failed: org/two: the token gives no right" in first[2]
+    assert "org/one: is there already\n" in second[1]
+    assert "org/two: sent 7 files" in second[1]
+    # Both are the same network, so that its two large files were sent once.
+    assert len(server.requested("PUT /lfs/")) == 2
+    assert len(server.requested("POST .*/org/one/commit")) == 1
     assert {name: len(r.commits) for name, r in server.repositories.items()} == {"org/one": 2, "org/two": 2}
     assert all(repository.tags.keys() == {"v1"} for repository in server.repositories.values())
