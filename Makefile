@@ -4,11 +4,11 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo install test test-all lint lint-imports constraints clean
+.PHONY: help demo install test test-all lint lint-imports timm-suite timm-suite-all constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
-	@echo "make test      lint and the ordinary tests"
+	@echo "make test      lint, the ordinary tests, and timm's own tests on one network of each class"
 	@echo "make test-all  the slow tests too: every network in timm's own suite"
 	@echo "make clean     remove what the above made"
 
@@ -25,11 +25,18 @@ demo: install
 	$(BIN)/ccnn demo
 
 # One thread a worker: two workers with two threads each get into each other's way.
-test: lint lint-imports
+test: lint lint-imports timm-suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
-test-all: lint lint-imports
+test-all: lint lint-imports timm-suite-all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# timm's own tests, from its source distribution: on one network of each class, and on every network.
+timm-suite: install
+	$(BIN)/python scripts/timm_suite.py --jobs $(WORKERS) -- -q
+
+timm-suite-all: install
+	$(BIN)/python scripts/timm_suite.py --all --jobs $(WORKERS) -- -q
 
 lint: install
 	$(BIN)/ruff check .
