@@ -42,10 +42,10 @@ def test_what_is_published_comes_back(server, user, published):
     }
 
 
-def test_timm_loads_the_published_network_by_name_and_by_revision(server, user, published):
+def test_what_is_published_is_listed_downloaded_loaded_by_timm_and_classifies_by_onnxruntime(server, user, published):
     program = f"""
-import timm, torch
-from ccnn_zoo import hub
+import numpy, timm, torch
+from ccnn_zoo import hub, runtime
 from ccnn_zoo.checkpoint import load_checkpoint
 hub.publish({str(training_folder() / "last.safetensors")!r}, "org/digits")
 hub.publish({str(published)!r}, "org/digits", revision="v1")
@@ -53,8 +53,12 @@ network, _ = load_checkpoint({str(training_folder() / "last.safetensors")!r})
 images = torch.randn(3, 1, 12, 10)
 for name in ("org/digits", "org/digits@v1"):
     print(torch.equal(timm.create_model(f"hf-hub:{{name}}", pretrained=True).eval()(images), network(images)))
+(found,) = hub.search("org")
+print(hub.download(found.repo_id, found.commit).name == found.commit)
+logits = runtime.load(found.repo_id, revision=found.commit, device="cpu").predict(images.numpy())
+print(numpy.allclose(logits, network(images).detach().numpy(), atol=1e-4))
 """
-    assert user.run(program, token=server.token) == "True\nTrue\n"
+    assert user.run(program, token=server.token) == 4 * "True\n"
 
 
 def test_the_snippets_of_the_card_run_as_printed(server, user, published):
