@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +15,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from training_server import TrainingServer, serving
 
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError, TrainingInterrupted
@@ -174,52 +172,28 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
 # SIGKILL
 
 
-class Server:
-    """The process ``training_server.py``."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("training_server.py"))],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def train(self, recipe: Path, output: Path, kill_after: float | None) -> int:
-        """Return the exit status of a child that resumes the run in ``output``; below 0 is a signal."""
-        self._process.stdin.write(json.dumps([str(recipe), str(output), kill_after]) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    process = Server()
-    yield process
-    process.stop()
+def server() -> Iterator[TrainingServer]:
+    with serving() as process:
+        yield process
 
 
 @posix
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path, server, kills):
+def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path, server: TrainingServer, kills):
     TINY.to_yaml(tmp_path / "recipe.yaml")
-    assert server.train(tmp_path / "recipe.yaml", tmp_path / "whole", None) == 0  # by one process as they are
+    assert server.train(tmp_path / "recipe.yaml", tmp_path / "whole") == [0]
     moments = random.Random(kills)
     killed, run = 0, 0
     while killed < kills:
-        status = server.train(tmp_path / "recipe.yaml", tmp_path / str(run), moments.uniform(0, 0.6))
+        kill = (0, signal.SIGKILL, moments.uniform(0, 0.6))
+        (status,) = server.train(tmp_path / "recipe.yaml", tmp_path / str(run), signalled=kill)
         assert status in (0, -signal.SIGKILL)
         if status == 0:
             run += 1
         else:
             killed += 1
-    assert server.train(tmp_path / "recipe.yaml", tmp_path / str(run), None) == 0
+    assert server.train(tmp_path / "recipe.yaml", tmp_path / str(run)) == [0]
     for number in range(run + 1):
         require_same(tmp_path / str(number), tmp_path / "whole")
 

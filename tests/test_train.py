@@ -325,37 +325,6 @@ def test_a_stopped_run_leaves_a_readable_checkpoint(tmp_path, number):
         assert (tmp_path / "run" / "curves.png").is_file()
 
 
-SHARED_RUN = """
-import os
-from ccnn_zoo.train import Recipe, train
-
-result = train(Recipe.from_yaml("start.yaml"), "run")
-values = [value.double().sum().item() for value in result.model.parameters()]
-open("rank" + os.environ["RANK"], "w").write(repr(values))
-"""
-
-
-def test_two_processes_train_one_network(tiny, tmp_path):
-    TINY.to_yaml(tmp_path / "start.yaml")
-    (tmp_path / "job.py").write_text(SHARED_RUN)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "job.py"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
-    assert done.stderr.count("K=2 1/2:") == 1  # only the first process reports and writes
-    model, record = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    alone = tiny.record.metrics
-    # Not equal: each process normalises by the statistics of its own half of the batch.
-    assert record.metrics["train_loss"] == pytest.approx(alone["train_loss"], abs=0.05)
-    assert not same_weights(model, tiny.model)
-
-
 # Progress and curves
 
 
