@@ -74,6 +74,17 @@ def test_traced_networks_give_the_same(kind):
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images))
 
 
+@torch.no_grad()
+def test_timms_graphs_hold_a_calibrated_convolution_as_one_node():
+    """As they hold an nn.Conv2d; torchvision's tracer is quadratic in the nodes."""
+    model, _ = build("padded resnet", features_only=True, feature_cls="fx", out_indices=(1, 2))
+    nodes = {node.target for node in model.graph_module.graph.nodes if node.op == "call_module"}
+    convs = [n for n, m in model.graph_module.named_modules() if isinstance(m, ccnn_zoo.CalibratedConv2d)]
+    assert convs
+    assert set(convs) <= nodes
+    assert not any(node.op == "get_attr" for node in model.graph_module.graph.nodes)
+
+
 @kinds
 @torch.no_grad()
 def test_features_only_gives_the_intermediates_of_all_branches(kind):

@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 from timm.layers import SelectAdaptivePool2d
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ccnn_zoo.convert import calibrate_, fold_
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import BranchLinear
+from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
+
+# Leaves of timm's graphs, as the nn.Conv2d and nn.Linear that they are. In parts they would be five nodes each, and
+# torchvision's tracer takes time quadratic in the nodes: minutes for ResNet-1202.
+register_notrace_module(CalibratedConv2d)
+register_notrace_module(BranchLinear)
 
 
 class CalibratedClassifier:
