@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -23,6 +26,7 @@ from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.errors import ConfigurationError, NonFiniteLossError, RepositoryError
 from ccnn_zoo.train import EpochResult, Recipe, TrainingResult, build_model, load_data, plot_curves, read_history, train
 from ccnn_zoo.train._batches import ShuffledOrder, view_of
+from ccnn_zoo.train._history import write_history
 from ccnn_zoo.train._network import build_optimizer, build_scheduler
 
 TINY = Recipe(
@@ -74,6 +78,36 @@ def test_the_checkpoint_is_the_result(tiny):
     assert (record.data, record.seed, record.epochs) == ("scikit-learn digits", 0, 2)
     assert Recipe.from_mapping(record.recipe) == TINY
     assert record.versions["ccnn-zoo"] == ccnn_zoo.__version__
+
+
+def test_versions_revision_and_device_are_written_beside_the_checkpoint(tiny):
+    environment = json.loads((tiny.checkpoint.parent / "environment.json").read_text())
+    assert environment["versions"] == tiny.record.versions
+    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert (environment["device"], environment["processes"]) == ("cpu", 1) or torch.cuda.is_available()
+    root = Path(ccnn_zoo.__file__).parents[1]
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("the package does not run from a git checkout")
+    assert len(environment["git_revision"].removesuffix("-dirty")) == len(head.stdout.strip())
+
+
+def test_a_full_disk_is_named_whatever_is_written(tmp_path):
+    resource = pytest.importorskip("resource")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writers = [
+        lambda: TINY.to_yaml(tmp_path / "recipe.yaml"),
+        lambda: write_history(history([9.0, 4.0]), tmp_path / "history.csv"),
+        lambda: plot_curves({"plain": history([9.0, 4.0])}, tmp_path / "curves.png"),
+    ]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for write in writers:
+            with pytest.raises(RepositoryError, match=r"cannot write .*What was there before is kept; free some space"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_network_knows_its_labels_and_preprocessing(tiny):
@@ -287,42 +321,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
         train(TINY, tmp_path / "file" / "run", progress=False)
 
 
-LONG = """
-import sys
-from dataclasses import replace
-from ccnn_zoo.train import Recipe, train
-
-train(replace(Recipe.from_yaml("start.yaml"), epochs=100_000), "run")
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_a_readable_checkpoint(tmp_path, number):
+def test_the_command_ends_on_ctrl_c_with_its_state_saved_and_a_word_how_to_go_on(tmp_path):
     TINY.to_yaml(tmp_path / "start.yaml")
     run = subprocess.Popen(
-        [sys.executable, "-c", LONG],
+        [Path(sys.executable).with_name("ccnn"), "train", "--recipe=start.yaml", "--epochs=100000", "--output=run"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
-    reported = []
-    while len(reported) < 2:  # one line per epoch, since stderr is no terminal
-        line = run.stderr.readline()
-        assert line, "the run ended by itself"
-        if "K=2" in line:
-            reported.append(line)
-    run.send_signal(number)
-    rest = run.stderr.read()
-    assert run.wait() != 0
+    for epoch in (1, 2):  # one line per epoch, since stderr is no terminal
+        assert f"K=2 {epoch}/100000" in run.stderr.readline()
+    run.send_signal(signal.SIGINT)
+    said = run.stderr.read().splitlines()[-1]
+    assert run.wait() == 128 + signal.SIGINT
+    assert re.fullmatch(r"stopped by SIGINT after step \d+ of 1100000 .* saved in run; --resume .* from there", said)
     _, record = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    assert record.epochs >= 2
-    assert len(read_history(tmp_path / "run" / "history.csv")) in (record.epochs, record.epochs - 1)
-    assert "images/s" in reported[0]
-    if number == signal.SIGINT:
-        assert "TrainingInterrupted: stopped by SIGINT after step" in rest
-        assert (tmp_path / "run" / "curves.png").is_file()
+    assert record.epochs == len(read_history(tmp_path / "run" / "history.csv")) >= 2
+    assert (tmp_path / "run" / "curves.png").is_file()
 
 
 # Progress and curves

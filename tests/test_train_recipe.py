@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
+import torch
 import yaml
 
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe
+from ccnn_zoo.train._network import build_scheduler
 
 VALID = {"model": "ccnn_resnet18_cifar", "data": "digits", "epochs": 2}
 
@@ -167,6 +169,40 @@ def test_yaml_makes_no_objects(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"absent\.yaml"):
         Recipe.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("name", ["cifar10_cpu", "cifar10_table1", "digits", "imagenet_table3", "mnist_cpu"])
+def test_every_packaged_recipe_is_valid(name):
+    assert Recipe.load(name).branches > 1
+
+
+def learning_rate(name: str, steps: int, *done: int) -> list[float]:
+    recipe = Recipe.load(name)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=recipe.lr)
+    scheduler = build_scheduler(recipe, optimizer, steps)
+    rates = []
+    for step in done:
+        scheduler.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_the_recipe_of_table_1_is_the_papers():
+    recipe = Recipe.load("cifar10_table1")
+    assert (recipe.model, recipe.branches, recipe.noise_std) == ("ccnn_resnet18_cifar", 4, 1e-4)
+    assert (recipe.iterations, recipe.batch_size, recipe.weight_decay, recipe.momentum) == (64_000, 128, 1e-4, 0.9)
+    assert (recipe.crop_padding, recipe.flip, 50_000 * recipe.validation) == (4, 0.5, 5_000)
+    rates = learning_rate("cifar10_table1", 64_000, 0, 31_999, 32_000, 47_999, 48_000, 63_999)
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_recipe_of_table_3_is_the_papers():
+    recipe = Recipe.load("imagenet_table3")
+    assert (recipe.model, recipe.branches, recipe.epochs) == ("ccnn_resnet18", 2, 120)
+    per_epoch = 1_281_167 // recipe.batch_size
+    last, first = 15 * per_epoch - 1, 15 * per_epoch
+    rates = learning_rate("imagenet_table3", 120 * per_epoch, 0, last, first, 2 * first - 1, 2 * first, 8 * first - 1)
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 1e-8])
 
 
 def test_packaged_recipes_load_by_name():
