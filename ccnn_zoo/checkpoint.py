@@ -96,7 +96,7 @@ def config_json(model: nn.Module) -> str:
     resolved = {}
     if isinstance(model, CalibratedClassifier):
         # timm records the arguments that were given; a default of today may be another one tomorrow.
-        resolved = {"branches": model.branches, "merge": model.merge}
+        resolved = {"branches": model.branches, "merge": model.merge, "mixing": model.mixing}
         if not any(isinstance(module, CalibratedConv2d) for module in model.modules()):
             resolved["folded"] = True
     # timm drops the class names of a network whose default configuration has another number of classes.
