@@ -11,6 +11,7 @@ import typer
 
 from ccnn_zoo.errors import CCNNError
 
+from ._analyze import analyze
 from ._classify import classify
 from ._demo import demo
 from ._networks import list_networks, train
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, train, export, publish, download, classify):
+for command in (demo, train, export, publish, download, classify, analyze):
     app.command()(command)
 app.command("list")(list_networks)
 
