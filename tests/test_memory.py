@@ -13,7 +13,7 @@ import ccnn_zoo
 def alive() -> set[tuple[int, ...]]:
     """Shapes of all tensors that are still referenced."""
     gc.collect()
-    return {tuple(thing.shape) for thing in gc.get_objects() if isinstance(thing, torch.Tensor)}
+    return {tuple(thing.shape) for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)}
 
 
 def test_parameters_are_the_plain_networks_and_one_r_per_layer():

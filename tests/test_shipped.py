@@ -40,6 +40,13 @@ def test_pretrained_loads_the_file_without_a_network(name, monkeypatch):
     assert f"{record.metrics['test_error_percent']:.2f} %" in (FOLDER / f"{name}.md").read_text()
 
 
+@pytest.mark.parametrize("name", [*NAMES, "ccnn_resnet18_cifar"])
+def test_class_names_belong_to_the_weights(name):
+    assert timm.create_model(name).pretrained_cfg.get("label_names") is None
+    named = timm.create_model(name, pretrained_cfg_overlay={"label_names": list("abcdefghij")})
+    assert named.pretrained_cfg["label_names"] == list("abcdefghij")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_names_the_file_by_its_sum(name):
     import hashlib

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ccnn_zoo.models._calibrated import CalibratedClassifier
@@ -46,6 +46,10 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> CalibratedResNet:
     arguments = {**defaults, **kwargs}
+    if not pretrained and not isinstance(kwargs.get("pretrained_cfg"), dict | PretrainedCfg):
+        # The class names of the registered cfg belong to its weights, not to a network that learns other classes.
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        arguments["pretrained_cfg_overlay"] = {"label_names": None, **overlay}
     features = {"out_indices": tuple(range(len(arguments["layers"]) + 1))}
     return build_model_with_cfg(CalibratedResNet, variant, pretrained, feature_cfg=features, **arguments)
 
