@@ -28,7 +28,18 @@ def test_every_value_survives_yaml(tmp_path):
         image_size=96,
         crop_scale=(0.08, 1.0),
         flip=0.5,
+        auto_augment="rand-m9-mstd0.5",
+        color_jitter=0.4,
+        random_erasing=0.25,
+        mixup=0.2,
+        cutmix=1.0,
+        label_smoothing=0.1,
         batch_size=256,
+        accumulate=2,
+        noise="gradient",
+        noise_decay=0.55,
+        ema_decay=0.999,
+        sync_batchnorm=True,
         optimizer="sgd",
         lr=0.25,
         momentum=0.8,
@@ -48,7 +59,8 @@ def test_every_value_survives_yaml(tmp_path):
         keep=3,
     )
     untouched = {f.name for f in fields(Recipe) if getattr(recipe, f.name) == f.default}
-    assert untouched == {"epochs", "crop_padding"}  # they exclude iterations and crop_scale
+    # They exclude iterations, crop_scale and branches_at_once.
+    assert untouched == {"epochs", "crop_padding", "compile"}
     recipe.to_yaml(tmp_path / "a.yaml")
     assert Recipe.from_yaml(tmp_path / "a.yaml") == recipe
     assert Recipe.load(tmp_path / "a.yaml") == recipe
@@ -109,6 +121,14 @@ def test_a_recipe_does_not_change():
         ("mixed_precision", False),
         ("channels_last", "yes"),
         ("workers", -1),
+        ("accumulate", 0),
+        ("ema_decay", 1.0),
+        ("mixup", -0.1),
+        ("label_smoothing", 1.0),
+        ("random_erasing", 1.5),
+        ("noise", "loud"),
+        ("compile", "yes"),
+        ("sync_batchnorm", 1.5),
         ("save_every", 0),
         ("keep", 0),
     ],

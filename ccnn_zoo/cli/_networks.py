@@ -17,12 +17,15 @@ def train(
     ),
     model: Annotated[str | None, typer.Option(help="A network of `ccnn list`.")] = None,
     branches: Annotated[int | None, typer.Option(help="Number K of branches; 1 is the plain network.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist:FOLDER, cifar10:FOLDER or folder:FOLDER.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, mnist:FOLDER, cifar10:FOLDER, folder:FOLDER or hfds/NAME.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and noise.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last saved state in the output folder, if there is one.")
     ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
     values: Annotated[
         list[str] | None, typer.Option("--set", help="Any other value of the recipe, as NAME=VALUE (YAML).")
     ] = None,
@@ -44,7 +47,7 @@ def train(
         changes.setdefault("epochs", None)
     resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
     try:
-        result = run(resolved, output, resume=resume)
+        result = run(resolved, output, resume=resume, tensorboard=tensorboard)
     except TrainingInterrupted as stopped:
         typer.echo(stopped, err=True)
         raise typer.Exit(128 + stopped.signal) from stopped  # what a shell reports of such a signal

@@ -11,9 +11,10 @@ from ._curves import draw_curves, plot_curves
 from ._data import Data, load_data
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
-from ._loop import CHECKPOINT, TrainingResult, train
+from ._loop import train
 from ._network import build_model
 from ._recipe import Recipe
+from ._trainer import CHECKPOINT, TrainingResult
 
 __all__ = [
     "CHECKPOINT",

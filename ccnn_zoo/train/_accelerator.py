@@ -44,8 +44,15 @@ def steps_per_epoch(recipe: Recipe, images: int, processes: int) -> int:
         raise ConfigurationError(
             f"batch_size={recipe.batch_size} exceeds the {images} training images; make it smaller"
         )
-    if recipe.batch_size % processes:
+    parts = processes * recipe.accumulate
+    if recipe.batch_size % parts:
         raise ConfigurationError(
-            f"batch_size={recipe.batch_size} cannot be shared evenly by {processes} processes; make it a multiple"
+            f"batch_size={recipe.batch_size} cannot be shared evenly by {processes} processes in "
+            f"accumulate={recipe.accumulate} passes each; make it a multiple of {parts}"
+        )
+    if (recipe.mixup or recipe.cutmix) and recipe.batch_size // parts % 2:
+        raise ConfigurationError(
+            f"mixup and cutmix mix images in pairs, and a pass has {recipe.batch_size // parts}; make batch_size a "
+            f"multiple of {2 * parts}"
         )
     return images // recipe.batch_size

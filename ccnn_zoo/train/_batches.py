@@ -10,15 +10,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import transforms
 
+from ._augment import evaluation_transform, needs_pictures, training_transform
 from ._data import Data
 from ._images import ArrayImages, Images
 from ._recipe import Recipe
@@ -88,7 +87,7 @@ class PictureView(Dataset[Batch]):
     def __init__(self, images: Images, data: Data, recipe: Recipe | None) -> None:
         self._images = images
         self._seed = recipe.seed if recipe else None
-        self._transform = _training_transform(data, recipe) if recipe else _evaluation_transform(data)
+        self._transform = training_transform(data, recipe) if recipe else evaluation_transform(data)
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
@@ -114,10 +113,17 @@ View: TypeAlias = TensorView | PictureView
 
 
 class ShuffledOrder(Sampler[int]):
-    """All indices of a view, in an order drawn anew for every epoch."""
+    """The indices of a view, in an order drawn anew for every epoch, as far as they fill whole batches.
 
-    def __init__(self, view: View, seed: int) -> None:
+    Args:
+        view: its images.
+        seed: of the order.
+        batch_size: images of one step.
+    """
+
+    def __init__(self, view: View, seed: int, batch_size: int = 1) -> None:
         self._view, self._seed, self._epoch, self._done = view, seed, 0, 0
+        self._used = len(view) // batch_size * batch_size
 
     # Not called set_epoch: accelerate calls that by its own count, which starts at 0 whenever a run goes on.
     def start_epoch(self, epoch: int, done: int = 0) -> None:
@@ -126,28 +132,27 @@ class ShuffledOrder(Sampler[int]):
         self._view.start_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self._view) - self._done
+        return self._used - self._done
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derived_seed(self._seed, _ORDER, self._epoch))
-        return iter(torch.randperm(len(self._view), generator=generator)[self._done :].tolist())
+        return iter(torch.randperm(len(self._view), generator=generator)[self._done : self._used].tolist())
 
 
 def view_of(images: Images, data: Data, recipe: Recipe | None = None) -> View:
     """Return the view that gives batches of ``images``: for training by ``recipe``, or for evaluation."""
     ready = isinstance(images, ArrayImages) and images.pixels.shape[1:3] == data.input_size[1:] and data.crop_pct == 1
-    if ready and (recipe is None or recipe.crop_scale is None):
+    if ready and (recipe is None or not needs_pictures(recipe)):
         return TensorView(images, data, recipe)
     return PictureView(images, data, recipe)
 
 
 def loader_of(view: View, recipe: Recipe, order: ShuffledOrder | None = None) -> DataLoader[Batch]:
-    """Return batches of a view; in ``order`` without the incomplete last one, or all as they come."""
+    """Return batches of a view: in ``order``, each a pass of training, or all as they come, for evaluation."""
     return DataLoader(
         view,
-        recipe.batch_size,
+        recipe.batch_size // recipe.accumulate if order else recipe.batch_size,
         sampler=order,
-        drop_last=order is not None,
         collate_fn=_as_is,
         num_workers=recipe.workers if isinstance(view, PictureView) else 0,
         pin_memory=torch.cuda.is_available(),
@@ -161,23 +166,6 @@ def evaluation_batches(data: Data, batch_size: int = 128) -> Iterator[Batch]:
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _evaluation_transform(data: Data) -> Any:
-    return create_transform(**data.preprocessing(), is_training=False)
-
-
-def _training_transform(data: Data, recipe: Recipe) -> Any:
-    if recipe.crop_scale is not None:
-        options = {name: value for name, value in data.preprocessing().items() if name not in ("crop_pct", "crop_mode")}
-        return create_transform(
-            **options, is_training=True, scale=recipe.crop_scale, hflip=recipe.flip, color_jitter=None
-        )
-    evaluation = _evaluation_transform(data).transforms
-    size = data.input_size[1:]
-    augmentation = [transforms.RandomCrop(size, recipe.crop_padding), transforms.RandomHorizontalFlip(recipe.flip)]
-    # Before the last two, ToTensor and Normalize: the padding is black, as in the original CIFAR recipe.
-    return transforms.Compose([*evaluation[:-2], *augmentation, *evaluation[-2:]])
 
 
 @contextmanager

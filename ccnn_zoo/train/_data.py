@@ -11,6 +11,7 @@ import numpy as np
 from ccnn_zoo.errors import ConfigurationError
 
 from . import _sources
+from ._hfds import ReaderImages, hfds
 from ._images import Images
 
 
@@ -31,8 +32,8 @@ class Data:
     """
 
     name: str
-    train: Images
-    test: Images
+    train: Images | ReaderImages
+    test: Images | ReaderImages
     labels: tuple[str, ...]
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -51,7 +52,7 @@ class Data:
             "interpolation": self.interpolation,
         }
 
-    def hold_out(self, share: float, seed: int) -> tuple[Data, Images]:
+    def hold_out(self, share: float, seed: int) -> tuple[Data, Images | ReaderImages]:
         """Split off a share of the training images, of every class alike.
 
         Args:
@@ -85,11 +86,13 @@ def load_data(name: str, image_size: int | None = None) -> Data:
     ``mnist:FOLDER``          torchvision's layout, ``FOLDER/MNIST/raw/*-ubyte``, gzipped or not
     ``cifar10:FOLDER``        ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg`` of one size, or an archive of them
     ``folder:FOLDER``         ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``) of any sizes
+    ``hfds/NAME``             a data set of the Hugging Face Hub, or a folder of one; needs the package datasets
     ========================  =====================================================================================
 
     Args:
         name: one of these.
-        image_size: side in pixels to which the network sees images; None is the data's own, 224 for ``folder``.
+        image_size: side in pixels to which the network sees images; None is the data's own, 224 for ``folder`` and
+            ``hfds``.
 
     Raises:
         ConfigurationError: the name is unknown, or the folder is missing, empty or of another layout; says what
@@ -99,10 +102,12 @@ def load_data(name: str, image_size: int | None = None) -> Data:
     kind, _, place = name.partition(":")
     if kind == "digits" and not place:
         data = Data(**_sources.digits())
+    elif name.startswith("hfds/") and name != "hfds/":
+        data = Data(**hfds(name))
     elif kind in _FROM_A_FOLDER and place:
         data = Data(**_FROM_A_FOLDER[kind](place))
     else:
-        known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER)])
+        known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER), "hfds/NAME"])
         raise ConfigurationError(f"data must be one of {known}, got {name!r}")
     if image_size is None:
         return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class FileImages(Dataset[tuple[Image.Image, int]]):
 Images: TypeAlias = ArrayImages | FileImages
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(path: str | Path | BinaryIO) -> Image.Image:
     """Decode a file as RGB, turned as its EXIF orientation says.
 
     Raises:

@@ -1,59 +1,21 @@
-"""The training loop, on Hugging Face accelerate."""
+"""Training as one call."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from accelerate.utils import broadcast, set_seed
-from torch import Tensor, nn
-
-from ccnn_zoo._files import remove_leftovers
-from ccnn_zoo.branchwise import Branchwise
-from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
-
-from ._accelerator import make_accelerator, steps_per_epoch
-from ._batches import Batch, ShuffledOrder, loader_of, step_seed, view_of
-from ._curves import plot_curves
-from ._data import load_data
-from ._environment import package_versions, write_environment
-from ._history import EpochResult, History, write_history
-from ._images import Images
-from ._meter import NOTHING, Meter, Sums, mean_of, require_finite
-from ._network import build_model, build_optimizer, build_scheduler, trained_form
-from ._progress import TrainingProgress
 from ._recipe import Recipe
-from ._signals import StopRequest
-from ._state import FOLDER, RunState, StateFolder
-
-CHECKPOINT, BEST, HISTORY, CURVES = "last.safetensors", "best.safetensors", "history.csv", "curves.png"
-RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training run gives.
-
-    Args:
-        model: the trained network, on the CPU, in eval mode.
-        record: how it was trained and what was measured.
-        history: one entry per epoch.
-        checkpoint: the file that holds ``model`` and ``record``.
-    """
-
-    model: nn.Module
-    record: TrainingRecord
-    history: History
-    checkpoint: Path
+from ._trainer import Trainer, TrainingResult
 
 
 def train(
-    recipe: Recipe, output: str | os.PathLike[str], *, resume: bool = False, progress: bool = True
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    tensorboard: bool = False,
 ) -> TrainingResult:
     """Train a network, on whatever devices accelerate was launched on.
 
@@ -68,10 +30,11 @@ def train(
         output: folder, made if missing; what an earlier run left there is overwritten.
         resume: go on from the newest whole state in ``output``, to the bit on a CPU; without one, begin.
         progress: show progress on stderr.
+        tensorboard: log the history for TensorBoard too, in the folder ``tensorboard`` of ``output``.
 
     Raises:
-        ConfigurationError: the data cannot be had or do not fit the recipe, or the state to resume is another
-            recipe's.
+        ConfigurationError: the data cannot be had or do not fit the recipe, the state to resume is another recipe's,
+            or the package tensorboard is missing.
         IntegrityError: every state to resume is damaged.
         NonFiniteLossError: the loss became NaN or infinite; names epoch and step. The checkpoint of the epoch
             before stays.
@@ -80,192 +43,4 @@ def train(
         ImageError: an image cannot be read.
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-    return _Trainer(recipe, Path(output)).run(resume, progress)
-
-
-class _Trainer:
-    def __init__(self, recipe: Recipe, output: Path) -> None:
-        self.recipe, self.output = recipe, output
-        self.accelerator = make_accelerator(recipe)
-        data = load_data(recipe.data, recipe.image_size)
-        held_out = None
-        if recipe.validation:
-            data, held_out = data.hold_out(recipe.validation, recipe.seed)
-        self.data = data
-        self.steps_per_epoch = steps_per_epoch(recipe, len(data.train), self.accelerator.num_processes)
-        self.steps = recipe.iterations or recipe.epochs * self.steps_per_epoch
-        self.epochs = -(-self.steps // self.steps_per_epoch)
-
-        model = build_model(recipe, data)
-        optimizer = build_optimizer(recipe, model)
-        self.scheduler = build_scheduler(recipe, optimizer, self.steps)
-        view = view_of(data.train, data, recipe)
-        self.order = ShuffledOrder(view, recipe.seed)
-        trained = trained_form(recipe, model, self.accelerator.device)
-        self.model, self.optimizer, self.batches = self.accelerator.prepare(
-            trained, optimizer, loader_of(view, recipe, self.order)
-        )
-        self.test_batches = self._evaluation_batches(data.test)
-        self.held_out_batches = None if held_out is None else self._evaluation_batches(held_out)
-        self.states = StateFolder(output, recipe.keep)
-        self.stop = StopRequest(self.accelerator)
-        # Reading a value waits for the device: free on the CPU, not elsewhere.
-        self.interval = 1 if self.accelerator.device.type == "cpu" else 25
-        self.step, self.lr, self.sums = 0, recipe.lr, NOTHING
-        self.history: History = ()
-
-    def run(self, resume: bool, progress: bool) -> TrainingResult:
-        main = self.accelerator.is_main_process
-        title = f"{self.recipe.model} K={self.recipe.branches}"
-        if resume:
-            self._resume()
-        if main:
-            self.recipe.to_yaml(self.output / RECIPE)
-            write_environment(self.output / ENVIRONMENT, self.accelerator)
-            for name in (CHECKPOINT, BEST, HISTORY, CURVES, RECIPE, ENVIRONMENT, f"{FOLDER}/step.safetensors"):
-                remove_leftovers(self.output / name)
-        try:
-            with self.stop, TrainingProgress(title, self.epochs, self.steps, shown=progress and main) as shown:
-                if resume:
-                    shown.show_start(self.step)
-                for epoch in range(len(self.history) + 1, self.epochs + 1):
-                    result = self._epoch(epoch, shown)
-                    self._save_epoch(result)
-                    shown.show_epoch(result)
-        finally:
-            if main and self.history:
-                plot_curves({title: self.history}, self.output / CURVES)
-        self.accelerator.wait_for_everyone()
-        model = self._plain_model().cpu().eval()
-        return TrainingResult(model, self._record(self.history[-1]), self.history, self.output / CHECKPOINT)
-
-    def _resume(self) -> None:
-        """Load the newest state, in all processes the same one."""
-        main, state = self.accelerator.is_main_process, None
-        if main:
-            state = self.states.newest(self.recipe.decisive())
-        found = torch.tensor(-1 if state is None else state.step, device=self.accelerator.device)
-        step = int(broadcast(found))
-        if step < 0:
-            return
-        state = state or self.states.at(step)
-        if state.versions != package_versions():
-            warnings.warn(f"the run began with {state.versions}; it goes on, but not to the bit", stacklevel=4)
-        self._plain_model().load_state_dict(state.parts["model"])
-        self.optimizer.load_state_dict(state.parts["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state.parts["scaler"])
-        self.scheduler.step_update(step)
-        self.step, self.lr, self.history = step, state.lr, state.history
-        self.sums = state.sums if main else NOTHING
-
-    def _save_state(self, sums: Sums) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        parts = {"model": self._plain_model().state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self.accelerator.scaler is not None:
-            parts["scaler"] = self.accelerator.scaler.state_dict()
-        self.states.save(
-            RunState(self.recipe.decisive(), package_versions(), self.step, self.lr, sums, self.history, parts)
-        )
-
-    def _save_epoch(self, result: EpochResult) -> None:
-        before = [earlier.validation_error_percent for earlier in self.history]
-        self.history = (*self.history, result)
-        if not self.accelerator.is_main_process:
-            return
-        model, record = self._plain_model(), self._record(result)
-        save_checkpoint(self.output / CHECKPOINT, model, record)
-        if result.validation_error_percent is None:
-            (self.output / BEST).unlink(missing_ok=True)  # of an earlier run
-        elif not before or result.validation_error_percent < min(before):
-            save_checkpoint(self.output / BEST, model, record)
-        write_history(self.history, self.output / HISTORY)
-        # Last, so that a state of this epoch means that all the above is there.
-        self._save_state(NOTHING)
-
-    def _stop_if_asked(self, epoch: int, meter: Meter) -> None:
-        if self.stop.agreed():
-            self._save_state(meter.sums(self.accelerator))
-            raise self.stop.error(
-                f"after step {self.step} of {self.steps} (epoch {epoch} of {self.epochs}), saved in {self.output}"
-            )
-
-    def _epoch(self, epoch: int, shown: TrainingProgress) -> EpochResult:
-        done = self.step - (epoch - 1) * self.steps_per_epoch
-        self.order.start_epoch(epoch - 1, done * self.recipe.batch_size)
-        meter = Meter(epoch, self.step, self.accelerator.num_processes, self.sums)
-        self.sums = NOTHING
-        self._train(epoch, meter, shown)
-        throughput = meter.images_per_second()
-        train_loss, train_error = mean_of(meter.sums(self.accelerator))
-        test_loss, test_error = self._evaluate(self.test_batches, epoch, meter)
-        validation = (None, None)
-        if self.held_out_batches is not None:
-            validation = self._evaluate(self.held_out_batches, epoch, meter)
-        return EpochResult(
-            epoch, self.step, self.lr, train_loss, train_error, test_loss, test_error, *validation, throughput
-        )
-
-    def _train(self, epoch: int, meter: Meter, shown: TrainingProgress) -> None:
-        self.model.train()
-        for images, targets in self.batches:
-            # Whatever a step draws depends on its number only, not on the steps before.
-            set_seed(step_seed(self.recipe.seed, self.step, self.accelerator.process_index))
-            logits = self._forward(images)
-            loss = F.cross_entropy(logits, targets)
-            meter.update(loss, logits, targets)
-            if (self.step + 1) % self.interval == 0:
-                meter.check()  # before the step, so that R and w are still finite
-            self.accelerator.backward(loss)
-            self.lr = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.step += 1
-            self.scheduler.step_update(self.step)
-            if self.step % self.interval == 0:
-                shown.show_step(epoch, self.step, *meter.running())
-                self._stop_if_asked(epoch, meter)
-            if self.recipe.save_every and self.step % self.recipe.save_every == 0:
-                self._save_state(meter.sums(self.accelerator))
-            if self.step == self.steps:
-                break
-
-    @torch.no_grad()
-    def _evaluate(self, batches: Iterable[Batch], epoch: int, meter: Meter) -> tuple[float, float]:
-        """Return mean loss and error in percent."""
-        self.model.eval()
-        losses, wrong = [], []
-        for images, targets in batches:
-            self._stop_if_asked(epoch, meter)
-            logits = self._forward(images)
-            loss = F.cross_entropy(logits, targets, reduction="none")
-            # Drops the images that fill up the last batch of several processes.
-            loss, miss = self.accelerator.gather_for_metrics((loss, logits.argmax(1) != targets))
-            losses.append(loss)
-            wrong.append(miss)
-        mean_loss = torch.cat(losses).double().mean().item()
-        require_finite(mean_loss, epoch, self.step, "evaluation")
-        return mean_loss, 100 * torch.cat(wrong).double().mean().item()
-
-    def _forward(self, images: Tensor) -> Tensor:
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.model(images)
-
-    def _evaluation_batches(self, images: Images) -> Iterable[Batch]:
-        return self.accelerator.prepare(loader_of(view_of(images, self.data), self.recipe))
-
-    def _plain_model(self) -> nn.Module:
-        model = self.accelerator.unwrap_model(self.model)
-        return model.model if isinstance(model, Branchwise) else model
-
-    def _record(self, result: EpochResult) -> TrainingRecord:
-        return TrainingRecord(
-            data=self.data.name,
-            seed=self.recipe.seed,
-            epochs=result.epoch,
-            recipe=self.recipe.to_dict(),
-            metrics=result.metrics(),
-            versions=package_versions(),
-        )
+    return Trainer(recipe, Path(output), tensorboard).run(resume, progress)

@@ -23,21 +23,20 @@ class Meter:
 
     Args:
         epoch: from 1, for error messages.
-        step: optimizer steps done before the epoch, for error messages.
         processes: number of processes that share every batch evenly.
         sums: what :meth:`sums` gave before the epoch was interrupted.
     """
 
-    def __init__(self, epoch: int, step: int, processes: int, sums: Sums = NOTHING) -> None:
-        self._epoch, self._step, self._processes = epoch, step, processes
-        self._pending: list[tuple[Tensor, Tensor, int]] = []
+    def __init__(self, epoch: int, processes: int, sums: Sums = NOTHING) -> None:
+        self._epoch, self._processes = epoch, processes
+        self._pending: list[tuple[int, Tensor, Tensor, int]] = []
         self._loss, self._wrong, self._images = sums
         self._images_before = self._images
         self._start = time.perf_counter()
 
-    def update(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: its mean loss, logits (N, classes) and classes (N,). Does not wait for the device."""
-        self._pending.append((loss.detach(), (logits.detach().argmax(1) != targets).sum(), len(targets)))
+    def update(self, step: int, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a pass of a step: its mean loss, logits (N, classes) and classes (N,). Does not wait for the device."""
+        self._pending.append((step, loss.detach(), (logits.detach().argmax(1) != targets).sum(), len(targets)))
 
     def check(self) -> None:
         """Read the batches added since the last check.
@@ -45,9 +44,8 @@ class Meter:
         Raises:
             NonFiniteLossError: the loss of one was not finite.
         """
-        for loss, wrong, images in self._pending:
-            self._step += 1
-            require_finite(loss.item(), self._epoch, self._step, "training")
+        for step, loss, wrong, images in self._pending:
+            require_finite(loss.item(), self._epoch, step, "training")
             self._loss += loss.item() * images
             self._wrong += int(wrong)
             self._images += images

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import timm
 import torch
+from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -53,15 +55,23 @@ def build_model(recipe: Recipe, data: Data) -> nn.Module:
     return model
 
 
-def trained_form(recipe: Recipe, model: nn.Module, device: torch.device) -> nn.Module:
-    """Return what runs in training: ``model``, or a wrapper that takes its branches a few at a time.
+def trained_form(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return what runs in training, with the parameters of ``model``: itself, or a wrapper of a few branches a time.
 
     Raises:
         CalibrationError: ``branches_at_once`` is given, and the branches of the network depend on each other.
+        ConfigurationError: ``sync_batchnorm`` is asked for where torch has none.
     """
+    if recipe.sync_batchnorm and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise ConfigurationError("sync_batchnorm=True needs GPUs: torch has none for CPUs; set it to False")
+        model = convert_sync_batchnorm(model)
+    if recipe.compile:
+        model.compile()  # in place: no wrapper comes between the network and its checkpoints
+        return model
     if recipe.branches_at_once is not None:
         return Branchwise(model, recipe.branches_at_once)
-    if device.type != "cpu":
+    if accelerator.device.type != "cpu":
         return model
     try:
         return Branchwise(model, 2)  # fastest or nearly so for all K, see docs/training_speed.md
@@ -85,6 +95,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         model,
         opt="csgd",
         noise_std=recipe.noise_std,
+        noise=recipe.noise,
+        noise_decay=recipe.noise_decay,
         calibration_lr=recipe.calibration_lr,
         calibration_update=recipe.calibration_update,
         seed=recipe.seed,

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,16 @@ import ccnn_zoo.models  # noqa: F401, registers the networks that a recipe names
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge
-from ccnn_zoo.optim import CALIBRATION_UPDATES
+from ccnn_zoo.optim import CALIBRATION_UPDATES, NOISES
+
+from ._checks import check_auto_augment, require_integer, require_number
 
 OPTIMIZERS = ("csgd", "sgd")
 SCHEDULERS = ("cosine", "multistep", "step", "constant")
 PRECISIONS = ("no", "fp16", "bf16")
+
+_RATES = ("lr", "momentum", "weight_decay", "noise_std", "noise_decay", "calibration_lr")
+_MACHINERY = ("workers", "save_every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,21 @@ class Recipe:
         crop_padding: black pixels put around a training image before a random crop of its size; 0 is off.
         crop_scale: smallest and largest share of the picture that a random resized crop keeps; None is off.
         flip: probability of a horizontal flip.
+        auto_augment: timm's name of a policy, such as ``"rand-m9-mstd0.5"``; None is off.
+        color_jitter: strength of random brightness, contrast and saturation; 0 is off.
+        random_erasing: probability that a random rectangle is erased.
+        mixup: parameter alpha of mixup; 0 is off.
+        cutmix: parameter alpha of CutMix; 0 is off. With both, each batch takes one of them.
+        label_smoothing: share of the target, in [0, 1), spread over all classes.
         batch_size: images per step, over all processes together. The last, smaller batch is left out.
+        accumulate: passes, each over an equal part of the batch, whose gradients make one step.
         optimizer: ``"csgd"``, or ``"sgd"``: torch's, with R frozen as it was drawn.
         lr: learning rate of w and all ordinary parameters at its highest.
         momentum: momentum of the same.
         weight_decay: L2 penalty on the same.
-        noise_std: standard deviation sigma of CSGD's noise on w.
+        noise_std: standard deviation sigma of CSGD's noise.
+        noise: what CSGD adds it to: ``"weight"`` w, as Algorithm 1 does, or ``"gradient"``.
+        noise_decay: exponent by which its variance fades; 0 keeps it.
         calibration_lr: learning rate l of R; no schedule changes it.
         calibration_update: ``"descent"`` or ``"ascent"``, the sign of R's step.
         scheduler: ``"cosine"`` to 0, ``"multistep"`` (times ``decay_rate`` at each of ``decay_at``), ``"step"``
@@ -56,7 +69,10 @@ class Recipe:
         decay_at: shares of the run, in (0, 1); one alone for ``"step"``.
         decay_rate: factor, in (0, 1].
         seed: seed of initial weights, held-out images, order, augmentation and noise.
+        ema_decay: decay of an average of the weights, which then is evaluated and saved; None is off.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
+        compile: compile the network by ``torch.compile``.
+        sync_batchnorm: normalise by the statistics of all processes together; GPUs only.
         branches_at_once: branches that a training pass runs together, on the way to the same gradients
             (:class:`ccnn_zoo.branchwise.Branchwise`); None lets the device decide.
         channels_last: hold images and weights channels last in memory.
@@ -80,12 +96,21 @@ class Recipe:
     crop_padding: int = 0
     crop_scale: tuple[float, float] | None = None
     flip: float = 0.0
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: str = "csgd"
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
     noise_std: float = 1e-4
+    noise: str = "weight"
+    noise_decay: float = 0.0
     calibration_lr: float = 0.1
     calibration_update: str = "descent"
     scheduler: str = "cosine"
@@ -93,7 +118,10 @@ class Recipe:
     decay_at: tuple[float, ...] = (0.5, 0.75)
     decay_rate: float = 0.1
     seed: int = 0
+    ema_decay: float | None = None
     mixed_precision: str = "no"
+    compile: bool = False
+    sync_batchnorm: bool = False
     branches_at_once: int | None = None
     channels_last: bool = False
     workers: int = 0
@@ -108,6 +136,9 @@ class Recipe:
         self._check_length()
         self._check_numbers()
         self._check_choices()
+        self._check_images()
+        if self.compile and self.branches_at_once is not None:
+            raise ConfigurationError("compile and branches_at_once exclude each other; drop one")
 
     def _check_network_and_data(self) -> None:
         known = timm.list_models("ccnn_*")
@@ -129,32 +160,45 @@ class Recipe:
     def _check_numbers(self) -> None:
         for name in ("epochs", "iterations", "image_size", "branches_at_once", "save_every"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), at_least=1)
-        for name in ("batch_size", "keep"):
-            _integer(name, getattr(self, name), at_least=1)
+                require_integer(name, getattr(self, name), at_least=1)
+        for name in ("batch_size", "accumulate", "keep"):
+            require_integer(name, getattr(self, name), at_least=1)
         for name in ("crop_padding", "workers", "seed"):
-            _integer(name, getattr(self, name), at_least=0)
-        for name in ("lr", "momentum", "weight_decay", "noise_std", "calibration_lr"):
-            _number(name, getattr(self, name), 0, float("inf"))
-        for name in ("validation", "warmup"):
-            _number(name, getattr(self, name), 0, 1, below=True)
-        _number("flip", self.flip, 0, 1)
-        _number("decay_rate", self.decay_rate, 0, 1, above=True)
+            require_integer(name, getattr(self, name), at_least=0)
+        for name in (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "noise_std",
+            "calibration_lr",
+            "color_jitter",
+            "mixup",
+            "cutmix",
+        ):
+            require_number(name, getattr(self, name), 0, float("inf"))
+        for name in ("validation", "warmup", "label_smoothing"):
+            require_number(name, getattr(self, name), 0, 1, below=True)
+        for name in ("flip", "random_erasing"):
+            require_number(name, getattr(self, name), 0, 1)
+        if self.ema_decay is not None:
+            require_number("ema_decay", self.ema_decay, 0, 1, below=True)
+        require_number("decay_rate", self.decay_rate, 0, 1, above=True)
         if not isinstance(self.decay_at, tuple) or not self.decay_at:
-            raise ConfigurationError(
-                f"decay_at must list shares of the run, such as [0.5, 0.75], got {self.decay_at!r}"
-            )
+            raise ConfigurationError(f"decay_at must list shares of the run, as [0.5, 0.75], got {self.decay_at!r}")
         for share in self.decay_at:
-            _number("decay_at", share, 0, 1, above=True, below=True)
+            require_number("decay_at", share, 0, 1, above=True, below=True)
         if self.scheduler == "step" and len(self.decay_at) != 1:
             raise ConfigurationError(f"scheduler='step' takes one decay_at, its interval; got {self.decay_at!r}")
 
     def _check_choices(self) -> None:
         choices = {
             "optimizer": OPTIMIZERS,
+            "noise": NOISES,
             "calibration_update": CALIBRATION_UPDATES,
             "scheduler": SCHEDULERS,
             "mixed_precision": PRECISIONS,
+            "compile": (True, False),
+            "sync_batchnorm": (True, False),
             "channels_last": (True, False),
         }
         for name, allowed in choices.items():
@@ -163,15 +207,19 @@ class Recipe:
                 # YAML reads an unquoted `no` as False.
                 hint = "; quote 'no' in YAML" if name == "mixed_precision" else ""
                 raise ConfigurationError(f"{name} must be one of {listed}, got {getattr(self, name)!r}{hint}")
+
+    def _check_images(self) -> None:
         if self.crop_scale is not None:
             if not isinstance(self.crop_scale, tuple) or len(self.crop_scale) != 2:
                 raise ConfigurationError(f"crop_scale must be two shares, such as [0.08, 1.0], got {self.crop_scale!r}")
             for share in self.crop_scale:
-                _number("crop_scale", share, 0, 1, above=True)
+                require_number("crop_scale", share, 0, 1, above=True)
             if self.crop_padding:
                 raise ConfigurationError(
                     f"crop_padding={self.crop_padding} and crop_scale={self.crop_scale} exclude each other; drop one"
                 )
+        if self.auto_augment is not None:
+            check_auto_augment(self.auto_augment)
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> Recipe:
@@ -186,9 +234,7 @@ class Recipe:
             return cls.from_yaml(path)
         entry = packaged / f"{name_or_path}.yaml"
         if not entry.is_file():
-            names = ", ".join(
-                sorted(Path(item.name).stem for item in packaged.iterdir() if item.name.endswith(".yaml"))
-            )
+            names = ", ".join(sorted(Path(f.name).stem for f in packaged.iterdir() if f.name.endswith(".yaml")))
             raise ConfigurationError(f"no recipe {str(name_or_path)!r}; packaged are {names}; or give a .yaml file")
         return cls.from_mapping(_parse(entry.read_text(encoding="utf-8"), entry.name), entry.name)
 
@@ -231,7 +277,7 @@ class Recipe:
 
     def decisive(self) -> dict[str, Any]:
         """Return the values that decide the result of the run, as JSON holds them."""
-        return {name: value for name, value in self.to_dict().items() if name not in ("workers", "save_every", "keep")}
+        return {name: value for name, value in self.to_dict().items() if name not in _MACHINERY}
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write all values, defaults too, atomically.
@@ -251,19 +297,3 @@ def _parse(text: str, source: str) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source} must hold lines of `name: value`, got {type(values).__name__}")
     return values
-
-
-def _integer(name: str, value: object, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigurationError(f"{name} must be an integer of at least {at_least}, got {value!r}")
-
-
-def _number(name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False) -> None:
-    """Refuse what is no number from ``low`` to ``high``; ``above`` and ``below`` leave the ends out."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) else ""
-        raise ConfigurationError(f"{name} must be a number, got {value!r}{hint}")
-    inside = low <= value <= high and value != float("inf")
-    if not inside or (above and value == low) or (below and value == high):
-        interval = f"{'(' if above else '['}{low}, {high}{')' if below or high == float('inf') else ']'}"
-        raise ConfigurationError(f"{name} must be in {interval}, got {value!r}")

@@ -1,0 +1,88 @@
+"""Data sets of the Hugging Face Hub, or in a folder, through timm's reader of the library ``datasets``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.readers import create_reader
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ccnn_zoo.errors import ConfigurationError
+
+from ._images import open_rgb
+
+_TEST_SPLITS = ("test", "validation", "val")
+
+
+class ReaderImages(Dataset[tuple[Image.Image, int]]):
+    """Images behind a reader of timm, decoded as upright RGB one by one.
+
+    Args:
+        reader: whose items are (file, class).
+        targets: class of each image, int64 (N,).
+        indices: of the reader's items, in the order of ``targets``.
+    """
+
+    def __init__(self, reader: Any, targets: Tensor, indices: NDArray[np.int64]) -> None:
+        self._reader, self._indices = reader, indices
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, _ = self._reader[int(self._indices[index])]
+        with file:
+            return open_rgb(file), int(self.targets[index])
+
+    def subset(self, indices: NDArray[np.int64]) -> ReaderImages:
+        """Return the images at ``indices``, in that order."""
+        return ReaderImages(self._reader, self.targets[indices], self._indices[indices])
+
+
+def hfds(name: str) -> dict[str, Any]:
+    """A data set with columns ``image`` and ``label``; preprocessing as for ImageNet.
+
+    Args:
+        name: ``"hfds/"`` and what ``datasets.load_dataset`` takes: a name on the Hub, or a folder.
+    """
+    train, labels = _split(name, "train")
+    for number, split in enumerate(_TEST_SPLITS, 1):
+        try:
+            test, _ = _split(name, split)
+            break
+        except ConfigurationError:
+            if number == len(_TEST_SPLITS):
+                raise
+    return {
+        "name": name.removeprefix("hfds/"),
+        "train": train,
+        "test": test,
+        "labels": labels,
+        "input_size": (3, 224, 224),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+    }
+
+
+def _split(name: str, split: str) -> tuple[ReaderImages, tuple[str, ...]]:
+    try:
+        reader = create_reader(name, split=split)
+        targets = torch.tensor(list(reader.iter_targets()))
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{name} needs the package datasets ({error}): pip install 'ccnn-zoo[hfds]'"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(
+            f"{name} has no split {split!r} with columns image and label that can be read: {error}"
+        ) from error
+    labels = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
+    return ReaderImages(reader, targets, np.arange(len(targets))), tuple(map(str, labels))
