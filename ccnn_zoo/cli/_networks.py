@@ -36,6 +36,8 @@ def train(
 
     Example:  ccnn train --recipe digits --branches 8 --set lr=0.05 --output runs/digits8
     """
+    from accelerate import PartialState
+
     from ccnn_zoo.train import Recipe
     from ccnn_zoo.train import train as run
 
@@ -51,7 +53,8 @@ def train(
     except TrainingInterrupted as stopped:
         typer.echo(stopped, err=True)
         raise typer.Exit(128 + stopped.signal) from stopped  # what a shell reports of such a signal
-    typer.echo(f"test error {result.record.metrics['test_error_percent']:.2f} %, saved to {result.checkpoint}")
+    if PartialState().is_main_process:
+        typer.echo(f"test error {result.record.metrics['test_error_percent']:.2f} %, saved to {result.checkpoint}")
 
 
 def list_networks(
