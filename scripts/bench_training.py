@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import ccnn_zoo
+from ccnn_zoo._files import replacing
 from ccnn_zoo.branchwise import Branchwise
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -49,7 +50,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if args.output:
-        with ccnn_zoo._files.replacing(args.output) as path:
+        with replacing(args.output) as path:
             path.write_text(text)
 
 
