@@ -35,8 +35,10 @@ test-all: lint lint-imports timm-suite-all
 timm-suite: install
 	$(BIN)/python scripts/timm_suite.py --jobs $(WORKERS) -- -q
 
+timm-suite-all: SHELL := bash
 timm-suite-all: install
-	$(BIN)/python scripts/timm_suite.py --all --jobs $(WORKERS) -- -q
+	set -o pipefail; $(BIN)/python scripts/timm_suite.py --all --jobs $(WORKERS) -- -q 2>&1 | sed 's#$(CURDIR)/##; s#$(HOME)/##' \
+		| tee docs/timm_suite.txt
 
 lint: install
 	$(BIN)/ruff check .
