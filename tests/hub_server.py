@@ -40,6 +40,7 @@ class HubServer:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.life = 0
         self.reset()
         handler = type("BoundHandler", (Handler,), {"hub": self, "routes": ROUTES})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -56,7 +57,12 @@ class HubServer:
         self._server.server_close()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything, requests that are being answered included."""
+        with self.lock:
+            self.life += 1
+            self._forget()
+
+    def _forget(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.uploads: dict[str, bytes] = {}
         self.parts: dict[tuple[str, int], bytes] = {}

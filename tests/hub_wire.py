@@ -32,6 +32,7 @@ class Wire(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query, self.content = parse_qs(url.query), self._read_content()
         with self.hub.lock:
+            life = self.hub.life
             self.hub.requests.append(
                 Request(
                     self.command,
@@ -46,6 +47,9 @@ class Wire(BaseHTTPRequestHandler):
         if self.fault.meanwhile:
             self.fault.meanwhile()
         with self.hub.lock:
+            if life != self.hub.life:  # a test that gave up has ended: what it still sends is not the next one's
+                self.close_connection = True
+                return
             try:
                 self._route(url.path)
             except RefusalError as refusal:
