@@ -14,8 +14,9 @@ from ccnn_zoo.errors import CCNNError
 from ._analyze import analyze
 from ._classify import classify
 from ._demo import demo
+from ._export import export
 from ._networks import list_networks, train
-from ._publish import download, export, publish
+from ._publish import download, publish
 
 app = typer.Typer(
     help="Calibrated CNNs: train with CSGD, fold, export to ONNX, publish, classify.",
