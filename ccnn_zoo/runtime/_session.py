@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,7 @@ from ._images import ImageInput
 from ._preprocess import preprocess
 from ._providers import ONNXRUNTIME_ERRORS
 from ._results import Classification, most_probable, softmax
+from ._stream import batches, mapped
 
 
 class ImageClassifier:
@@ -77,12 +78,22 @@ class ImageClassifier:
         """
         return list(self.classify_stream(images, top_k))
 
-    def classify_stream(self, images: ImageInput | Iterable[ImageInput], top_k: int = 5) -> Iterator[Classification]:
+    def classify_stream(
+        self, images: ImageInput | Iterable[ImageInput], top_k: int = 5, *, workers: int = 0
+    ) -> Iterator[Classification]:
         """Classify images one batch after another, as :meth:`classify` does; endless iterables are welcome.
 
-        Arguments are checked now, except for the images of a generator: those as they are drawn.
+        Arguments are checked now, except for the images of a generator: those as they are drawn. Memory grows with
+        ``batch_size``, not with the number of images.
+
+        Args:
+            images: as :meth:`classify` takes them.
+            top_k: likewise.
+            workers: threads that decode up to two batches ahead of the network; 0 decodes when the batch is due.
         """
-        return self._stream(_images.iterate(images), at_least_one("top_k", top_k))
+        if not isinstance(workers, int) or workers < 0:
+            raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
+        return self._stream(_images.iterate(images), at_least_one("top_k", top_k), workers)
 
     def predict(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits of preprocessed images.
@@ -112,29 +123,29 @@ class ImageClassifier:
             )
         return logits
 
-    def _stream(self, images: Iterator[ImageInput], top_k: int) -> Iterator[Classification]:
-        numbered = enumerate(images)
-        while batch := list(islice(numbered, self._batch_size)):
+    def _stream(self, images: Iterator[ImageInput], top_k: int, workers: int) -> Iterator[Classification]:
+        prepared = mapped(self._prepare, _checked(images), workers, ahead=2 * self._batch_size)
+        for batch in batches(prepared, self._batch_size):
             yield from self._classified(batch, top_k)
 
-    def _classified(self, batch: list[tuple[int, ImageInput]], top_k: int) -> list[Classification]:
-        results: list[Classification | None] = [None] * len(batch)
-        ready: dict[int, NDArray[np.float32]] = {}
-        for row, (position, image) in enumerate(batch):
-            _images.check(image, position)
-            name = _images.name_of(image, position)
-            try:
-                picture = _images.read(image, self.metadata.input_size[0], name)
-            except ImageError as error:
-                results[row] = Classification(name, (), str(error))
+    def _prepare(self, numbered: tuple[int, ImageInput]) -> _Prepared:
+        """Decode one image and preprocess it; called in several threads at once."""
+        position, image = numbered
+        name = _images.name_of(image, position)
+        try:
+            picture = _images.read(image, self.metadata.input_size[0], name)
+        except ImageError as error:
+            return _Prepared(name, None, str(error))
+        return _Prepared(name, preprocess(picture, self.metadata))
+
+    def _classified(self, batch: list[_Prepared], top_k: int) -> Iterator[Classification]:
+        values = [image.values for image in batch if image.values is not None]
+        probabilities = iter(softmax(self.predict(np.stack(values))) if values else ())
+        for image in batch:
+            if image.values is None:
+                yield Classification(image.name, (), image.error)
             else:
-                ready[row] = preprocess(picture, self.metadata)
-        if ready:
-            probabilities = softmax(self.predict(np.stack(list(ready.values()))))
-            for row, values in zip(ready, probabilities, strict=True):
-                name = _images.name_of(batch[row][1], batch[row][0])
-                results[row] = Classification(name, most_probable(values, self.metadata.labels, top_k))
-        return results
+                yield Classification(image.name, most_probable(next(probabilities), self.metadata.labels, top_k))
 
     def _check_batch(self, batch: NDArray[np.float32]) -> None:
         expected = "float32 (N, {}, {}, {})".format(*self.metadata.input_size)
@@ -145,6 +156,21 @@ class ImageClassifier:
             raise ConfigurationError(f"predict takes {expected} with N at least 1, got shape {batch.shape}")
         if not np.isfinite(batch).all():
             raise ConfigurationError("predict takes finite values, got NaN or infinity: check the normalisation")
+
+
+class _Prepared(NamedTuple):
+    """An image as the network takes it, or why it could not be read."""
+
+    name: str
+    values: NDArray[np.float32] | None
+    error: str | None = None
+
+
+def _checked(images: Iterator[ImageInput]) -> Iterator[tuple[int, ImageInput]]:
+    """Number the images; refuse what is none as it is drawn."""
+    for position, image in enumerate(images):
+        _images.check(image, position)
+        yield position, image
 
 
 def at_least_one(name: str, value: int) -> int:
