@@ -254,7 +254,7 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path, network, kept):
 def test_a_file_of_something_else_is_no_network(tmp_path, capfd):
     path = tmp_path / "picture.onnx"
     plain(COLOURS[0]).save(path, "PNG")
-    with pytest.raises(IntegrityError, match=r"picture\.onnx is damaged, or no ONNX network.*again"):
+    with pytest.raises(IntegrityError, match=r"picture\.onnx is no ONNX network.*again"):
         runtime.load(path, device="cpu")
     assert capfd.readouterr() == ("", "")
 

@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
 from ._providers import check_device, open_session
 from ._session import ImageClassifier, at_least_one
@@ -40,7 +41,8 @@ def load(
 
     Raises:
         RepositoryError: the name is none of these, or the repository cannot be had or lacks the precision.
-        IntegrityError: the file differs from its checksum or is no ONNX network.
+        IntegrityError: the file differs from its checksum, is no ONNX network, keeps tensors in other files, or has
+            operators that are not ONNX's own.
         MetadataError: the file carries no (matching) labels and preprocessing.
         DeviceError: the device was asked for and cannot run the network; names what is missing.
         ConfigurationError: an argument is outside its range.
@@ -50,6 +52,9 @@ def load(
     at_least_one("batch_size", batch_size)
     check_device(device)
     path = _locate(os.fspath(path_or_repo_id), revision, precision)
+    problem = refused_network(path)
+    if problem is not None:
+        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
     return ImageClassifier(open_session(path, device, threads), source=str(path), batch_size=batch_size)
 
 

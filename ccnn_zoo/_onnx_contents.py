@@ -1,0 +1,118 @@
+"""What an ONNX file may hold: tensors and ONNX's own operators, nothing that points elsewhere.
+
+The file is protobuf. It is walked here before any runtime parses it, without the package onnx, which downloading
+and classifying do without. The field numbers are those of ``onnx.proto``.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+_DOMAINS = (b"", b"ai.onnx")
+_ORT_FORMAT = b"ORTM"
+_DEEPEST = 100  # levels of messages; protobuf's own limit
+
+# Message to its fields that hold messages of interest, wherever a tensor or a node may hide.
+_FIELDS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_OP_TYPE, _DOMAIN = 4, 7  # of a node
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class _MalformedError(ValueError):
+    """The bytes are no protobuf message."""
+
+
+def refused_network(path: Path) -> str | None:
+    """Return why an ONNX file must not be loaded, or None.
+
+    Args:
+        path: the file, which exists.
+    """
+    if path.stat().st_size == 0:
+        return "is empty"
+    # The cache is shared: what is mapped here may be a link, the file behind it is read only.
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[4:8] == _ORT_FORMAT:
+            return "is in onnxruntime's own format, not in ONNX"
+        try:
+            if not any(number == 7 for number, *_ in _fields(data, 0, len(data))):
+                return "is no ONNX network"
+            return next(_findings(data, 0, len(data), "model", 0), None)
+        except _MalformedError as error:
+            return f"is no ONNX network ({error})"
+
+
+def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+    """Yield what is refused in one message and those inside it."""
+    if depth > _DEEPEST:
+        raise _MalformedError(f"it is nested deeper than {_DEEPEST} levels")
+    inner = _FIELDS[message]
+    for number, wire, first, last in _fields(data, start, end):
+        if message == "tensor" and number in (_EXTERNAL_DATA, _DATA_LOCATION):
+            if number == _EXTERNAL_DATA or wire != _VARINT or first:
+                yield "keeps tensors in other files"
+        elif message == "node" and wire == _BYTES and number == _DOMAIN and data[first:last] not in _DOMAINS:
+            yield f"has operators of the domain {_text(data[first:last])!r}, which are not ONNX's own"
+        elif message == "node" and wire == _BYTES and number == _OP_TYPE and data[first:last] == b"EPContext":
+            yield "holds a compiled network (EPContext)"
+        elif number in inner and wire == _BYTES:
+            yield from _findings(data, first, last, inner[number], depth + 1)
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (field number, wire type, first, last) of a message; for a number ``first`` is its value."""
+    position = start
+    while position < end:
+        tag, position = _varint(data, position, end, 5)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, position = _varint(data, position, end, 10)
+            yield number, wire, value, position
+            continue
+        if wire == _BYTES:
+            size, position = _varint(data, position, end, 5)
+        else:
+            size = {_FIXED64: 8, _FIXED32: 4}.get(wire, -1)
+        if number == 0 or size < 0 or position + size > end:
+            raise _MalformedError(f"byte {position} is no field")
+        yield number, wire, position, position + size
+        position += size
+
+
+def _varint(data: mmap.mmap, position: int, end: int, longest: int) -> tuple[int, int]:
+    """Return a number and the position after it; tags and sizes have 32 bits, in at most five bytes."""
+    value = 0
+    for shift in range(0, 7 * longest, 7):
+        if position >= end:
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if longest == 5 and value >= 1 << 32:
+                break
+            return value, position
+    raise _MalformedError(f"byte {position} is no number")
+
+
+def _text(name: bytes) -> str:
+    return name[:60].decode("utf-8", "replace")
