@@ -37,7 +37,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class _MalformedError(ValueError):
+class MalformedError(ValueError):
     """The bytes are no protobuf message."""
 
 
@@ -54,19 +54,19 @@ def refused_network(path: Path) -> str | None:
         if data[4:8] == _ORT_FORMAT:
             return "is in onnxruntime's own format, not in ONNX"
         try:
-            if not any(number == 7 for number, *_ in _fields(data, 0, len(data))):
+            if not any(number == 7 for number, *_ in fields(data, 0, len(data))):
                 return "is no ONNX network"
             return next(_findings(data, 0, len(data), "model", 0), None)
-        except _MalformedError as error:
+        except MalformedError as error:
             return f"is no ONNX network ({error})"
 
 
 def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
     """Yield what is refused in one message and those inside it."""
     if depth > _DEEPEST:
-        raise _MalformedError(f"it is nested deeper than {_DEEPEST} levels")
+        raise MalformedError(f"it is nested deeper than {_DEEPEST} levels")
     inner = _FIELDS[message]
-    for number, wire, first, last in _fields(data, start, end):
+    for number, wire, first, last in fields(data, start, end):
         if message == "tensor" and number in (_EXTERNAL_DATA, _DATA_LOCATION):
             if number == _EXTERNAL_DATA or wire != _VARINT or first:
                 yield "keeps tensors in other files"
@@ -78,7 +78,7 @@ def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -
             yield from _findings(data, first, last, inner[number], depth + 1)
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field number, wire type, first, last) of a message; for a number ``first`` is its value."""
     position = start
     while position < end:
@@ -93,7 +93,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
         else:
             size = {_FIXED64: 8, _FIXED32: 4}.get(wire, -1)
         if number == 0 or size < 0 or position + size > end:
-            raise _MalformedError(f"byte {position} is no field")
+            raise MalformedError(f"byte {position} is no field")
         yield number, wire, position, position + size
         position += size
 
@@ -111,7 +111,7 @@ def _varint(data: mmap.mmap, position: int, end: int, longest: int) -> tuple[int
             if longest == 5 and value >= 1 << 32:
                 break
             return value, position
-    raise _MalformedError(f"byte {position} is no number")
+    raise MalformedError(f"byte {position} is no number")
 
 
 def _text(name: bytes) -> str:
