@@ -27,10 +27,14 @@ class CalibratedClassifier:
         merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
         mixing: which features a branch reads: its own (``"grouped"``) or those of all branches (``"dense"``).
         folded: build the plain form with grouped convolutions, which loads the weights of a folded network.
+        diversity: how far the first R is from equal R_k, in [0, 1]: 1 is the paper's random R; 0 leaves all branches
+            identical for ever.
+        rescale: start with w K times larger, so that H_k has the scale of a plain network's w. Networks without
+            batch normalisation always do.
         args, kwargs: as in the plain class, widths counted for one branch.
 
     Raises:
-        ConfigurationError: ``branches``, ``merge`` or ``mixing`` is out of range.
+        ConfigurationError: ``branches``, ``merge``, ``mixing`` or ``diversity`` is out of range.
     """
 
     def __init__(
@@ -40,14 +44,16 @@ class CalibratedClassifier:
         merge: str = "mean",
         mixing: str = "grouped",
         folded: bool = False,
+        diversity: float = 1.0,
+        rescale: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.branches = branches
         self.merge = merge
         self.mixing = mixing
-        # As the paper trains from scratch: R random, w at the plain network's scale.
-        calibrate_(self, branches, merge, mixing=mixing, diversity=1.0, rescale=False)
+        # The defaults are how the paper trains from scratch: R random, w at the plain network's scale.
+        calibrate_(self, branches, merge, mixing=mixing, diversity=diversity, rescale=rescale)
         self._order_pooled_channels()
         if folded:
             fold_(self)

@@ -64,6 +64,9 @@ class Objective:
         return self._mix(images, targets) if self._mix else (images, targets)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch."""
+        """Return the mean loss of a batch, over all members if there are logits of several, member-major."""
+        members = len(logits) // len(targets)
+        if members > 1:
+            targets = targets.repeat(members, *[1] * (targets.dim() - 1))
         # Mixup has smoothed its targets already.
         return F.cross_entropy(logits, targets, label_smoothing=0.0 if self._mix else self._smoothing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ._network import Builder, build_model
 from ._recipe import Recipe
 from ._trainer import Trainer, TrainingResult
 
@@ -16,6 +17,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
+    build: Builder = build_model,
 ) -> TrainingResult:
     """Train a network, on whatever devices accelerate was launched on.
 
@@ -31,6 +33,9 @@ def train(
         resume: go on from the newest whole state in ``output``, to the bit on a CPU; without one, begin.
         progress: show progress on stderr.
         tensorboard: log the history for TensorBoard too, in the folder ``tensorboard`` of ``output``.
+        build: makes the initial network, the same for the same recipe; what is compared with ours is trained by it.
+            A network that gives in training the logits of M members, member-major (M * N, classes), trains each
+            member on all images.
 
     Raises:
         ConfigurationError: the data cannot be had or do not fit the recipe, the state to resume is another recipe's,
@@ -43,4 +48,4 @@ def train(
         ImageError: an image cannot be read.
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-    return Trainer(recipe, Path(output), tensorboard).run(resume, progress)
+    return Trainer(recipe, Path(output), tensorboard, build).run(resume, progress)

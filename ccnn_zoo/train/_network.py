@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import timm
 import torch
 from accelerate import Accelerator
@@ -18,6 +21,9 @@ from ccnn_zoo.errors import CalibrationError, ConfigurationError
 
 from ._data import Data
 from ._recipe import Recipe
+
+Builder: TypeAlias = Callable[[Recipe, Data], nn.Module]
+"""Makes the network as training starts from it, of the classes of timm."""
 
 
 def build_model(recipe: Recipe, data: Data) -> nn.Module:

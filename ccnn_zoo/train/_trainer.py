@@ -27,7 +27,7 @@ from ._environment import package_versions, write_environment
 from ._history import EpochResult, History, write_history
 from ._images import Images
 from ._meter import NOTHING, Meter, Sums, mean_of, require_finite
-from ._network import build_model, build_optimizer, build_scheduler, trained_form
+from ._network import Builder, build_model, build_optimizer, build_scheduler, trained_form
 from ._progress import TrainingProgress
 from ._recipe import Recipe
 from ._signals import StopRequest
@@ -58,8 +58,8 @@ class TrainingResult:
 class Trainer:
     """One run of :func:`ccnn_zoo.train.train`."""
 
-    def __init__(self, recipe: Recipe, output: Path, tensorboard: bool) -> None:
-        self.recipe, self.output = recipe, output
+    def __init__(self, recipe: Recipe, output: Path, tensorboard: bool, build: Builder = build_model) -> None:
+        self.recipe, self.output, self.build = recipe, output, build
         self.accelerator = make_accelerator(recipe)
         logged = tensorboard and self.accelerator.is_main_process
         self.logs = TensorBoard(output / "tensorboard" if logged else None)
@@ -72,7 +72,7 @@ class Trainer:
         self.steps = recipe.iterations or recipe.epochs * self.steps_per_epoch
         self.epochs = -(-self.steps // self.steps_per_epoch)
 
-        self._prepare(build_model(recipe, data))
+        self._prepare(build(recipe, data))
         self.test_batches = self._evaluation_batches(data.test)
         self.held_out_batches = None if held_out is None else self._evaluation_batches(held_out)
         self.objective = Objective(recipe, len(data.labels))
@@ -131,7 +131,7 @@ class Trainer:
                 plot_curves({title: self.history}, self.output / CURVES)
         self.accelerator.wait_for_everyone()
         # Built anew: neither compiled, nor synchronised, nor wrapped by accelerate.
-        model = build_model(self.recipe, self.data).eval()
+        model = self.build(self.recipe, self.data).eval()
         model.load_state_dict(self.deployed.state_dict())
         return TrainingResult(model, self._record(self.history[-1]), self.history, self.output / CHECKPOINT)
 
@@ -218,6 +218,8 @@ class Trainer:
         images, wanted = self.objective.mixed(images, targets)
         logits = self._forward(self.model, images)
         loss = self.objective.loss(logits, wanted)
+        if len(logits) > len(targets):  # those of several members
+            logits = logits.unflatten(0, (-1, len(targets))).mean(0)
         meter.update(self.step + 1, loss, logits, targets)
         if (self.step + 1) % self.interval == 0:
             meter.check()  # before the step, so that R and w are still finite
