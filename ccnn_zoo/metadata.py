@@ -7,13 +7,21 @@ This module needs neither torch nor onnx: export writes it, the runtime reads it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any
 
 from ccnn_zoo.errors import MetadataError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
+
+# A file that asks for more, e.g. by a slip of its author or to exhaust memory, is refused before an image is made.
+_MAX_PIXELS = 2**24
+_MIN_CROP_PCT = 0.01
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,11 @@ class ModelMetadata:
         architecture: timm name of the network, e.g. ``"ccnn_resnet18"``.
         branches: number K of branches; 1 for a plain network.
         labels: one name per class, in the order of the logits.
-        input_size: (C, H, W) of one image; C is 1 (grey) or 3 (RGB).
+        input_size: (C, H, W) of one image; C is 1 (grey) or 3 (RGB), H x W at most 2**24.
         mean: per-channel mean, on pixel values in [0, 1].
         std: per-channel standard deviation, on pixel values in [0, 1].
         interpolation: PIL filter by which images are resized.
-        crop_pct: share of the resized image that the central crop keeps, in (0, 1].
+        crop_pct: share of the resized image that the central crop keeps, in [0.01, 1].
         crop_mode: timm's ``crop_mode``.
 
     Raises:
@@ -46,24 +54,23 @@ class ModelMetadata:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if self.branches < 1:
-            raise MetadataError(f"branches must be at least 1, got {self.branches}")
-        if not self.labels:
-            raise MetadataError("labels must name at least one class")
-        if len(self.input_size) != 3 or min(self.input_size) < 1 or self.input_size[0] not in (1, 3):
-            raise MetadataError(f"input_size must be (1 or 3, height, width), got {self.input_size}")
-        channels = self.input_size[0]
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != channels:
-                raise MetadataError(f"{name} must have {channels} values, one per channel, got {values}")
-        if min(self.std) <= 0:
-            raise MetadataError(f"std must be positive, got {self.std}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise MetadataError(f"interpolation must be one of {INTERPOLATIONS}, got {self.interpolation!r}")
-        if self.crop_mode not in CROP_MODES:
-            raise MetadataError(f"crop_mode must be one of {CROP_MODES}, got {self.crop_mode!r}")
-        if not 0 < self.crop_pct <= 1:
-            raise MetadataError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        self._require("architecture", _is_text, "a string")
+        self._require("branches", lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
+        self._require("labels", lambda value: _all(value, _is_text) and len(value) > 0, "one string per class")
+        self._require("input_size", _is_size, f"(1 or 3, height, width) of at most {_MAX_PIXELS} pixels")
+        numbers = f"{self.input_size[0]} finite numbers, one per channel"
+        for name in ("mean", "std"):
+            self._require(name, lambda v: _all(v, _is_finite) and len(v) == self.input_size[0], numbers)
+        self._require("std", lambda value: min(value) > 0, "positive")
+        self._require("interpolation", INTERPOLATIONS.__contains__, f"one of {INTERPOLATIONS}")
+        self._require("crop_mode", CROP_MODES.__contains__, f"one of {CROP_MODES}")
+        share = f"a number in [{_MIN_CROP_PCT}, 1]"
+        self._require("crop_pct", lambda value: _is_finite(value) and _MIN_CROP_PCT <= value <= 1, share)
+
+    def _require(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise MetadataError(f"{name} must be {expected}, got {reprlib.repr(value)}")
 
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
@@ -91,10 +98,34 @@ class ModelMetadata:
             text = props[field.name]
             try:
                 value = text if field.type == "str" else json.loads(text)
-            except json.JSONDecodeError as error:
-                raise MetadataError(f"{source}: metadata {field.name!r} is not JSON: {text!r}") from error
+            except (ValueError, RecursionError) as error:
+                raise MetadataError(f"{source}: metadata {field.name!r} is not JSON: {reprlib.repr(text)}") from error
             values[field.name] = tuple(value) if isinstance(value, list) else value
         try:
             return cls(**values)
-        except TypeError as error:
-            raise MetadataError(f"{source}: malformed metadata {dict(props)!r}: {error}") from error
+        except MetadataError as error:
+            raise MetadataError(f"{source} has malformed metadata: {error}. Export it again.") from error
+
+
+def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, tuple) and all(map(holds, values))
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can hold halves of surrogate pairs, which can be neither printed nor written.
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    # Comparing first: an integer too long for a float cannot be asked whether it is finite.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    if not _all(value, _is_integer) or len(value) != 3 or min(value) < 1:
+        return False
+    return value[0] in (1, 3) and value[1] * value[2] <= _MAX_PIXELS
