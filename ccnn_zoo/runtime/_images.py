@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
@@ -13,6 +15,11 @@ from PIL import Image
 from ccnn_zoo.errors import ImageError
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+# Formats with a signature, which Pillow decodes itself. Of the others EPS runs Ghostscript, and TGA takes any bytes.
+_COMMON_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+_OTHER_FORMATS = ("TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "QOI")
+_plugins_lock = threading.Lock()
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -86,28 +93,46 @@ def read(image: ImageInput, channels: int, name: str) -> Image.Image:
         name: what the error message calls the image.
 
     Raises:
-        ImageError: the image is missing, damaged, too large or of an unsupported mode.
+        ImageError: the image is missing, damaged, too large or of an unsupported format or mode.
     """
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
-    elif isinstance(image, Image.Image):
-        picture = _decoded(image, name)
-    else:
-        picture = _opened(os.fspath(image), name)
-    return _converted(_upright(picture), "L" if channels == 1 else "RGB", name)
+    try:
+        if isinstance(image, np.ndarray):
+            picture = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+        elif isinstance(image, Image.Image):
+            picture = _decoded(image, name)
+        else:
+            picture = _opened(os.fspath(image), name)
+        return _converted(_upright(picture), "L" if channels == 1 else "RGB", name)
+    except MemoryError as error:
+        raise ImageError(f"{name} needs more memory than there is. Make it smaller.") from error
 
 
 def _opened(path: str, name: str) -> Image.Image:
     try:
-        file = Image.open(path)
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise ImageError(f"{name} is a folder; pass the files in it")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise ImageError(f"{name} is neither a file nor a folder. Save the picture to a file first.")
+        file = _identified(path)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder; pass the files in it") from error
     except Exception as error:
         raise _unreadable(name, error) from error
     with file:
         return _decoded(file, name)
+
+
+def _identified(path: str) -> Image.Image:
+    Image.preinit()
+    try:
+        return Image.open(path, formats=_COMMON_FORMATS)
+    except Image.UnidentifiedImageError:
+        with _plugins_lock:  # a second thread must not look before the first has loaded them all
+            Image.init()
+    return Image.open(path, formats=[name for name in _OTHER_FORMATS if name in Image.OPEN])
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
@@ -129,7 +154,8 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
 def _unreadable(name: str, error: Exception) -> ImageError:
     # On damaged bytes Pillow's plugins raise nearly any exception; only its calls are guarded so widely.
     if isinstance(error, Image.UnidentifiedImageError):
-        return ImageError(f"{name} is not an image of a known format, or is damaged")
+        formats = ", ".join((*_COMMON_FORMATS, *_OTHER_FORMATS))
+        return ImageError(f"{name} is not an image of a known format, or is damaged. Known are {formats}.")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return ImageError(f"{name} cannot be read: {reason}")
 
@@ -156,8 +182,10 @@ def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"{name} has integer pixels from {low} to {high}, beyond 16 bits. Convert it to 8 bits.")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    # A table, so that a large picture is not held a second time with more bytes a pixel.
+    table = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return Image.fromarray(table[values])
