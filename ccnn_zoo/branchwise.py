@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
@@ -24,7 +24,8 @@ class Branchwise(nn.Module):
     path) draw anew for every pass. Not for ``torch.compile``: compile the network itself.
 
     Args:
-        model: network with grouped branches, which meet in a :class:`BranchLinear`. It is not copied.
+        model: network with grouped branches, which meet in a :class:`BranchLinear`. It is not copied; its modules stay
+            the same afterwards.
         at_once: branches of one pass. With no more branches than that, the network is simply called.
 
     Shape:
@@ -42,6 +43,11 @@ class Branchwise(nn.Module):
         self.model = model
         self.at_once = at_once
         self._merge = _find_merge(model)
+        # Found once: walking over all modules at every step took longer than swapping their tensors.
+        merge = model.get_submodule(self._merge)
+        self._slots = [(module, name) for module in model.modules() for name in _per_branch_tensors(module)]
+        self._counters = [m for m in model.modules() if getattr(m, "num_batches_tracked", None) is not None]
+        self._counting = [m for m in model.modules() if hasattr(m, "branches") and m not in (model, merge)]
 
     def forward(self, images: Tensor) -> Tensor:
         merge = self.model.get_submodule(self._merge)
@@ -59,39 +65,51 @@ class Branchwise(nn.Module):
         with merge.register_forward_pre_hook(collect):
             for part in parts[:-1]:
                 with self._branches(part), suppress(_MergeReached):
-                    functional_call(self.model, part, (images,))
+                    self.model(images)
             with self._branches(parts[-1]):
-                return functional_call(self.model, parts[-1], (images,))
+                return self.model(images)
 
-    def _parts(self, branches: int) -> list[dict[str, Tensor]]:
-        """Return, for each pass, the tensors that differ between branches, cut to those of its branches."""
-        parts: list[dict[str, Tensor]] = [{} for _ in range(-(-branches // self.at_once))]
-        for prefix, module in self.model.named_modules():
-            for name in _per_branch_tensors(module):
-                tensor = getattr(module, name)
-                for part, piece in zip(parts, tensor.split(self.at_once * len(tensor) // branches), strict=True):
-                    part[f"{prefix}.{name}"] = piece
-            if getattr(module, "num_batches_tracked", None) is not None:
-                for part in parts[1:]:  # a batch counts once
-                    part[f"{prefix}.num_batches_tracked"] = module.num_batches_tracked.clone()
-        return parts
+    def _parts(self, branches: int) -> list[_Part]:
+        """Return what each pass has of the tensors that differ between branches."""
+        sizes = [min(self.at_once, branches - first) for first in range(0, branches, self.at_once)]
+        pieces = []
+        for module, name in self._slots:
+            tensor = getattr(module, name)
+            pieces.append(tensor.split(self.at_once * len(tensor) // branches))
+        counts = [[m.num_batches_tracked.clone() for m in self._counters] for _ in sizes]
+        counts[0] = [m.num_batches_tracked for m in self._counters]  # a batch counts once
+        return [_Part(*part) for part in zip(sizes, zip(*pieces, strict=True), counts, strict=True)]
 
     @contextmanager
-    def _branches(self, part: dict[str, Tensor]) -> Iterator[None]:
-        """Let every layer that counts branches know how many this pass has."""
-        merge = self.model.get_submodule(self._merge)
-        layers = [m for m in self.model.modules() if hasattr(m, "branches") and m not in (self.model, merge)]
-        before = [vars(layer).copy() for layer in layers]
-        count = next(len(tensor) for name, tensor in part.items() if name.endswith("calibration"))
+    def _branches(self, part: _Part) -> Iterator[None]:
+        """Give the network the tensors of a pass, and tell every layer that counts branches how many they are."""
+        places = [(*slot, tensor) for slot, tensor in zip(self._slots, part.tensors, strict=True)]
+        places += [(m, "num_batches_tracked", count) for m, count in zip(self._counters, part.counts, strict=True)]
+        before = [vars(layer).copy() for layer in self._counting]
+        swapped: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
         try:
-            for layer in layers:
-                layer.branches = count
+            for module, name, tensor in places:
+                store = module._parameters if name in module._parameters else module._buffers
+                swapped.append((store, name, store[name]))
+                store[name] = tensor  # as torch.func.functional_call does: a piece of a parameter is none itself
+            for layer in self._counting:
+                layer.branches = part.branches
                 if isinstance(layer, CalibratedConv2d) and not layer.shared_input:
-                    layer.total_groups = count * layer.groups
+                    layer.total_groups = part.branches * layer.groups
             yield
         finally:
-            for layer, attributes in zip(layers, before, strict=True):
+            for store, name, tensor in swapped:
+                store[name] = tensor
+            for layer, attributes in zip(self._counting, before, strict=True):
                 vars(layer).update(attributes)
+
+
+class _Part(NamedTuple):
+    branches: int
+    tensors: tuple[Tensor, ...]
+    """In the order of ``Branchwise._slots``."""
+    counts: list[Tensor]
+    """In the order of ``Branchwise._counters``."""
 
 
 class _MergeReached(Exception):  # noqa: N818, not an error

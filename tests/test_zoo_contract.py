@@ -140,6 +140,17 @@ def test_a_headless_network_can_get_a_head(kind):
     assert sum(isinstance(m, BranchLinear) for m in model.modules()) == 1
 
 
+@kinds
+def test_pruned_networks_keep_what_the_intermediate_needs_and_no_more(kind):
+    model, images = build(kind, branches=3)
+    expected = model.forward_intermediates(images, indices=[1], intermediates_only=True)[0]
+    expected.square().mean().backward()
+    needed = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.prune_intermediate_layers([1], prune_norm=True)
+    assert {name for name, _ in model.named_parameters()} == needed
+    assert torch.equal(model.forward_intermediates(images, indices=[1], intermediates_only=True)[0], expected)
+
+
 @torch.no_grad()
 def test_alexnet_without_pooling_classifies_behind_a_new_one():
     model, images = build("alexnet", branches=3, num_classes=0, global_pool="")
