@@ -38,6 +38,8 @@ class ModelMetadata:
         interpolation: PIL filter by which images are resized.
         crop_pct: share of the resized image that the central crop keeps, in [0.01, 1].
         crop_mode: timm's ``crop_mode``.
+        preprocessing_in_graph: the graph takes uint8 pictures (N, H, W, C) of any size, and resizes, crops and
+            normalises them itself as the other fields say.
 
     Raises:
         MetadataError: a field is missing or inconsistent; names it.
@@ -52,6 +54,7 @@ class ModelMetadata:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    preprocessing_in_graph: bool = False
 
     def __post_init__(self) -> None:
         self._require("architecture", _is_text, "a string")
@@ -66,6 +69,7 @@ class ModelMetadata:
         self._require("crop_mode", CROP_MODES.__contains__, f"one of {CROP_MODES}")
         share = f"a number in [{_MIN_CROP_PCT}, 1]"
         self._require("crop_pct", lambda value: _is_finite(value) and _MIN_CROP_PCT <= value <= 1, share)
+        self._require("preprocessing_in_graph", lambda value: isinstance(value, bool), "true or false")
 
     def _require(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
@@ -74,7 +78,10 @@ class ModelMetadata:
 
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in asdict(self).items()}
+        values = asdict(self)
+        if not self.preprocessing_in_graph:  # as in files from before there was the field
+            del values["preprocessing_in_graph"]
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], source: str = "ONNX file") -> ModelMetadata:
@@ -87,14 +94,15 @@ class ModelMetadata:
         Raises:
             MetadataError: properties are missing or malformed; names them and the remedy.
         """
-        missing = [f.name for f in fields(cls) if f.name not in props]
+        written = [f for f in fields(cls) if f.name in props or f.name != "preprocessing_in_graph"]
+        missing = [f.name for f in written if f.name not in props]
         if missing:
             raise MetadataError(
                 f"{source} has no ccnn-zoo metadata ({', '.join(missing)} missing). "
                 "Export it with ccnn_zoo.export.to_onnx or `ccnn export`, which write labels and preprocessing."
             )
         values = {}
-        for field in fields(cls):
+        for field in written:
             text = props[field.name]
             try:
                 value = text if field.type == "str" else json.loads(text)
