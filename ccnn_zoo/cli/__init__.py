@@ -17,6 +17,7 @@ from ._demo import demo
 from ._export import export
 from ._networks import list_networks, train
 from ._publish import download, publish
+from ._serve import serve
 
 app = typer.Typer(
     help="Calibrated CNNs: train with CSGD, fold, export to ONNX, publish, classify.",
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, train, export, publish, download, classify, analyze):
+for command in (demo, train, export, publish, download, classify, serve, analyze):
     app.command()(command)
 app.command("list")(list_networks)
 

@@ -1,0 +1,24 @@
+"""Past one machine: Triton model repositories, and classification on Ray.
+
+>>> write_triton("ccnn_resnet18.onnx", "models")  # models/ccnn_resnet18/config.pbtxt, .../1/model.onnx, labels
+>>> serve(ServeOptions("org/ccnn_resnet18", replicas=4))  # HTTP until SIGTERM or SIGINT
+>>> classify_on_ray(["photos/cat.jpg"], "results.jsonl", RayJob("org/ccnn_resnet18", workers=8))
+
+Importing this package imports neither torch nor Ray; :func:`serve` and :func:`classify_on_ray` need the extra
+``serve`` (``pip install "ccnn-zoo[serve]"``).
+"""
+
+from __future__ import annotations
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "_app": ["application"],
+        "_dataset": ["RayJob", "classify_on_ray"],
+        "_options": ["ServeOptions"],
+        "_server": ["serve"],
+        "_triton": ["TritonOptions", "write_triton"],
+    },
+)

@@ -1,0 +1,80 @@
+"""The Serve application: replicas that hold the network, and for Serve's own HTTP proxies an ingress before them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from ccnn_zoo.errors import ConfigurationError
+
+from ._front import Front
+from ._options import ServeOptions
+from ._replica import Replica
+
+
+def application(args: dict[str, Any]) -> Application:
+    """Build the application for ``serve run``, ``serve deploy`` or KubeRay: ``ccnn_zoo.serve:application``.
+
+    Serve's proxies on every machine take the requests. An ingress that dies takes the requests that it holds with it,
+    which :func:`ccnn_zoo.serve.serve` has no need to say: there, this process is the ingress.
+
+    Args:
+        args: fields of :class:`ServeOptions`; ``host``, ``port`` and ``address`` are Serve's own affair and ignored.
+            ``ingresses`` is the number of ingress processes, 1 by default.
+
+    Raises:
+        ConfigurationError: an argument is unknown, missing or outside its range.
+    """
+    args = dict(args)
+    ingresses = args.pop("ingresses", 1)
+    known = {field.name for field in fields(ServeOptions)}
+    unknown = sorted(args.keys() - known)
+    if unknown or "model" not in args:
+        raise ConfigurationError(
+            f"application takes model and optionally {', '.join(sorted(known - {'model'}))}; "
+            + (f"{unknown} is none of them" if unknown else "model is missing")
+        )
+    options = ServeOptions(**args)
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        num_replicas=ingresses,
+        max_ongoing_requests=options.max_pending + 16,  # beyond max_pending the ingress itself refuses, and says why
+        ray_actor_options={"num_cpus": 0},
+    )
+    return ingress.bind(replicas(options), options)
+
+
+def replicas(options: ServeOptions) -> Application:
+    """Return the deployment that holds the network."""
+    return serve.deployment(
+        Replica,
+        num_replicas=options.replicas,
+        ray_actor_options={"num_cpus": options.threads_each, "num_gpus": int(options.device == "cuda")},
+        user_config={"max_batch_size": options.max_batch_size, "batch_wait_s": options.batch_wait_s},
+        # One batch in work and one that gathers; what is more waits where any free replica can take it.
+        max_ongoing_requests=2 * options.max_batch_size,
+        graceful_shutdown_timeout_s=options.timeout_s,
+        health_check_period_s=10,
+        health_check_timeout_s=30,
+    ).bind(options)
+
+
+class Ingress:
+    """A Serve deployment's class: :class:`Front` in a process of its own.
+
+    Args:
+        handle: of the replicas.
+        options: the service's.
+    """
+
+    def __init__(self, handle: DeploymentHandle, options: ServeOptions) -> None:
+        self._front = Front(handle, options)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return self._front.app()

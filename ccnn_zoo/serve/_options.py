@@ -1,0 +1,93 @@
+"""What ``ccnn serve`` may be told."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from ccnn_zoo.errors import ConfigurationError
+
+from ._ray import LOCAL
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """A network as a service.
+
+    Args:
+        model: what :func:`ccnn_zoo.runtime.load` takes. On a cluster every machine must be able to reach it.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``; Ray shows a GPU only to replicas that ask for ``"cuda"``.
+        precision: which ONNX file of a repository.
+        replicas: processes that hold the network.
+        threads: CPU threads of each; None shares this machine's cores among the replicas.
+        max_batch_size: pictures that a replica classifies at once.
+        batch_wait_s: seconds that the first picture of a batch waits for others.
+        max_bytes: size of a request's body, refused with 413 beyond it.
+        max_pending: requests that are held at once, refused with 503 beyond it.
+        timeout_s: seconds for reading a request, and again for answering it.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        address: ``"local"`` starts Ray on this machine, ``"auto"`` joins the cluster that it belongs to.
+        name: the Serve application's name, one a cluster.
+
+    Raises:
+        ConfigurationError: a value is outside its range; names it.
+    """
+
+    model: str
+    device: str = "auto"
+    precision: str = "fp32"
+    replicas: int = 1
+    threads: int | None = None
+    max_batch_size: int = 16
+    batch_wait_s: float = 0.005
+    max_bytes: int = 10_000_000
+    max_pending: int = 128
+    timeout_s: float = 30.0
+    host: str = "127.0.0.1"
+    port: int = 8000
+    address: str = LOCAL
+    name: str = "ccnn"
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "max_batch_size", "max_bytes", "max_pending"):
+            check_count(name, getattr(self, name))
+        if self.threads is not None:
+            check_count("threads", self.threads)
+        if not _is_number(self.batch_wait_s) or self.batch_wait_s < 0:
+            raise ConfigurationError(f"batch_wait_s must be seconds of at least 0, got {self.batch_wait_s!r}")
+        if not _is_number(self.timeout_s) or self.timeout_s <= 0:
+            raise ConfigurationError(f"timeout_s must be more than 0 seconds, got {self.timeout_s!r}")
+        if not _is_integer(self.port) or not 0 <= self.port < 2**16:
+            raise ConfigurationError(f"port must be from 0 to 65535, got {self.port!r}")
+        if not self.name or "#" in self.name:
+            raise ConfigurationError(f"name must be text without '#', got {self.name!r}")
+
+    @property
+    def threads_each(self) -> int:
+        """CPU threads of one replica."""
+        return self.threads or threads_each(self.replicas)
+
+
+def threads_each(processes: int) -> int:
+    """Return each process's share of this machine's cores, at least one."""
+    return max(1, (os.cpu_count() or 1) // processes)
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no integer of at least 1.
+
+    Raises:
+        ConfigurationError: names the argument.
+    """
+    if not _is_integer(value) or value < 1:
+        raise ConfigurationError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))

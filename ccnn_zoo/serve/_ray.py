@@ -1,0 +1,63 @@
+"""Starting Ray, here or on a cluster that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
+
+LOCAL = "local"
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Of a local Ray; pictures that wait beyond that go to the disk."""
+
+
+def require(*modules: str) -> None:
+    """Refuse to go on where the extra ``serve`` is not installed.
+
+    Raises:
+        ConfigurationError: a module is missing; names it and the command that installs it.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(f"{', '.join(missing)} is not installed. pip install 'ccnn-zoo[serve]'")
+
+
+@contextmanager
+def running(address: str, cpus: int, gpus: float = 0, folder: Path | None = None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine that ends with this block.
+
+    Args:
+        address: ``"local"`` starts one; ``"auto"`` or ``"ray://HOST:PORT"`` joins one.
+        cpus: processors that a local Ray may hand out.
+        gpus: GPUs that a local Ray may hand out.
+        folder: where a local Ray keeps sockets and logs; a short path, ``/tmp/ray`` by default.
+
+    Raises:
+        RepositoryError: there is no cluster at the address.
+    """
+    import ray
+
+    # Ray counts its users by sending reports home; a service does nothing that nobody asked for.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {
+        "num_cpus": cpus,
+        "num_gpus": gpus or None,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        "_temp_dir": str(folder) if folder else None,
+    }
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **(local if address == LOCAL else {}))
+    except ConnectionError as error:
+        raise RepositoryError(
+            f"no Ray cluster at {address!r}: {error}. Start one, or leave the address out."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,127 @@
+"""``ccnn serve``: HTTP in this process, the network in Ray's."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ccnn_zoo import runtime
+from ccnn_zoo.errors import ConfigurationError, DeviceError
+
+from . import _ray
+from ._options import ServeOptions
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    options: ServeOptions,
+    *,
+    ready: Callable[[str], None] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Serve a network over HTTP until SIGINT or SIGTERM; the requests that were accepted by then are answered first.
+
+    Args:
+        options: what to serve, and how.
+        ready: is called with the service's address when it answers.
+        folder: where a local Ray keeps sockets and logs; a short path, ``/tmp/ray`` by default.
+
+    Raises:
+        ConfigurationError: the extra ``serve`` is not installed, the port is taken, or the name.
+        RepositoryError: there is no such network, or no Ray cluster at the address.
+        DeviceError: the replicas do not start; says why.
+    """
+    _ray.require("ray.serve", "uvicorn", "multipart")
+    options = _resolved(options)
+    with _bound(options.host, options.port) as listener:
+        cpus = options.replicas * options.threads_each
+        gpus = options.replicas if options.device == "cuda" else 0
+        with _ray.running(options.address, cpus, gpus, folder), _application(options) as handle:
+            _listen(listener, handle, options, ready)
+
+
+def _resolved(options: ServeOptions) -> ServeOptions:
+    """Refuse here what every replica would refuse, and name the file so that they find it."""
+    if options.device != "cuda":  # the process in front may have no GPU
+        runtime.load(options.model, device=options.device, precision=options.precision)
+    prefix = "local:" if options.model.startswith("local:") else ""
+    path = Path(options.model.removeprefix(prefix)).expanduser()
+    return replace(options, model=f"{prefix}{path.absolute()}") if path.exists() else options
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {host}, port {port}: {error.strerror}. Choose another; port 0 takes a free one."
+            ) from error
+        yield listener
+
+
+@contextmanager
+def _application(options: ServeOptions) -> Iterator[object]:
+    from ray import serve as ray_serve
+    from ray.exceptions import RayError
+
+    from ._app import replicas
+
+    ray_serve.start(proxy_location="Disabled")
+    if options.name in ray_serve.status().applications:
+        raise ConfigurationError(f"an application {options.name!r} runs on this cluster. Choose another name.")
+    try:
+        try:
+            handle = ray_serve.run(replicas(options), name=options.name, route_prefix=None)
+        except (RuntimeError, RayError) as error:
+            raise DeviceError(f"the replicas do not start: {error}") from error
+        yield handle
+    finally:
+        if options.address == _ray.LOCAL:
+            ray_serve.shutdown()
+        else:
+            ray_serve.delete(options.name)
+
+
+def _listen(
+    listener: socket.socket, handle: object, options: ServeOptions, ready: Callable[[str], None] | None
+) -> None:
+    import uvicorn
+
+    from ._front import Front
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and ready is not None:
+                host, port = listener.getsockname()[:2]
+                ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    config = uvicorn.Config(
+        Front(handle, options).app(),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(2 * options.timeout_s) + 1,
+    )
+    with _quiet_signals():
+        Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Let the server's own handlers end it, and nothing else: it raises a signal that it caught again when it ends."""
+    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

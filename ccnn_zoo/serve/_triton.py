@@ -1,0 +1,299 @@
+"""A Triton Inference Server model repository from one ONNX file.
+
+Source: Triton's ``model_config.proto`` and the README of its onnxruntime backend, which names the accelerators' keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from ccnn_zoo.errors import ConfigurationError, ExportError, IntegrityError, RepositoryError
+from ccnn_zoo.metadata import ModelMetadata
+
+from ._pbtxt import Block, Enum, render
+
+KINDS = ("auto", "cpu", "gpu")
+ACCELERATORS = ("none", "cuda", "tensorrt", "openvino")
+DEFAULT_BATCH_SIZE = 32
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_TYPES = {
+    onnx.TensorProto.FLOAT: Enum("TYPE_FP32"),
+    onnx.TensorProto.FLOAT16: Enum("TYPE_FP16"),
+    onnx.TensorProto.UINT8: Enum("TYPE_UINT8"),
+}
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How Triton shall run the network.
+
+    Args:
+        max_batch_size: pictures that Triton puts into one batch, at least 1. None: 32 where the graph leaves the
+            batch open; a graph that fixes it is run as it is, without batching.
+        queue_delay_us: microseconds that a request waits for others to share its batch.
+        instances: copies of the network that run side by side, on each device.
+        kind: ``"gpu"``, ``"cpu"`` or ``"auto"`` (a GPU where there is one).
+        gpus: numbers of the GPUs; empty takes all of them.
+        accelerator: ``"tensorrt"`` and ``"cuda"`` for GPUs, ``"openvino"`` for CPUs, ``"none"``.
+        fp16: let TensorRT compute in half precision.
+        cuda_graph: record the kernels once and replay them; the graph's shapes must all be fixed.
+        threads: CPU threads of one inference; None takes all cores.
+
+    Raises:
+        ConfigurationError: a value is outside its range or contradicts another; names it.
+    """
+
+    max_batch_size: int | None = None
+    queue_delay_us: int = 1000
+    instances: int = 1
+    kind: str = "auto"
+    gpus: Sequence[int] = ()
+    accelerator: str = "none"
+    fp16: bool = False
+    cuda_graph: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_batch_size", 1), ("queue_delay_us", 0), ("instances", 1), ("threads", 1)):
+            value = getattr(self, name)
+            optional = name in ("max_batch_size", "threads")
+            if not (optional and value is None) and not _is_integer(value, least):
+                raise ConfigurationError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name, choices in (("kind", KINDS), ("accelerator", ACCELERATORS)):
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in ("fp16", "cuda_graph"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if isinstance(self.gpus, str) or not all(_is_integer(gpu, 0) for gpu in _listed(self.gpus)):
+            raise ConfigurationError(f"gpus must be a list of GPU numbers such as [0, 1], got {self.gpus!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        on_gpu = self.accelerator in ("cuda", "tensorrt")
+        if self.kind == "cpu" and (on_gpu or self.gpus or self.cuda_graph):
+            raise ConfigurationError(
+                f"kind='cpu' contradicts accelerator={self.accelerator!r}, gpus={list(self.gpus)} and "
+                f"cuda_graph={self.cuda_graph}, which are for GPUs. Leave one of them out."
+            )
+        if self.kind == "gpu" and self.accelerator == "openvino":
+            raise ConfigurationError("accelerator='openvino' is for CPUs. Pass kind='cpu' or another accelerator.")
+        if self.gpus and self.kind != "gpu":
+            raise ConfigurationError(f"gpus={list(self.gpus)} needs kind='gpu', got kind={self.kind!r}")
+        if self.fp16 and self.accelerator != "tensorrt":
+            raise ConfigurationError(f"fp16=true needs accelerator='tensorrt', got {self.accelerator!r}")
+        if self.cuda_graph and not on_gpu:
+            raise ConfigurationError(
+                f"cuda_graph=true needs accelerator 'cuda' or 'tensorrt', got {self.accelerator!r}"
+            )
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    data_type: Enum
+    shape: tuple[int, ...]  # -1 where the graph leaves a size open
+
+
+def write_triton(
+    network: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    options: TritonOptions | None = None,
+) -> Path:
+    """Write a network into a Triton model repository: ``FOLDER/NAME/config.pbtxt``, ``labels.txt``, ``1/model.onnx``.
+
+    Inputs, outputs and types are those of the graph: uint8 pictures (height, width, channels) where the
+    preprocessing is in it, normalised float32 values (channels, height, width) where it is not. A model of that name
+    that Triton could load is replaced as a whole; the folder takes its name when it is complete.
+
+    Args:
+        network: an ONNX file of ours.
+        folder: the model repository, ``tritonserver --model-repository``.
+        name: the model's name; the network's architecture by default.
+        options: how Triton shall run it.
+
+    Returns:
+        the model's folder.
+
+    Raises:
+        ConfigurationError: the name or an option does not fit the network; names it.
+        IntegrityError: the file is no ONNX network.
+        MetadataError: the file carries no labels.
+        RepositoryError: the folder cannot be written, or something else stands there.
+    """
+    network, folder = Path(network), Path(folder)
+    options = options or TritonOptions()
+    graph, metadata = _read(network)
+    name = metadata.architecture if name is None else name
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"name must be letters, digits, '_', '-' or '.', got {name!r}")
+    config = render(_config(name, graph, metadata, options))
+    target = folder / name
+    with _replacing_folder(target) as temporary:
+        (temporary / "1").mkdir()
+        shutil.copyfile(network, temporary / "1" / "model.onnx")
+        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in _lines(metadata.labels)))
+        (temporary / "config.pbtxt").write_text(config)
+    return target
+
+
+def _config(name: str, graph: onnx.GraphProto, metadata: ModelMetadata, options: TritonOptions) -> Block:
+    inputs = [_tensor(value) for value in graph.input]
+    outputs = [_tensor(value) for value in graph.output]
+    open_batch = all(tensor.shape[0] == -1 for tensor in (*inputs, *outputs))
+    batch_size = _batch_size(open_batch, options)
+    if options.cuda_graph and any(-1 in tensor.shape for tensor in (*inputs, *outputs)):
+        raise ConfigurationError(
+            "cuda_graph=true needs a network whose sizes are all fixed, the batch included. Export it with a fixed "
+            "batch, or leave cuda_graph out."
+        )
+    config: Block = {
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": batch_size,
+        "input": [_described(tensor, batch_size) for tensor in inputs],
+        "output": [_described(tensor, batch_size, label_file=position == 0) for position, tensor in enumerate(outputs)],
+        "instance_group": [_instance_group(options)],
+        "optimization": _optimization(options),
+        "parameters": _parameters(options, metadata),
+    }
+    if batch_size:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": options.queue_delay_us}
+    return config
+
+
+def _batch_size(open_batch: bool, options: TritonOptions) -> int:
+    """Return Triton's ``max_batch_size``; 0 says that the shapes in the configuration are whole ones."""
+    if open_batch:
+        return options.max_batch_size or DEFAULT_BATCH_SIZE
+    if options.max_batch_size is not None:
+        raise ConfigurationError(
+            f"max_batch_size={options.max_batch_size} needs a network whose inputs and outputs all leave their first "
+            "size open. Export it with any batch and without branch outputs, or leave max_batch_size out."
+        )
+    return 0
+
+
+def _described(tensor: _Tensor, batch_size: int, *, label_file: bool = False) -> Block:
+    described: Block = {
+        "name": tensor.name,
+        "data_type": tensor.data_type,
+        "dims": list(tensor.shape[1:] if batch_size else tensor.shape),
+    }
+    if label_file:
+        described["label_filename"] = "labels.txt"
+    return described
+
+
+def _instance_group(options: TritonOptions) -> Block:
+    group: Block = {"count": options.instances, "kind": Enum(f"KIND_{options.kind.upper()}")}
+    if options.gpus:
+        group["gpus"] = list(options.gpus)
+    return group
+
+
+def _optimization(options: TritonOptions) -> Block:
+    if options.accelerator == "none":
+        return {}
+    parameters = {}
+    if options.fp16:
+        parameters["precision_mode"] = "FP16"
+    if options.cuda_graph:
+        parameters["trt_cuda_graph_enable" if options.accelerator == "tensorrt" else "enable_cuda_graph"] = "1"
+    accelerator: Block = {
+        "name": options.accelerator,
+        "parameters": [{"key": key, "value": value} for key, value in parameters.items()],
+    }
+    device = "cpu" if options.accelerator == "openvino" else "gpu"
+    optimization: Block = {"execution_accelerators": {f"{device}_execution_accelerator": [accelerator]}}
+    if options.cuda_graph:
+        optimization["cuda"] = {"graphs": True}
+    return optimization
+
+
+def _parameters(options: TritonOptions, metadata: ModelMetadata) -> list[Block]:
+    """Return Triton's free parameters: one for the backend, and for clients how pictures are to be prepared."""
+    values = {f"ccnn_zoo.{key}": value for key, value in metadata.to_props().items() if key != "labels"}
+    if options.threads is not None:
+        values["intra_op_thread_count"] = str(options.threads)
+    return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
+
+
+def _read(network: Path) -> tuple[onnx.GraphProto, ModelMetadata]:
+    try:
+        model = onnx.load(network, load_external_data=False)
+    except FileNotFoundError as error:
+        raise RepositoryError(f"{network}: no such file. Name an exported .onnx file.") from error
+    except Exception as error:  # protobuf raises its own kinds, which differ between its implementations
+        raise IntegrityError(f"{network} is no ONNX network ({error}). Download or export it again.") from error
+    if any(entry.data_location == onnx.TensorProto.EXTERNAL for entry in model.graph.initializer):
+        raise ExportError(f"{network} keeps weights in another file, which Triton would not get. Export it again.")
+    metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props}, str(network))
+    return model.graph, metadata
+
+
+def _tensor(value: onnx.ValueInfoProto) -> _Tensor:
+    tensor = value.type.tensor_type
+    shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim)
+    if tensor.elem_type not in _TYPES or not shape:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise ConfigurationError(
+            f"{value.name} is {kind} of shape {shape}; a classifier takes and gives batches of float or uint8 values. "
+            "Export it with `ccnn export`."
+        )
+    return _Tensor(value.name, _TYPES[tensor.elem_type], shape)
+
+
+def _lines(labels: Sequence[str]) -> Iterator[str]:
+    """Yield one line a label: Triton reads the file line by line."""
+    for label in labels:
+        yield " ".join(label.split()) or label
+
+
+def _listed(values: object) -> Sequence[object]:
+    return values if isinstance(values, (list, tuple)) else (values,)
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+@contextmanager
+def _replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target``, which takes its place on success and is removed on failure."""
+    if target.exists() and not (target / "config.pbtxt").is_file():
+        raise RepositoryError(f"{target} exists and is no Triton model. Choose another folder or name.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise RepositoryError(f"cannot write {target}: {error.strerror}. Choose a folder you may write to.") from error
+    try:
+        new, old = staging / "new", staging / "old"
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    except OSError as error:
+        raise RepositoryError(f"cannot write {target}: {error.strerror}. What was there before is kept.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
