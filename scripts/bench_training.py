@@ -22,6 +22,7 @@ from torch import nn
 import ccnn_zoo
 from ccnn_zoo._files import replacing
 from ccnn_zoo.branchwise import Branchwise
+from ccnn_zoo.train import keep_freed_memory
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the table to this Markdown file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as `ccnn train` does; else the order of the measurements decides who pays for new pages
     lines = [*_description(args), "", *_table(args)]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -38,7 +38,7 @@ def train(
     """
     from accelerate import PartialState
 
-    from ccnn_zoo.train import Recipe
+    from ccnn_zoo.train import Recipe, keep_freed_memory
     from ccnn_zoo.train import train as run
 
     named = {"model": model, "branches": branches, "data": data, "epochs": epochs, "seed": seed}
@@ -48,6 +48,7 @@ def train(
     if "iterations" in changes and changes["iterations"] is not None:
         changes.setdefault("epochs", None)
     resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
+    keep_freed_memory()
     try:
         result = run(resolved, output, resume=resume, tensorboard=tensorboard)
     except TrainingInterrupted as stopped:

@@ -12,6 +12,7 @@ from ._data import Data, load_data
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
 from ._loop import train
+from ._memory import keep_freed_memory
 from ._network import build_model
 from ._recipe import Recipe
 from ._trainer import CHECKPOINT, TrainingResult
@@ -29,6 +30,7 @@ __all__ = [
     "build_model",
     "draw_curves",
     "evaluation_batches",
+    "keep_freed_memory",
     "load_data",
     "plot_curves",
     "read_history",

@@ -80,7 +80,8 @@ def trained_form(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> 
     if accelerator.device.type != "cpu":
         return model
     try:
-        return Branchwise(model, 2)  # fastest or nearly so for all K, see docs/training_speed.md
+        # Fastest or nearly so for all K, see docs/training_speed.md.
+        return Branchwise(model, 1 if recipe.channels_last else 2)
     except CalibrationError:
         return model
 
