@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.runtime._providers import cuda_problem
+from ccnn_zoo.runtime._nvidia import cuda_problem
 
 PROBLEM = cuda_problem()
 needs_cuda = pytest.mark.skipif(PROBLEM is not None, reason=f"no CUDA: {PROBLEM}")
@@ -118,8 +118,8 @@ def test_libraries_that_are_named_as_missing_really_are():
     """Run in a process of its own: it loads all of CUDA's libraries that there are."""
     python("""
 import ctypes, re
-from ccnn_zoo.runtime._providers import _library_problem
-problem = _library_problem() or ""
+from ccnn_zoo.runtime._nvidia import library_problem
+problem = str(library_problem() or "")
 names = re.findall(r"lib[\\w.]+\\.so[\\w.]*|\\w+\\.dll", problem.split(" cannot be loaded")[0])
 assert bool(names) == bool(problem), problem
 for name in names:

@@ -3,13 +3,38 @@
 >>> classifier = load("org/ccnn_resnet18")  # or a folder, or an .onnx file
 >>> for result in classifier.classify(["cat.jpg", "dog.png"]):
 ...     print(result.source, result.label, result.probability)
+
+A network runs on the CPU, on CUDA, or on any other backend that ``load(device=...)`` names: docs/runtime.md.
 """
 
 from __future__ import annotations
 
+from ccnn_zoo.metadata import ModelMetadata
+
+from ._backend import Backend, OpenOptions, Problem, Session
+from ._cuda import Cuda, TensorRT
 from ._loading import load
-from ._providers import check_device
+from ._onnxruntime import Cpu
+from ._openvino import OpenVino
+from ._plugin_provider import PluginProvider
+from ._registry import check_device
 from ._results import Classification, Prediction
 from ._session import ImageClassifier
 
-__all__ = ["Classification", "ImageClassifier", "Prediction", "check_device", "load"]
+__all__ = [
+    "Backend",
+    "Classification",
+    "Cpu",
+    "Cuda",
+    "ImageClassifier",
+    "ModelMetadata",
+    "OpenOptions",
+    "OpenVino",
+    "PluginProvider",
+    "Prediction",
+    "Problem",
+    "Session",
+    "TensorRT",
+    "check_device",
+    "load",
+]

@@ -8,9 +8,13 @@ from pathlib import Path
 
 from ccnn_zoo._onnx_contents import refused_network
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
+from ccnn_zoo.metadata import ModelMetadata
 
-from ._providers import check_device, open_session
-from ._session import ImageClassifier, at_least_one
+from ._backend import Backend, OpenOptions
+from ._checks import at_least_one, check_graph, usual_shape
+from ._header import read_header
+from ._registry import check_device, open_session
+from ._session import ImageClassifier
 
 _LOCAL = "local:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,7 +23,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def load(
     path_or_repo_id: str | os.PathLike[str],
     *,
-    device: str = "auto",
+    device: str | Backend = "auto",
+    metadata: ModelMetadata | None = None,
     revision: str | None = None,
     precision: str = "fp32",
     threads: int | None = None,
@@ -32,8 +37,11 @@ def load(
     Args:
         path_or_repo_id: an ``.onnx`` file, a repository folder (as it is or as ``"local:FOLDER"``), or a Hub
             id ``"org/name"``. What exists as a path is taken as a path.
-        device: ``"cuda"`` and ``"cpu"`` are strict. ``"auto"`` takes CUDA if it starts; if not, it says why
-            once through the logger ``ccnn_zoo.runtime`` and takes the CPU.
+        device: what runs it: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"openvino"``, ``"torch"``, the name of another
+            package's backend, or a backend with options, e.g. ``Cuda(cuda_graph=True)``. All are strict.
+            ``"auto"`` takes CUDA if it starts; if not, it says why once through the logger ``ccnn_zoo.runtime``
+            and takes the CPU.
+        metadata: labels and preprocessing for a file that carries none; where given, the file's own do not count.
         revision: branch, tag or commit of a Hub repository.
         precision: which ONNX file of a repository: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         threads: CPU threads of one inference; None takes all cores.
@@ -43,7 +51,7 @@ def load(
         RepositoryError: the name is none of these, or the repository cannot be had or lacks the precision.
         IntegrityError: the file differs from its checksum, is no ONNX network, keeps tensors in other files, or has
             operators that are not ONNX's own.
-        MetadataError: the file carries no (matching) labels and preprocessing.
+        MetadataError: the file carries no labels and preprocessing and none are given, or they contradict its graph.
         DeviceError: the device was asked for and cannot run the network; names what is missing.
         ConfigurationError: an argument is outside its range.
     """
@@ -55,7 +63,14 @@ def load(
     problem = refused_network(path)
     if problem is not None:
         raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
-    return ImageClassifier(open_session(path, device, threads), source=str(path), batch_size=batch_size)
+    header = read_header(path)
+    if metadata is None:
+        metadata = ModelMetadata.from_props(header.properties, source=str(path))
+    check_graph(header, metadata, str(path))
+    tensor = header.inputs[0]
+    options = OpenOptions(usual_shape(tensor, metadata, batch_size), tensor.dtype, threads)
+    session = open_session(path, device, options)
+    return ImageClassifier(session, header, metadata, source=str(path), batch_size=batch_size)
 
 
 def _locate(name: str, revision: str | None, precision: str) -> Path:

@@ -39,6 +39,26 @@ def preprocess(image: Image.Image, metadata: ModelMetadata) -> NDArray[np.float3
     return values
 
 
+def whole_picture(image: Image.Image, metadata: ModelMetadata) -> NDArray[np.uint8]:
+    """Return a picture for a network that preprocesses by itself: as it is, but for very thin ones.
+
+    Of those only the middle goes in, which is what the central crop keeps: the graph makes the whole resized picture.
+
+    Args:
+        image: mode ``"L"`` for one channel, ``"RGB"`` for three.
+        metadata: the network's.
+
+    Returns:
+        uint8 (H, W, C).
+    """
+    height, width = resized_size((image.height, image.width), metadata)
+    if height * width > _MAX_RESIZED_PIXELS:
+        longest = 64 * min(image.size)
+        left, top = (max(side - longest, 0) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
 def resized_size(image_size: tuple[int, int], metadata: ModelMetadata) -> tuple[int, int]:
     """Return the (height, width) to which a picture is resized before the central crop.
 

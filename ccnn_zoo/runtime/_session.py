@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ccnn_zoo.errors import ConfigurationError, DeviceError, ImageError, IntegrityError, MetadataError
+from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
 
 from . import _images
+from ._backend import Session, like
+from ._checks import at_least_one, checked_batch, checked_tensor
+from ._header import Header
 from ._images import ImageInput
-from ._preprocess import preprocess
-from ._providers import ONNXRUNTIME_ERRORS
+from ._preprocess import preprocess, whole_picture
 from ._results import Classification, most_probable, softmax
 from ._stream import batches, mapped
 
 
 class ImageClassifier:
-    """A network in onnxruntime with its labels and preprocessing; made by :func:`ccnn_zoo.runtime.load`.
+    """A network with its labels and preprocessing; made by :func:`ccnn_zoo.runtime.load`.
 
     It holds no state between calls, so threads may share it.
 
     Args:
-        session: maps float32 images (N, C, H, W) to logits (N, classes), and carries :class:`ModelMetadata`.
+        session: runs the network.
+        header: what the network takes and gives.
+        metadata: labels and preprocessing.
         source: name of the file, for error messages.
         batch_size: images that are classified at once; memory grows with it, not with the number of images.
 
     Attributes:
         metadata: labels and preprocessing.
-        provider: the execution provider that runs the network, e.g. ``"CPUExecutionProvider"``.
-        device: ``"cuda"`` or ``"cpu"``.
-
-    Raises:
-        MetadataError: the file has no metadata, or its graph contradicts them.
+        provider: what runs the network, e.g. ``"CPUExecutionProvider"``.
+        device: the name of the backend's device, e.g. ``"cuda"`` or ``"cpu"``.
     """
 
-    def __init__(self, session: ort.InferenceSession, *, source: str, batch_size: int = 32) -> None:
-        self.metadata = ModelMetadata.from_props(session.get_modelmeta().custom_metadata_map, source=source)
-        self.provider: str = session.get_providers()[0]
-        self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
+    def __init__(
+        self, session: Session, header: Header, metadata: ModelMetadata, *, source: str, batch_size: int = 32
+    ) -> None:
+        self.metadata = metadata
+        self.provider = session.provider
+        self.device = session.device
         self._session = session
         self._source = source
         self._batch_size = at_least_one("batch_size", batch_size)
-        _check_graph(session, self.metadata, source)
-        self._input = session.get_inputs()[0].name
-        self._output = session.get_outputs()[0].name
+        self._input = header.inputs[0]
+        self._output = header.outputs[0].name
+        fixed = self._input.shape[0]
+        self._fixed_batch = fixed if isinstance(fixed, int) else session.fixed_batch
 
     def __repr__(self) -> str:
         return (
@@ -95,33 +97,45 @@ class ImageClassifier:
             raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
         return self._stream(_images.iterate(images), at_least_one("top_k", top_k), workers)
 
-    def predict(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, batch: NDArray) -> NDArray:
         """Return the logits of preprocessed images.
 
         Args:
-            batch: finite float32 values (N, C, H, W), N at least 1, normalised as ``metadata`` says.
+            batch: finite float32 values (N, C, H, W), N at least 1, normalised as ``metadata`` says; uint8 pictures
+                (N, H, W, C) for a network that preprocesses by itself. A tensor of torch or any other library with
+                DLPack is taken without a copy, on the network's device or in CPU memory; its values are not looked
+                at, and it must have the dtype of the file's input.
 
         Returns:
-            logits (N, classes).
+            logits (N, classes): an array, or for a tensor one of the same library in the same memory.
 
         Raises:
             ConfigurationError: ``batch`` has another type, shape or dtype, or is not finite.
             DeviceError: the device fails while it runs.
             IntegrityError: the logits are not finite or do not match the labels.
         """
-        self._check_batch(batch)
-        try:
-            (logits,) = self._session.run([self._output], {self._input: np.ascontiguousarray(batch)})
-        except ONNXRUNTIME_ERRORS as error:
-            raise DeviceError(
-                f"{self.provider} failed on a batch of {len(batch)}: {error} If memory ran out, lower batch_size."
-            ) from error
-        if logits.shape != (len(batch), len(self.metadata.labels)) or not np.isfinite(logits).all():
+        if not isinstance(batch, np.ndarray) and hasattr(batch, "__dlpack__"):
+            return self._predict_tensor(batch)
+        values = checked_batch(batch, self._input, self.metadata)
+        size = self._fixed_batch or len(values)
+        parts = (self._run(values[start : start + size], size) for start in range(0, len(values), size))
+        logits = np.concatenate(list(parts)) if size < len(values) else next(parts)
+        if logits.shape != (len(values), len(self.metadata.labels)) or not np.isfinite(logits).all():
             raise IntegrityError(
-                f"{self._source} turned {len(batch)} images into logits of shape {logits.shape}, not into "
+                f"{self._source} turned {len(values)} images into logits of shape {logits.shape}, not into "
                 f"finite ones for its {len(self.metadata.labels)} labels. Download or export it again."
             )
         return logits
+
+    def _run(self, part: NDArray, size: int) -> NDArray[np.float32]:
+        """Run up to ``size`` images; a batch that must be full is filled with its last image."""
+        padded = part if len(part) == size else np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        outputs = self._session.run(np.ascontiguousarray(padded))
+        return outputs[self._output][: len(part)].astype(np.float32, copy=False)
+
+    def _predict_tensor(self, tensor: object) -> object:
+        checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
+        return like(tensor, self._session.run_tensor(tensor)[self._output])
 
     def _stream(self, images: Iterator[ImageInput], top_k: int, workers: int) -> Iterator[Classification]:
         prepared = mapped(self._prepare, _checked(images), workers, ahead=2 * self._batch_size)
@@ -136,33 +150,35 @@ class ImageClassifier:
             picture = _images.read(image, self.metadata.input_size[0], name)
         except ImageError as error:
             return _Prepared(name, None, str(error))
+        if self.metadata.preprocessing_in_graph:
+            return _Prepared(name, whole_picture(picture, self.metadata))
         return _Prepared(name, preprocess(picture, self.metadata))
 
     def _classified(self, batch: list[_Prepared], top_k: int) -> Iterator[Classification]:
         values = [image.values for image in batch if image.values is not None]
-        probabilities = iter(softmax(self.predict(np.stack(values))) if values else ())
+        probabilities = iter(softmax(self._logits(values)) if values else ())
         for image in batch:
             if image.values is None:
                 yield Classification(image.name, (), image.error)
             else:
                 yield Classification(image.name, most_probable(next(probabilities), self.metadata.labels, top_k))
 
-    def _check_batch(self, batch: NDArray[np.float32]) -> None:
-        expected = "float32 (N, {}, {}, {})".format(*self.metadata.input_size)
-        if not isinstance(batch, np.ndarray) or batch.dtype != np.float32:
-            found = f"an array of {batch.dtype}" if isinstance(batch, np.ndarray) else f"a {type(batch).__name__}"
-            raise ConfigurationError(f"predict takes a numpy array, {expected}, got {found}")
-        if batch.ndim != 4 or batch.shape[1:] != self.metadata.input_size or len(batch) == 0:
-            raise ConfigurationError(f"predict takes {expected} with N at least 1, got shape {batch.shape}")
-        if not np.isfinite(batch).all():
-            raise ConfigurationError("predict takes finite values, got NaN or infinity: check the normalisation")
+    def _logits(self, values: Sequence[NDArray]) -> NDArray[np.float32]:
+        """Return the logits of images; pictures that the network resizes itself may differ in size."""
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, image in enumerate(values):
+            rows.setdefault(image.shape, []).append(row)
+        logits = np.empty((len(values), len(self.metadata.labels)), np.float32)
+        for same_size in rows.values():
+            logits[same_size] = self.predict(np.stack([values[row] for row in same_size]))
+        return logits
 
 
 class _Prepared(NamedTuple):
     """An image as the network takes it, or why it could not be read."""
 
     name: str
-    values: NDArray[np.float32] | None
+    values: NDArray | None
     error: str | None = None
 
 
@@ -171,42 +187,3 @@ def _checked(images: Iterator[ImageInput]) -> Iterator[tuple[int, ImageInput]]:
     for position, image in enumerate(images):
         _images.check(image, position)
         yield position, image
-
-
-def at_least_one(name: str, value: int) -> int:
-    """Return ``value``, an integer of at least 1.
-
-    Raises:
-        ConfigurationError: it is not; names the argument.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ConfigurationError(f"{name} must be an integer of at least 1, got {value!r}")
-    return number
-
-
-def _check_graph(session: ort.InferenceSession, metadata: ModelMetadata, source: str) -> None:
-    """Compare the graph's input and logits with the metadata; sizes that the graph leaves open agree."""
-    inputs, logits = session.get_inputs(), session.get_outputs()[0]
-    expected = (None, *metadata.input_size)
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not _agrees(inputs[0].shape, expected):
-        found = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-        raise MetadataError(
-            f"{source} takes ({found}), its metadata say one float32 input (N, C, H, W) with any N and "
-            f"(C, H, W) = {metadata.input_size}. Export it again with `ccnn export`."
-        )
-    if not _agrees(logits.shape, (None, len(metadata.labels))):
-        raise MetadataError(
-            f"{source} gives {logits.name} of shape {logits.shape} for {len(metadata.labels)} labels. "
-            "Export it again with one label per class."
-        )
-
-
-def _agrees(shape: list[int | str | None], expected: tuple[int | None, ...]) -> bool:
-    """Compare a graph's shape with sizes, None standing for one that the graph must leave open."""
-    return len(shape) == len(expected) and all(
-        not isinstance(side, int) or side == size for side, size in zip(shape, expected, strict=True)
-    )

@@ -1,0 +1,139 @@
+"""Sessions of onnxruntime, and the backend that runs on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
+
+from ._backend import Backend, OpenOptions, Session
+
+ONNXRUNTIME_ERRORS = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+UNREADABLE_ERRORS = (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.InvalidArgument)
+
+CPU_PROVIDER = "CPUExecutionProvider"
+# DLPack's numbers of devices that onnxruntime's built-in providers know.
+_DEVICES = {1: "cpu", 2: "cuda"}
+_LEGACY_STREAM = 1  # CUDA's default stream in DLPack
+
+
+@dataclass(frozen=True)
+class Cpu(Backend):
+    """onnxruntime on the CPU; runs everywhere."""
+
+    name = "cpu"
+
+    def open(self, path: Path, options: OpenOptions) -> OrtSession:
+        try:
+            session = ort.InferenceSession(
+                path, session_options(options.threads), providers=[CPU_PROVIDER], enable_fallback=0
+            )
+        except ONNXRUNTIME_ERRORS as error:
+            raise unreadable(path, error) from error
+        return OrtSession(session, "cpu")
+
+
+class OrtSession(Session):
+    """A session of onnxruntime on any of its providers.
+
+    Args:
+        session: the open session.
+        device: onnxruntime's name of the device that holds inputs and outputs: ``"cpu"`` or ``"cuda"``.
+        stream: handle of the CUDA stream that the session computes on, if the user gave one.
+    """
+
+    def __init__(self, session: ort.InferenceSession, device: str, stream: int | None = None) -> None:
+        self.provider: str = session.get_providers()[0]
+        self.device = device
+        self._session = session
+        self._stream = stream
+        self._input = session.get_inputs()[0]
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, batch: NDArray) -> Mapping[str, NDArray]:
+        try:
+            values = self._session.run(self._outputs, {self._input.name: batch})
+        except ONNXRUNTIME_ERRORS as error:
+            raise self.failed(len(batch), error) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def run_tensor(self, tensor: object) -> Mapping[str, ort.OrtValue]:
+        """Bind the tensor's own memory as the input; the outputs are made on the tensor's device."""
+        value, device, index = self._shared(tensor)
+        binding = self._session.io_binding()
+        try:
+            binding.bind_ortvalue_input(self._input.name, value)
+            for name in self._outputs:
+                binding.bind_output(name, device, index)
+            if device != "cpu" and self._stream is None:
+                # The session computes on a stream of its own, which knows nothing of the tensor's. Waits for all.
+                binding.synchronize_inputs()
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            values = binding.get_outputs()
+        except ONNXRUNTIME_ERRORS as error:
+            raise self.failed(value.shape()[0], error) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def failed(self, images: int, error: Exception) -> DeviceError:
+        """Return the error of a run that failed."""
+        return DeviceError(
+            f"{self.provider} failed on a batch of {images}: {error} If memory ran out, lower batch_size."
+        )
+
+    def _shared(self, tensor: object) -> tuple[ort.OrtValue, str, int]:
+        """Return a value of onnxruntime over the tensor's memory, and where that is."""
+        kind, index = tensor.__dlpack_device__()
+        device = _DEVICES.get(int(kind))
+        if device not in ("cpu", self.device):
+            where = device or f"a device of DLPack's type {int(kind)}"
+            raise ConfigurationError(
+                f"the batch lies on {where}, the network runs on {self.device}. Move either of them."
+            )
+        try:
+            # On a GPU the tensor's library makes the stream named here wait for what it still has to write.
+            waits = {} if device == "cpu" else {"stream": self._stream or _LEGACY_STREAM}
+            value = ort.OrtValue.from_dlpack(tensor.__dlpack__(**waits))
+        except (BufferError, TypeError, *ONNXRUNTIME_ERRORS) as error:
+            raise ConfigurationError(
+                f"this {type(tensor).__name__} cannot be shared ({error}). Pass a contiguous one without gradient: "
+                "tensor.detach().contiguous()."
+            ) from error
+        if value.data_type() != self._input.type:
+            raise ConfigurationError(f"predict takes {self._input.type}, got {value.data_type()}. Convert it first.")
+        return value, device, index
+
+
+def session_options(threads: int | None, *, strict: bool = False) -> ort.SessionOptions:
+    """Return options for a session.
+
+    Args:
+        threads: CPU threads of one inference; None lets onnxruntime take all cores.
+        strict: refuse a network of which a part would run on the CPU, and all of one whose provider does not start.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # all that onnxruntime would print as an error is also raised
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if strict:
+        # Without this key onnxruntime gives a CPU session when CUDA does not start.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def unreadable(path: Path, error: Exception) -> IntegrityError:
+    """Return the error of a file that onnxruntime cannot read."""
+    return IntegrityError(
+        f"{path} is damaged, or no ONNX network that onnxruntime {ort.__version__} can run ({error}). "
+        "Download or export it again; if it is newer than this onnxruntime, update that."
+    )
