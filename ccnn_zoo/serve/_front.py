@@ -215,7 +215,11 @@ def _top_k(request: Request) -> int:
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    where = {404: "there is nothing here", 405: f"{request.method} is not taken here"}
+    reason = (
+        f"{where[error.status_code]}. Pictures go to POST /classify." if error.status_code in where else error.detail
+    )
+    return JSONResponse({"error": reason}, error.status_code, error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

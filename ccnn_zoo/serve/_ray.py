@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
@@ -28,14 +27,13 @@ def require(*modules: str) -> None:
 
 
 @contextmanager
-def running(address: str, cpus: int, gpus: float = 0, folder: Path | None = None) -> Iterator[None]:
+def running(address: str, cpus: int, gpus: float = 0) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine that ends with this block.
 
     Args:
         address: ``"local"`` starts one; ``"auto"`` or ``"ray://HOST:PORT"`` joins one.
         cpus: processors that a local Ray may hand out.
         gpus: GPUs that a local Ray may hand out.
-        folder: where a local Ray keeps sockets and logs; a short path, ``/tmp/ray`` by default.
 
     Raises:
         RepositoryError: there is no cluster at the address.
@@ -49,7 +47,6 @@ def running(address: str, cpus: int, gpus: float = 0, folder: Path | None = None
         "num_gpus": gpus or None,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
-        "_temp_dir": str(folder) if folder else None,
     }
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **(local if address == LOCAL else {}))

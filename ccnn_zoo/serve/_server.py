@@ -18,18 +18,12 @@ from ._options import ServeOptions
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(
-    options: ServeOptions,
-    *,
-    ready: Callable[[str], None] | None = None,
-    folder: Path | None = None,
-) -> None:
+def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) -> None:
     """Serve a network over HTTP until SIGINT or SIGTERM; the requests that were accepted by then are answered first.
 
     Args:
         options: what to serve, and how.
         ready: is called with the service's address when it answers.
-        folder: where a local Ray keeps sockets and logs; a short path, ``/tmp/ray`` by default.
 
     Raises:
         ConfigurationError: the extra ``serve`` is not installed, the port is taken, or the name.
@@ -41,7 +35,7 @@ def serve(
     with _bound(options.host, options.port) as listener:
         cpus = options.replicas * options.threads_each
         gpus = options.replicas if options.device == "cuda" else 0
-        with _ray.running(options.address, cpus, gpus, folder), _application(options) as handle:
+        with _ray.running(options.address, cpus, gpus), _application(options) as handle:
             _listen(listener, handle, options, ready)
 
 

@@ -1,0 +1,52 @@
+"""A real ONNX network whose answers numpy can compute by itself, and pictures for it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from ccnn_zoo.metadata import ModelMetadata
+
+LABELS = ("ant", "bee", "cat", "dog", "eel", "fox")
+METADATA = ModelMetadata("ccnn_test", 2, LABELS, (3, 12, 10), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+WEIGHT = np.random.default_rng(7).normal(size=(3, len(LABELS))).astype(np.float32)
+
+
+def save_network(path: Path, batch: int | str = "N", metadata: ModelMetadata = METADATA) -> Path:
+    """Write a network that averages each channel and multiplies by :data:`WEIGHT`."""
+    shape = [batch, *metadata.input_size]
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["features"]),
+            helper.make_node("MatMul", ["features", "weight"], ["logits"]),
+        ],
+        "network",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(LABELS)])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, metadata.to_props())
+    onnx.save(model, path)
+    return path
+
+
+def probabilities_of(colour: tuple[int, int, int]) -> dict[str, float]:
+    """What the network gives for a picture of one colour, most probable first, computed without the package."""
+    features = (np.array(colour, float) / 255 - METADATA.mean) / METADATA.std
+    exponentials = np.exp(features @ WEIGHT.astype(float))
+    values = zip(LABELS, exponentials / exponentials.sum(), strict=True)
+    return dict(sorted(values, key=lambda pair: -pair[1]))
+
+
+def encoded(colour: tuple[int, int, int], kind: str = "PNG", size: tuple[int, int] = (10, 12)) -> bytes:
+    """A picture of one colour as a file's bytes."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, kind)
+    return stream.getvalue()

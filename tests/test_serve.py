@@ -1,0 +1,242 @@
+"""``ccnn serve`` as its users meet it: a process of its own, real Ray, load from a further process."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from serve_network import LABELS, encoded, probabilities_of, save_network
+
+ray = pytest.importorskip("ray", reason="the extra serve is not installed")
+
+CCNN = Path(sys.executable).with_name("ccnn")
+BENCH = Path(__file__).parent.parent / "scripts" / "bench_serve.py"
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "grey": (128, 128, 128)}
+MAX_BYTES = 200_000
+PATIENCE_S = 240  # a condition that does not come true by then never will
+
+
+@dataclass
+class Service:
+    """A running ``ccnn serve``."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    address: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, object]:
+        """Send one request on a connection of its own; headers' underscores are hyphens."""
+        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
+        try:
+            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+            response = connection.getresponse()
+            text = response.read().decode()
+            return response.status, json.loads(text) if "json" in response.headers["content-type"] else text
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        _, text = self.ask("GET", "/metrics")
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that hold the network."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "ServeReplica" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("serve")
+    network = save_network(folder / "network.onnx")
+    log = folder / "log"
+    options = ["--device=cpu", "--replicas=2", "--threads=1", "--port=0", "--batch-size=4", "--batch-wait=0.2"]
+    options += [f"--max-bytes={MAX_BYTES}", f"--timeout={PATIENCE_S}"]
+    # A socket's path is short; Ray's folder is named by what the user calls the temporary one.
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short, log.open("wb") as stream:
+        process = subprocess.Popen(
+            [CCNN, "serve", network, *options], stdout=stream, stderr=stream, env=os.environ | {"RAY_TMPDIR": short}
+        )
+        try:
+            until(lambda: process.poll() is not None or b"serving " in log.read_bytes(), "the service did not start")
+            assert process.poll() is None, log.read_text()
+            yield Service(process, log, log.read_text().rpartition("http://")[2].strip())
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
+
+
+def check(answer: object, colour: tuple[int, int, int], top_k: int) -> None:
+    expected = list(probabilities_of(colour).items())[:top_k]
+    found = [(p["label"], p["probability"]) for p in answer["predictions"]]
+    assert [label for label, _ in found] == [label for label, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+    assert all(LABELS[p["index"]] == p["label"] for p in answer["predictions"])
+
+
+def form(*files: bytes) -> tuple[bytes, str]:
+    parts = [
+        b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + file + b"\r\n"
+        for file in files
+    ]
+    return b"".join(parts) + b"--cut--\r\n", "multipart/form-data; boundary=cut"
+
+
+def test_answers_are_the_networks_however_the_picture_comes(service):
+    red = COLOURS["red"]
+    status, answer = service.ask("POST", "/classify?top_k=6", encoded(red), Content_Type="image/png")
+    assert status == 200
+    check(answer, red, 6)
+    body, kind = form(encoded(red))
+    assert service.ask("POST", "/classify?top_k=6", body, Content_Type=kind) == (200, answer)
+    with ThreadPoolExecutor(12) as pool:  # pictures of several colours and top_k share batches
+        requests = [(colour, 1 + number % 5) for number in range(6) for colour in COLOURS.values()]
+        answers = pool.map(lambda r: service.ask("POST", f"/classify?top_k={r[1]}", encoded(r[0])), requests)
+        for (colour, top_k), (status, answer) in zip(requests, answers, strict=True):
+            assert status == 200
+            check(answer, colour, top_k)
+    sizes = service.metric("ccnn_batch_size_sum") / service.metric("ccnn_batch_size_count")
+    assert 1 < sizes <= 4
+    assert service.ask("GET", "/healthz") == (200, {"status": "ok", "replicas": 2})
+    assert service.ask("GET", "/")[1]["labels"] == list(LABELS)
+
+
+def test_what_holds_no_picture_is_refused_by_name(service):
+    png = encoded(COLOURS["red"], size=(40, 40))
+    size = b"IHDR" + (50_000).to_bytes(4, "big") + (40_000).to_bytes(4, "big") + png[24:29]
+    bomb = png[:12] + size + zlib.crc32(size).to_bytes(4, "big") + png[33:]
+    two_files, empty_form = form(png, png), form()
+    cases = [
+        ("GET", "/classify", None, {}, 405, "POST /classify"),
+        ("POST", "/elsewhere", png, {}, 404, "POST /classify"),
+        ("POST", "/classify", b"", {}, 400, "empty"),
+        ("POST", "/classify", png, {"Content_Type": "text/plain"}, 415, "text/plain"),
+        ("POST", "/classify", b"no picture at all", {}, 415, "known format"),
+        ("POST", "/classify", png[:-30], {}, 400, "the picture"),
+        ("POST", "/classify?top_k=0", png, {}, 400, "top_k"),
+        ("POST", "/classify?top_k=many", png, {}, 400, "many"),
+        ("POST", "/classify", two_files[0], {"Content_Type": two_files[1]}, 400, "one file"),
+        ("POST", "/classify", empty_form[0], {"Content_Type": empty_form[1]}, 400, "no file"),
+        ("POST", "/classify", png, {"Content_Type": "multipart/form-data"}, 400, "form"),
+        ("POST", "/classify", png + bytes(MAX_BYTES), {}, 413, str(MAX_BYTES)),
+        ("POST", "/classify", bomb, {}, 413, "pixels"),
+    ]
+    for method, path, body, headers, expected, word in cases:
+        status, answer = service.ask(method, path, body, **headers)
+        assert (status, list(answer)) == (expected, ["error"]), (path, answer)
+        assert word in answer["error"]
+    # A body that never says how long it is may not be longer either.
+    connection = http.client.HTTPConnection(service.address, timeout=PATIENCE_S)
+    connection.request("POST", "/classify", iter([bytes(MAX_BYTES), b"!"]), encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+    assert service.ask("POST", "/classify", png)[0] == 200
+
+
+def test_killing_replicas_under_load_loses_no_accepted_request(service, tmp_path):
+    for name, colour in COLOURS.items():
+        (tmp_path / name).write_bytes(encoded(colour))
+    command = [sys.executable, BENCH, "load", service.url, tmp_path, "--connections=16"]
+    retried = service.metric("ccnn_retries_total")
+    with subprocess.Popen(
+        [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        for _ in range(3):
+            until(lambda: service.metric("ccnn_requests_pending") > 8, "no load came")
+            victim = service.replicas()[0]
+            victim.kill()
+            until(lambda gone=victim: not gone.is_running(), "a killed process went on")
+            until(lambda: len(service.replicas()) == 2, "no replica took its place")
+        output, _ = client.communicate()  # closes its input, which ends the load
+    result = json.loads(output)
+    count = sum(result["statuses"].values())
+    assert result["statuses"] == {"200": count}
+    assert service.metric("ccnn_retries_total") > retried, "no request was in a replica that was killed"
+    for name, colour in COLOURS.items():
+        assert sum(result["answers"][name].values()) >= count // len(COLOURS)
+        for answer in result["answers"][name]:
+            check(json.loads(answer), colour, 1)
+    until(lambda: service.ask("GET", "/healthz")[0] == 200, "the service did not recover")
+
+
+def test_sigterm_ends_the_service_when_what_it_had_accepted_is_answered(service):
+    picture = encoded(COLOURS["blue"])
+    head = f"POST /classify?top_k=3 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    host, port = service.address.split(":")
+    with contextlib.ExitStack() as stack:
+        accepted = [stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_S)) for _ in range(6)]
+        for connection in accepted:
+            connection.sendall(head + picture[:20])
+        until(lambda: service.metric("ccnn_requests_pending") == 6, "the requests were not accepted")
+        processes = psutil.Process(service.process.pid).children(recursive=True)
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: _refuses(host, int(port)), "the service went on listening")
+        for connection in accepted:
+            connection.sendall(picture[20:])
+        for connection in accepted:
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.status == 200
+            check(json.loads(response.read()), COLOURS["blue"], 3)
+    assert service.process.wait(PATIENCE_S) == 0, service.log.read_text()
+    _, alive = psutil.wait_procs(processes, PATIENCE_S)
+    assert not alive
+
+
+def _refuses(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.onnx"], "missing.onnx"),
+        (["NETWORK", "--replicas=0"], "replicas must be an integer of at least 1, got 0"),
+        (["NETWORK", "--timeout=0"], "timeout_s"),
+        (["NETWORK", "--device=cpu", "--port=PORT"], "port 0 takes a free one"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(arguments, message, tmp_path):
+    network = save_network(tmp_path / "network.onnx")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        values = {"NETWORK": str(network), "PORT": str(taken.getsockname()[1])}
+        for name, value in values.items():
+            arguments = [argument.replace(name, value) for argument in arguments]
+        run = subprocess.run([CCNN, "serve", *arguments], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert run.stderr.startswith("error: ")
