@@ -34,6 +34,7 @@ _FIELDS = {
 }
 _OP_TYPE, _DOMAIN = 4, 7  # of a node
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
+_LOOP = "has a loop, which may never end"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -41,11 +42,12 @@ class MalformedError(ValueError):
     """The bytes are no protobuf message."""
 
 
-def refused_network(path: Path) -> str | None:
+def refused_network(path: Path, *, loops: bool = False) -> str | None:
     """Return why an ONNX file must not be loaded, or None.
 
     Args:
         path: the file, which exists.
+        loops: allow the operator Loop. A classifier needs none, and nobody can foresee when one ends.
     """
     if path.stat().st_size == 0:
         return "is empty"
@@ -56,7 +58,8 @@ def refused_network(path: Path) -> str | None:
         try:
             if not any(number == 7 for number, *_ in fields(data, 0, len(data))):
                 return "is no ONNX network"
-            return next(_findings(data, 0, len(data), "model", 0), None)
+            findings = _findings(data, 0, len(data), "model", 0)
+            return next((finding for finding in findings if not loops or finding != _LOOP), None)
         except MalformedError as error:
             return f"is no ONNX network ({error})"
 
@@ -74,6 +77,8 @@ def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -
             yield f"has operators of the domain {_text(data[first:last])!r}, which are not ONNX's own"
         elif message == "node" and wire == _BYTES and number == _OP_TYPE and data[first:last] == b"EPContext":
             yield "holds a compiled network (EPContext)"
+        elif message == "node" and wire == _BYTES and number == _OP_TYPE and data[first:last] == b"Loop":
+            yield _LOOP
         elif number in inner and wire == _BYTES:
             yield from _findings(data, first, last, inner[number], depth + 1)
 
