@@ -37,6 +37,7 @@ class ImageClassifier:
         metadata: labels and preprocessing.
         provider: what runs the network, e.g. ``"CPUExecutionProvider"``.
         device: the name of the backend's device, e.g. ``"cuda"`` or ``"cpu"``.
+        source: the path of the file.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ImageClassifier:
         self.provider = session.provider
         self.device = session.device
         self._session = session
-        self._source = source
+        self.source = source
         self._batch_size = at_least_one("batch_size", batch_size)
         self._input = header.inputs[0]
         self._output = header.outputs[0].name
@@ -122,7 +123,7 @@ class ImageClassifier:
         logits = np.concatenate(list(parts)) if size < len(values) else next(parts)
         if logits.shape != (len(values), len(self.metadata.labels)) or not np.isfinite(logits).all():
             raise IntegrityError(
-                f"{self._source} turned {len(values)} images into logits of shape {logits.shape}, not into "
+                f"{self.source} turned {len(values)} images into logits of shape {logits.shape}, not into "
                 f"finite ones for its {len(self.metadata.labels)} labels. Download or export it again."
             )
         return logits
