@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
-from ccnn_zoo.runtime._backend import Backend, OpenOptions, Problem, Session
+from ccnn_zoo.runtime._backend import Backend, OpenOptions, Problem, Session, reason
 from ccnn_zoo.runtime._header import read_header
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class Torch(Backend):
         try:
             return timm.create_model(name, pretrained=True).eval().to(self.device)
         except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there
-            raise DeviceError(f"torch cannot load {name} on {self.device}: {error} Or pass device='cpu'.") from error
+            raise DeviceError(
+                f"torch cannot load {name} on {self.device}: {reason(error)} Or pass device='cpu'."
+            ) from error
 
 
 class _Session(Session):
@@ -96,5 +98,5 @@ class _Session(Session):
                 return self._network(images.to(self.device))
         except RuntimeError as error:
             raise DeviceError(
-                f"torch failed on a batch of {len(images)}: {error} If memory ran out, lower batch_size."
+                f"torch failed on a batch of {len(images)}: {reason(error)} If memory ran out, lower batch_size."
             ) from error

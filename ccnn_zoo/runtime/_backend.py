@@ -49,6 +49,11 @@ class OpenOptions:
     threads: int | None = None
 
 
+def reason(error: Exception) -> str:
+    """Return an exception's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Session(ABC):
     """An opened network with one input. Threads share it, so it keeps no state between runs.
 
@@ -89,7 +94,8 @@ class Session(ABC):
             batch = np.from_dlpack(tensor)
         except (BufferError, RuntimeError, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"{self.provider} cannot read this {type(tensor).__name__} ({error}). Pass one in CPU memory, detached."
+                f"{self.provider} cannot read this {type(tensor).__name__} ({reason(error)}). "
+                "Pass one in CPU memory, detached."
             ) from error
         return self.run(np.ascontiguousarray(batch))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from . import _nvidia
-from ._backend import Backend, OpenOptions, Problem, Session
+from ._backend import Backend, OpenOptions, Problem, Session, reason
 from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable
 
 CONV_SEARCHES = ("heuristic", "exhaustive", "default")
@@ -76,7 +76,7 @@ class Cuda(Backend):
     def _open(self, path: Path, options: OpenOptions, conv_search: str) -> OrtSession:
         session = _open_strictly(path, options, [self.provider(conv_search)], "CUDA")
         if self.cuda_graph:
-            return GraphSession(session, options, self.device_id)
+            return GraphSession(session, options, "cuda", self.device_id)
         return OrtSession(session, "cuda", self.stream)
 
 
@@ -124,8 +124,8 @@ class GraphSession(OrtSession):
     onnxruntime keeps the graph per thread, so all runs happen in one thread of the session's own.
     """
 
-    def __init__(self, session: ort.InferenceSession, options: OpenOptions, device_id: int) -> None:
-        super().__init__(session, "cuda")
+    def __init__(self, session: ort.InferenceSession, options: OpenOptions, device: str, device_id: int) -> None:
+        super().__init__(session, device)
         self.fixed_batch = options.shape[0]
         self._device_id = device_id
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="ccnn-cuda-graph")
@@ -155,7 +155,7 @@ class GraphSession(OrtSession):
         self._replay(np.zeros(options.shape, options.dtype))
 
     def _on_device(self, shape: tuple[int, ...], dtype: object) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, "cuda", self._device_id)
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, self.device, self._device_id)
 
     def _replay(self, batch: NDArray) -> Mapping[str, NDArray]:
         self._run(lambda: self._buffer.update_inplace(batch))
@@ -226,7 +226,7 @@ def _open_strictly(
         raise unreadable(path, error) from error
     except ONNXRUNTIME_ERRORS as error:
         raise DeviceError(
-            f"{title} cannot run {path}: {error} An int8 network needs the CPU; an fp32 one needs the "
+            f"{title} cannot run {path}: {reason(error)} An int8 network needs the CPU; an fp32 one needs the "
             f"libraries of {_nvidia.INSTALL_CUDA} and a driver for CUDA {ort.cuda_version}. {_OR_CPU}"
         ) from error
     if session.get_providers()[0] != providers[0][0]:

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
-from ._backend import Backend, OpenOptions, Session
+from ._backend import Backend, OpenOptions, Session, reason
 
 ONNXRUNTIME_ERRORS = (
     RuntimeError,
@@ -88,7 +88,7 @@ class OrtSession(Session):
     def failed(self, images: int, error: Exception) -> DeviceError:
         """Return the error of a run that failed."""
         return DeviceError(
-            f"{self.provider} failed on a batch of {images}: {error} If memory ran out, lower batch_size."
+            f"{self.provider} failed on a batch of {images}: {reason(error)} If memory ran out, lower batch_size."
         )
 
     def _shared(self, tensor: object) -> tuple[ort.OrtValue, str, int]:
@@ -106,8 +106,8 @@ class OrtSession(Session):
             value = ort.OrtValue.from_dlpack(tensor.__dlpack__(**waits))
         except (BufferError, TypeError, *ONNXRUNTIME_ERRORS) as error:
             raise ConfigurationError(
-                f"this {type(tensor).__name__} cannot be shared ({error}). Pass a contiguous one without gradient: "
-                "tensor.detach().contiguous()."
+                f"this {type(tensor).__name__} cannot be shared ({reason(error)}). Pass a contiguous one without "
+                "gradient: tensor.detach().contiguous()."
             ) from error
         if value.data_type() != self._input.type:
             raise ConfigurationError(f"predict takes {self._input.type}, got {value.data_type()}. Convert it first.")
@@ -134,6 +134,6 @@ def session_options(threads: int | None, *, strict: bool = False) -> ort.Session
 def unreadable(path: Path, error: Exception) -> IntegrityError:
     """Return the error of a file that onnxruntime cannot read."""
     return IntegrityError(
-        f"{path} is damaged, or no ONNX network that onnxruntime {ort.__version__} can run ({error}). "
+        f"{path} is damaged, or no ONNX network that onnxruntime {ort.__version__} can run ({reason(error)}). "
         "Download or export it again; if it is newer than this onnxruntime, update that."
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
-from ._backend import Backend, OpenOptions, Problem, Session
+from ._backend import Backend, OpenOptions, Problem, Session, reason
 
 if TYPE_CHECKING:
     import openvino
@@ -63,8 +63,8 @@ class OpenVino(Backend):
             return _Session(core.compile_model(core.read_model(path), "CPU", config))
         except (RuntimeError, ValueError) as error:
             raise IntegrityError(
-                f"{path} is damaged, or no ONNX network that OpenVINO {openvino.__version__} can run ({error}). "
-                "Download or export it again, or pass device='cpu'."
+                f"{path} is damaged, or no ONNX network that OpenVINO {openvino.__version__} can run "
+                f"({reason(error)}). Download or export it again, or pass device='cpu'."
             ) from error
 
 
@@ -85,6 +85,6 @@ class _Session(Session):
             results = request.infer([batch], share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise DeviceError(
-                f"OpenVINO failed on a batch of {len(batch)}: {error} If memory ran out, lower batch_size."
+                f"OpenVINO failed on a batch of {len(batch)}: {reason(error)} If memory ran out, lower batch_size."
             ) from error
         return {name: results[i] for i, name in enumerate(self._names)}

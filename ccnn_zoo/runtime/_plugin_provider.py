@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
-from ._backend import Backend, OpenOptions, Problem
+from ._backend import Backend, OpenOptions, Problem, reason
 from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable
 
 _registered: dict[str, tuple[ort.OrtEpDevice, ...]] = {}
@@ -62,8 +62,8 @@ class PluginProvider(Backend):
             raise unreadable(path, error) from error
         except ONNXRUNTIME_ERRORS as error:
             raise DeviceError(
-                f"{devices[0].ep_name} cannot run all of {path}: {error} Pass strict=False to let the CPU run the "
-                "rest, or device='cpu'."
+                f"{devices[0].ep_name} cannot run all of {path}: {reason(error)} Pass strict=False to let the CPU "
+                "run the rest, or device='cpu'."
             ) from error
         return OrtSession(session, "cpu")
 
@@ -82,7 +82,7 @@ def _devices(library: Path) -> tuple[ort.OrtEpDevice, ...]:
                 ort.register_execution_provider_library(key, key)
             except ONNXRUNTIME_ERRORS as error:
                 raise DeviceError(
-                    f"{library} is no provider that onnxruntime {ort.__version__} can load: {error}"
+                    f"{library} is no provider that onnxruntime {ort.__version__} can load: {reason(error)}"
                 ) from error
             _registered[key] = tuple(ort.get_ep_devices()[before:])
     if not _registered[key]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
-from ._backend import Backend, OpenOptions, Session
+from ._backend import Backend, OpenOptions, Session, reason
 
 GROUP = "ccnn_zoo.runtimes"
 AUTO = "auto"
@@ -58,7 +58,7 @@ def find(device: str | Backend) -> Backend:
         backend = point.load()()
     except Exception as error:  # another package's code: it may raise anything
         raise DeviceError(
-            f"{origin} cannot be loaded: {type(error).__name__}: {error}. Update or remove it."
+            f"{origin} cannot be loaded: {type(error).__name__}: {reason(error)}. Update or remove it."
         ) from error
     if not isinstance(backend, Backend):
         raise DeviceError(
