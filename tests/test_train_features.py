@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train import Recipe, build_model, load_data, train
+from ccnn_zoo.train import Recipe, build_model, load_data, read_history, train
 from ccnn_zoo.train._augment import Objective
 from ccnn_zoo.train._batches import PictureView, view_of
 from ccnn_zoo.train._network import trained_form
@@ -40,6 +40,24 @@ FREE_OF_STATISTICS = Recipe(
     lr=0.01,
     noise_std=1e-2,
 )
+
+
+def test_epochs_without_evaluation_change_no_weight(tmp_path):
+    recipe = replace(TINY, epochs=3, validation=0.2)
+    (tmp_path / "rare").mkdir()
+    (tmp_path / "rare" / "best.safetensors").write_bytes(b"of an earlier run")
+    always = train(recipe, tmp_path / "always", progress=False)
+    rare = train(replace(recipe, evaluate_every=2), tmp_path / "rare", progress=False)
+    for value, wanted in zip(rare.model.parameters(), always.model.parameters(), strict=True):
+        assert torch.equal(value, wanted)
+    assert [r.test_error_percent for r in rare.history] == [
+        None,
+        always.history[1].test_error_percent,
+        always.history[2].test_error_percent,  # the last one always
+    ]
+    assert read_history(tmp_path / "rare" / "history.csv")[0].validation_loss is None
+    _, best = load_checkpoint(tmp_path / "rare" / "best.safetensors")
+    assert best.epochs == min(always.history[1:], key=lambda r: r.validation_error_percent).epoch
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

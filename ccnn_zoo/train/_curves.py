@@ -39,10 +39,12 @@ def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:
     """Draw the curves of :func:`plot_curves` into a part of a picture."""
     for number, (name, history) in enumerate(histories.items()):
         epochs = [result.epoch for result in history]
+        tested = [result for result in history if result.test_error_percent is not None]
         # One epoch alone would be an invisible line.
         style = {"color": f"C{number}", "marker": "o", "markersize": 3}
         axes.plot(epochs, [r.train_error_percent for r in history], linestyle="--", label=f"{name}, training", **style)
-        axes.plot(epochs, [r.test_error_percent for r in history], linestyle="-", label=f"{name}, test", **style)
+        test = [r.test_error_percent for r in tested]
+        axes.plot([r.epoch for r in tested], test, linestyle="-", label=f"{name}, test", **style)
     axes.set(xlabel="epoch", ylabel="error (%)")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -22,9 +22,9 @@ class EpochResult:
         lr: learning rate of the epoch's last step.
         train_loss: mean cross-entropy over the epoch's batches as they were trained on, augmented.
         train_error_percent: error over the same.
-        test_loss: mean cross-entropy over the test images, after the epoch.
+        test_loss: mean cross-entropy over the test images, after the epoch; None where ``evaluate_every`` left it out.
         test_error_percent: error over the same.
-        validation_loss: as ``test_loss``, over the held-out training images; None if there are none.
+        validation_loss: as ``test_loss``, over the held-out training images; None if there are none, or left out.
         validation_error_percent: error over the same.
         images_per_second: training throughput, without evaluation.
     """
@@ -34,8 +34,8 @@ class EpochResult:
     lr: float
     train_loss: float
     train_error_percent: float
-    test_loss: float
-    test_error_percent: float
+    test_loss: float | None
+    test_error_percent: float | None
     validation_loss: float | None
     validation_error_percent: float | None
     images_per_second: float

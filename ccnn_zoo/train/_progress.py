@@ -57,7 +57,8 @@ class TrainingProgress:
 
     def show_epoch(self, result: EpochResult) -> None:
         """Show what the epoch ended with."""
-        self._test = f", test {result.test_error_percent:.2f} %"
+        if result.test_error_percent is not None:
+            self._test = f", test {result.test_error_percent:.2f} %"
         if not self._console.is_terminal:
             self._console.print(
                 f"{self._title} {result.epoch}/{self._epochs}: loss {result.train_loss:.3f}, "

@@ -37,6 +37,7 @@ class Recipe:
         data: what :func:`ccnn_zoo.train.load_data` takes: ``"digits"``, ``"mnist:FOLDER"``, ...
         epochs: passes over the training images. Give this or ``iterations``, not both.
         iterations: optimizer steps; the last epoch ends where they do.
+        evaluate_every: epochs from one evaluation on test and held-out images to the next; after the last one always.
         branches: number K of branches; 1 is the plain network.
         merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
         model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
@@ -88,6 +89,7 @@ class Recipe:
     data: str
     epochs: int | None = None
     iterations: int | None = None
+    evaluate_every: int = 1
     branches: int = 4
     merge: str = "mean"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -161,7 +163,7 @@ class Recipe:
         for name in ("epochs", "iterations", "image_size", "branches_at_once", "save_every"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), at_least=1)
-        for name in ("batch_size", "accumulate", "keep"):
+        for name in ("batch_size", "accumulate", "evaluate_every", "keep"):
             require_integer(name, getattr(self, name), at_least=1)
         for name in ("crop_padding", "workers", "seed"):
             require_integer(name, getattr(self, name), at_least=0)

@@ -162,14 +162,16 @@ class Trainer:
         )
 
     def _save_epoch(self, result: EpochResult) -> None:
-        before = [earlier.validation_error_percent for earlier in self.history]
+        errors = [earlier.validation_error_percent for earlier in self.history]
+        before = [error for error in errors if error is not None]
         self.history = (*self.history, result)
         if not self.accelerator.is_main_process:
             return
         model, record = self.deployed, self._record(result)
         save_checkpoint(self.output / CHECKPOINT, model, record)
         if result.validation_error_percent is None:
-            (self.output / BEST).unlink(missing_ok=True)  # of an earlier run
+            if not before:
+                (self.output / BEST).unlink(missing_ok=True)  # of an earlier run
         elif not before or result.validation_error_percent < min(before):
             save_checkpoint(self.output / BEST, model, record)
         write_history(self.history, self.output / HISTORY)
@@ -191,13 +193,12 @@ class Trainer:
         self._train(epoch, meter, shown)
         throughput = meter.images_per_second()
         train_loss, train_error = mean_of(meter.sums(self.accelerator))
-        test_loss, test_error = self._evaluate(self.test_batches, epoch, meter)
-        validation = (None, None)
-        if self.held_out_batches is not None:
-            validation = self._evaluate(self.held_out_batches, epoch, meter)
-        return EpochResult(
-            epoch, self.step, self.lr, train_loss, train_error, test_loss, test_error, *validation, throughput
-        )
+        test, validation = (None, None), (None, None)
+        if epoch % self.recipe.evaluate_every == 0 or epoch == self.epochs:
+            test = self._evaluate(self.test_batches, epoch, meter)
+            if self.held_out_batches is not None:
+                validation = self._evaluate(self.held_out_batches, epoch, meter)
+        return EpochResult(epoch, self.step, self.lr, train_loss, train_error, *test, *validation, throughput)
 
     def _train(self, epoch: int, meter: Meter, shown: TrainingProgress) -> None:
         self.model.train()
