@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_transform, resolve_model_data_config
 
+import ccnn_zoo  # noqa: F401, joins timm's registry
+from ccnn_zoo import runtime
+from ccnn_zoo.export import to_onnx
 from ccnn_zoo.metadata import CROP_MODES, INTERPOLATIONS, ModelMetadata
 from ccnn_zoo.runtime._images import read
 from ccnn_zoo.runtime._preprocess import preprocess, resized_size
@@ -100,6 +105,70 @@ def test_photographs_equal_timm_bit_for_bit(crop_mode):
     for path in paths:
         expected = by_timm(Image.open(path).convert("RGB"), meta)
         np.testing.assert_array_equal(preprocess(read(path, 3, path.name), meta), expected, err_msg=path.name)
+
+
+def saved_kinds(folder: Path) -> dict[Path, Image.Image]:
+    """Files of every kind that pictures come in, and each as RGB, made without the code under test."""
+    photo = noise(90, 60).resize((180, 120), Image.Resampling.BICUBIC)
+    deep = np.random.default_rng(5).integers(0, 65536, (40, 70), np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    eight_bit = Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB")
+    kinds = {
+        "grey.jpg": (photo.convert("L"), {}),
+        "cmyk.jpg": (photo.convert("CMYK"), {}),
+        "cmyk.tif": (photo.convert("CMYK"), {}),
+        "palette.png": (photo.convert("P"), {}),
+        "palette-alpha.png": (photo.convert("P"), {"transparency": 3}),
+        "palette.gif": (photo.convert("P"), {}),
+        "alpha.png": (Image.merge("RGBA", (*photo.split(), noise(180, 120, "L"))), {}),
+        "grey-alpha.png": (Image.merge("LA", (noise(180, 120, "L"), noise(180, 120, "L"))), {}),
+        "bits.png": (photo.convert("1"), {}),
+        "turned.jpg": (photo, {"exif": turned}),
+        "16-bit.png": (Image.fromarray(deep), {}),
+        "16-bit.tif": (Image.fromarray(deep), {}),
+        "1x1.png": (noise(1, 1), {}),
+        "20000x300.jpg": (noise(20000, 300), {}),
+        "photo.webp": (photo, {}),
+        "photo.avif": (photo, {}),
+    }
+    expected = {}
+    for name, (image, options) in kinds.items():
+        path = folder / name
+        image.save(path, **options)
+        with Image.open(path) as file:
+            if name.startswith("16-bit"):
+                expected[path] = eight_bit
+            elif name.startswith("turned"):
+                expected[path] = file.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+            else:
+                expected[path] = file.convert("RGB")  # as timm opens pictures
+    return expected
+
+
+def test_files_of_every_kind_equal_timm_bit_for_bit(tmp_path):
+    meta = metadata((3, 224, 224), crop_pct=0.875, **IMAGENET)
+    for path, image in saved_kinds(tmp_path).items():
+        values = preprocess(read(path, 3, path.name), meta)
+        np.testing.assert_array_equal(values, by_timm(image, meta), err_msg=path.name)
+
+
+def test_photographs_and_files_of_every_kind_get_the_class_that_timm_and_torch_give(tmp_path):
+    model = timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True).eval()
+    to_onnx(model, tmp_path / "network.onnx")
+    images = saved_kinds(tmp_path)
+    for path in sorted(PHOTOS.glob("*.JPEG")):
+        images[path] = Image.open(path).convert("RGB")
+    transform = create_transform(**resolve_model_data_config(model))
+    with torch.inference_mode():
+        probabilities = torch.cat([model(transform(image)[None]) for image in images.values()]).softmax(1).numpy()
+    results = runtime.load(tmp_path / "network.onnx", device="cpu").classify(images)
+    assert [r.predictions[0].index for r in results] == list(probabilities.argmax(1))
+    np.testing.assert_allclose([r.probability for r in results], probabilities.max(1), atol=1e-4)
+    assert len(set(probabilities.argmax(1))) > 3
+    if not PHOTOS.is_dir():
+        pytest.skip(f"all but the photographs agree; none at {PHOTOS}")
+    assert len(images) > 100
 
 
 def test_wide_pictures_equal_timm():

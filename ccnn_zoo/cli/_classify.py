@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccnn_zoo.errors import ImageError
+from ccnn_zoo.errors import ConfigurationError, ImageError, RepositoryError
 
 if TYPE_CHECKING:
-    from ccnn_zoo.runtime import Classification
+    from ccnn_zoo.runtime import Classification, ImageClassifier
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+    from ._journal import Journal
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".pgm", ".ppm")
 
 
 def classify(
@@ -25,42 +29,185 @@ def classify(
     device: Annotated[str, typer.Option(help="auto, cuda or cpu; the last two are strict.")] = "auto",
     top_k: Annotated[int, typer.Option(help="How many of the most probable classes to print.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
+    workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", help="Write .csv, .jsonl or .parquet instead of lines.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an --output that was interrupted.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")] = False,
 ) -> None:
-    """Print the most probable classes of pictures.
+    """Print the most probable classes of pictures, or write them to a file.
 
     A picture that cannot be read is named on stderr; the others are classified all the same, and the exit code is 1.
+    Any number of pictures takes the same memory. --output keeps results in FILE.part until all are there.
 
-    Example:  ccnn classify cat.jpg photos/ --model local:ccnn-demo/hub/ccnn_resnet18_cifar
+    Example:  ccnn classify cat.jpg photos/ --model local:ccnn-demo/hub/ccnn_resnet18_cifar --output photos.csv
     """
     from ccnn_zoo.runtime import load
 
+    if output is None and resume:
+        raise ConfigurationError("--resume continues what --output FILE began: name the file")
+    if output is not None:
+        _check_output(output, as_json)
+        if resume and output.exists() and not _part(output).exists():
+            typer.echo(f"{output} is whole already. Delete it to classify again.", err=True)
+            return
     classifier = load(model, device=device, revision=revision, batch_size=batch_size)
-    failed = False
-    for result in classifier.classify_stream(_pictures(images), top_k):
-        if result.error is not None:
-            failed = True
-            typer.echo(result.error, err=True)
-        if as_json:
-            typer.echo(json.dumps(asdict(result)))
-        elif result.error is None:
-            typer.echo(_line(result))
+    if output is None:
+        failed = _print(classifier, images, top_k, workers, as_json)
+    else:
+        failed = _write(classifier, images, top_k, workers, output, resume)
     if failed:
         raise typer.Exit(1)
 
 
-def _pictures(paths: list[Path]) -> Iterator[Path]:
+def _print(classifier: ImageClassifier, images: list[Path], top_k: int, workers: int, as_json: bool) -> int:
+    failed = 0
+    with _bar(images, shown=not sys.stdout.isatty()) as progress:
+        for result in classifier.classify_stream(_pictures(images), top_k, workers=workers):
+            progress.show(result)
+            failed += result.error is not None
+            if as_json:
+                typer.echo(json.dumps(asdict(result)))
+            elif result.error is None:
+                typer.echo(_printable(_line(result)))
+    return failed
+
+
+def _write(
+    classifier: ImageClassifier, images: list[Path], top_k: int, workers: int, output: Path, resume: bool
+) -> int:
+    """Write the results of all pictures and return how many could not be read."""
+    from ccnn_zoo._files import replacing
+
+    from ._formats import write
+    from ._journal import Journal
+
+    run = {"classifier": _fingerprint(classifier), "top_k": top_k}
+    classes = min(top_k, len(classifier.metadata.labels))
+    with Journal(_part(output), run, resume=resume) as journal:
+        try:
+            _fill(journal, classifier, images, top_k, workers)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted: {len(journal)} pictures are in {journal.path}. Continue with --resume.", err=True)
+            raise typer.Exit(130) from None
+        with replacing(output) as path:
+            write(journal.records(), path, classes)
+        failed = sum(record["error"] is not None for record in journal.records())
+        typer.echo(f"{output}: {len(journal)} pictures, {failed} of which could not be read", err=True)
+        journal.remove()
+    return failed
+
+
+def _fill(journal: Journal, classifier: ImageClassifier, images: list[Path], top_k: int, workers: int) -> None:
+    pictures = (picture for picture in _pictures(images) if journal.claim(picture))
+    with _bar(images, shown=True, done=len(journal)) as progress:
+        for result in classifier.classify_stream(pictures, top_k, workers=workers):
+            progress.show(result)
+            journal.append(asdict(result))
+
+
+def _check_output(output: Path, as_json: bool) -> None:
+    from ._formats import check_format
+
+    check_format(output)
+    if as_json:
+        raise ConfigurationError("--json prints, --output writes a file: leave one out, or name the file .jsonl")
+    if output.is_dir():
+        raise ConfigurationError(f"--output {output} is a folder; name a file")
+
+
+def _part(output: Path) -> Path:
+    return output.with_name(f"{output.name}.part")
+
+
+def _fingerprint(classifier: ImageClassifier) -> str:
+    """Return what differs when results would: of the network's file, its labels and its preprocessing."""
+    import hashlib
+
+    from ccnn_zoo._files import sha256_of
+
+    source = classifier.source
+    network = sha256_of(source) if os.path.isfile(source) else source
+    return hashlib.sha256(f"{network} {classifier.metadata}".encode("utf-8", "backslashreplace")).hexdigest()
+
+
+class _Progress:
+    """A progress bar on stderr, where that is a terminal; broken pictures are named above it or on stderr."""
+
+    def __init__(self, images: list[Path], done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        columns = TextColumn("classified"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("", total=sum(1 for _ in _pictures(images)), completed=done)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def show(self, result: Classification) -> None:
+        self._bar.advance(self._task)
+        if result.error is not None:
+            self._console.print(_printable(result.error), markup=False, highlight=False, soft_wrap=True)
+
+
+class _NoProgress:
+    def show(self, result: Classification) -> None:
+        if result.error is not None:
+            typer.echo(_printable(result.error), err=True)
+
+
+def _bar(images: list[Path], *, shown: bool, done: int = 0) -> AbstractContextManager[_Progress | _NoProgress]:
+    """Return the display of a run; rich is imported, and pictures are counted, only where somebody looks."""
+    return _Progress(images, done) if shown and sys.stderr.isatty() else nullcontext(_NoProgress())
+
+
+def _pictures(paths: list[Path]) -> Iterator[str]:
+    """Yield the named files, and the pictures in folders and their sub-folders in the order of their names."""
     for path in paths:
         if not path.is_dir():
-            yield path
+            yield os.fspath(path)
             continue
-        found = [child for child in sorted(path.rglob("*")) if child.suffix.lower() in PICTURES]
-        if not found:
+        empty = True
+        for picture in _below(os.fspath(path)):
+            empty = False
+            yield picture
+        if empty:
             raise ImageError(f"{path} holds no pictures ({', '.join(PICTURES)}). Name files, or another folder.")
-        yield from found
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Yield pictures below a folder; of one folder at a time the names are held, nothing of its files."""
+    names, folders = [], set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                    names.append(entry.name)
+                elif entry.name.lower().endswith(PICTURES):
+                    names.append(entry.name)
+    except OSError as error:
+        raise RepositoryError(f"cannot list {folder}: {error.strerror}. Leave it out, or make it readable.") from error
+    names.sort()
+    for name in names:
+        path = os.path.join(folder, name)
+        if name in folders:
+            yield from _below(path)
+        else:
+            yield path
 
 
 def _line(result: Classification) -> str:
     classes = ", ".join(f"{p.label} {100 * p.probability:.1f}%" for p in result.predictions)
     return f"{os.fspath(result.source)}: {classes}"
+
+
+def _printable(text: str) -> str:
+    """Names of files need not be UTF-8, what is printed must be."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,97 @@
+"""Writing results of ``ccnn classify`` as CSV, JSON lines or Parquet, a bounded number at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ccnn_zoo.errors import ConfigurationError
+
+Record = dict[str, Any]
+_ROWS = 10_000  # of one Parquet row group, held in memory
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name whose suffix names no format, or one that cannot be written here.
+
+    Raises:
+        ConfigurationError: says which suffixes there are, or what to install.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise ConfigurationError(f"--output takes a name that ends in {', '.join(WRITERS)}, got {str(path)!r}")
+    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise ConfigurationError('Parquet needs pyarrow: pip install "ccnn-zoo[parquet]". Or write .csv or .jsonl.')
+
+
+def write(records: Iterable[Record], path: Path, classes: int) -> None:
+    """Write results in the format of the path's suffix.
+
+    Args:
+        records: as :func:`dataclasses.asdict` makes them of ``Classification``.
+        path: passed :func:`check_format`.
+        classes: how many predictions a picture has; their columns in CSV and Parquet are ``label_1``,
+            ``probability_1``, ``index_1``, ``label_2`` and so on, empty where a picture could not be read.
+    """
+    WRITERS[path.suffix.lower()](records, path, classes)
+
+
+def _write_csv(records: Iterable[Record], path: Path, classes: int) -> None:
+    # surrogateescape: a file name that is not UTF-8 comes out with the bytes it has.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.DictWriter(stream, ["source", "error", *_columns(classes)])
+        writer.writeheader()
+        writer.writerows(map(_row, records))
+
+
+def _write_jsonl(records: Iterable[Record], path: Path, classes: int) -> None:
+    with path.open("w", encoding="ascii") as stream:
+        stream.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _write_parquet(records: Iterable[Record], path: Path, classes: int) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {"label": pa.string(), "probability": pa.float64(), "index": pa.int32()}
+    columns = [(name, kinds[name.split("_")[0]]) for name in _columns(classes)]
+    schema = pa.schema([pa.field("source", pa.string(), nullable=False), ("error", pa.string()), *columns])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for rows in _groups(map(_row, records)):
+            writer.write_table(pa.Table.from_pylist([_utf8(row) for row in rows], schema))
+
+
+WRITERS: dict[str, Callable[[Iterable[Record], Path, int], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
+
+
+def _columns(classes: int) -> list[str]:
+    return [f"{name}_{rank}" for rank in range(1, classes + 1) for name in ("label", "probability", "index")]
+
+
+def _row(record: Record) -> Record:
+    row = {"source": record["source"], "error": record["error"]}
+    for rank, prediction in enumerate(record["predictions"], 1):
+        row |= {f"{name}_{rank}": value for name, value in prediction.items()}
+    return row
+
+
+def _utf8(row: Record) -> Record:
+    """Parquet holds UTF-8 alone: bytes of a file name that are not become ``\\xNN``."""
+    return {
+        name: os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+def _groups(rows: Iterator[Record]) -> Iterator[list[Record]]:
+    while group := list(islice(rows, _ROWS)):
+        yield group
