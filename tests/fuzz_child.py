@@ -138,8 +138,9 @@ def main() -> None:
     np.seterr(all="ignore")
     inside = folder / "inside"
     inside.mkdir(exist_ok=True)
+    (folder / "current").touch()
     (folder / "secret.bin").write_bytes(np.ones(1024, np.float32).tobytes())
-    with (folder / "outcomes").open("a") as outcomes, (folder / "current").open("w") as current:
+    with (folder / "outcomes").open("a") as outcomes, (folder / "current").open("r+") as current:
         for number in range(first, last):
             case = make(random.Random(f"{kind} {seed} {number}"))
             current.seek(0)
@@ -149,6 +150,7 @@ def main() -> None:
             result, reason = outcome(case, run, inside / "x.onnx")
             faulthandler.cancel_dump_traceback_later()
             outcomes.write(json.dumps([number, case.what, result, reason]) + "\n")
+            outcomes.flush()
 
 
 NETWORKS = networks()

@@ -31,7 +31,10 @@ JSONS = (
 
 def mutate_message(message: Message, rng: random.Random) -> None:
     """Change one random field somewhere in a message."""
-    holder, field = rng.choice(list(_fields(message)))
+    fields = list(_fields(message))
+    if not fields:
+        return
+    holder, field = rng.choice(fields)
     if field.is_repeated:
         _mutate_list(holder, field, rng)
     elif field.type == FieldDescriptor.TYPE_MESSAGE:

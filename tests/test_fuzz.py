@@ -22,6 +22,7 @@ MOST_DEATHS = 5  # after which the rest is not tried
 def run(kind: str, folder: Path, cases: int) -> tuple[list[tuple[int, str, str, str]], list[str]]:
     """Return the outcomes (number, what, kind, reason), and a line for each case that ended its process."""
     first, deaths = 0, []
+    (folder / "current").write_text("0 the start\n")
     while first < cases and len(deaths) < MOST_DEATHS:
         command = [sys.executable, str(CHILD), kind, str(folder), str(SEED), str(first), str(cases)]
         child = subprocess.run(command, capture_output=True, text=True)
