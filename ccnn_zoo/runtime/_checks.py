@@ -85,12 +85,16 @@ def checked_batch(batch: NDArray, tensor: Tensor, metadata: ModelMetadata) -> ND
 
 
 def checked_tensor(batch: object, tensor: Tensor, metadata: ModelMetadata, fixed_batch: int | None) -> None:
-    """Check the shape of another library's tensor, which is neither padded nor split.
+    """Check dtype and shape of another library's tensor, which is neither converted nor padded nor split.
 
     Raises:
         ConfigurationError: it does not fit.
     """
     expected = _expected(tensor.dtype, tensor, metadata)
+    dtype = getattr(batch, "dtype", tensor.dtype)
+    name = getattr(dtype, "name", str(dtype)).rpartition(".")[2]  # torch's is "torch.float32"
+    if name != tensor.dtype:
+        raise ConfigurationError(f"predict takes {expected}, got a {type(batch).__name__} of {name}. Convert it first.")
     shape = tuple(getattr(batch, "shape", ()))
     _check_shape(shape, expected, tensor, metadata)
     if fixed_batch is not None and shape[0] != fixed_batch:

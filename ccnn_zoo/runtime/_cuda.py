@@ -159,7 +159,8 @@ class GraphSession(OrtSession):
 
     def _replay(self, batch: NDArray) -> Mapping[str, NDArray]:
         self._run(lambda: self._buffer.update_inplace(batch))
-        return {name: value.numpy() for name, value in self._results.items()}
+        # Of values in CPU memory numpy() is a view, which the next run would overwrite.
+        return {name: value.numpy().copy() for name, value in self._results.items()}
 
     def _replay_tensor(self, tensor: object) -> Mapping[str, ort.OrtValue]:
         value, device, _ = self._shared(tensor)
