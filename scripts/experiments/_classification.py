@@ -1,0 +1,172 @@
+"""The cell of image classification: a recipe through ccnn_zoo.train, then its predictions kept and scored."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccnn_zoo import fold
+from ccnn_zoo._files import replacing
+from ccnn_zoo.analysis import branch_diversity
+from ccnn_zoo.analysis._diversity import calibrated_layers
+from ccnn_zoo.errors import NonFiniteLossError
+from ccnn_zoo.train import Data, History, Images, Recipe, build_model, load_data, train
+from ccnn_zoo.train._batches import loader_of, view_of
+from ccnn_zoo.train._network import Builder
+
+from . import _others
+from ._cells import Record
+from ._scores import scores
+
+_MEMBER = 1000  # between the seeds of two members, so that no member is another run's network
+PREDICTIONS = "predictions.safetensors"
+BUILDERS: dict[str, Builder] = {
+    "ours": build_model,
+    "batch_ensemble": _others.batch_ensemble,
+    "packed_ensemble": _others.packed_ensemble,
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training by a recipe; :class:`experiments._cells.Cell`.
+
+    Args:
+        recipe: what to train.
+        network: name of what builds it, of :data:`BUILDERS`; others than ours have ``recipe.branches`` members.
+        member: number in an ensemble: other initial weights, on the same images in the same order.
+    """
+
+    recipe: Recipe
+    network: str = "ours"
+    member: int = 0
+
+    @property
+    def name(self) -> str:
+        """Network, K, sigma and seed."""
+        network = self.recipe.model.removeprefix("ccnn_") if self.network == "ours" else self.network
+        member = f"-member{self.member}" if self.member else ""
+        return f"{network}-k{self.recipe.branches}-sigma{self.recipe.noise_std:g}-seed{self.recipe.seed}{member}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the decisive values; of the data's place its last name only, so that a moved copy stays the same."""
+        values = self.recipe.decisive()
+        kind, colon, place = values["data"].partition(":")
+        return {**values, "data": f"{kind}{colon}{Path(place).name}", "network": self.network, "member": self.member}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train and score. A loss that does not stay finite is a result too: ``{"diverged": why}``."""
+        data = load_data(self.recipe.data, self.recipe.image_size)
+        held_out = None
+        if self.recipe.validation:
+            data, held_out = data.hold_out(self.recipe.validation, self.recipe.seed)
+        measured = {"data": _sizes(data, held_out)}
+        try:
+            result = train(self.recipe, folder, resume=True, progress=False, build=self._build)
+        except NonFiniteLossError as error:
+            return {**measured, "diverged": str(error), **_environment(folder)}
+        found = {"test": _predictions(result.model, data.test, data, self.recipe)}
+        if held_out is not None:
+            found["validation"] = _predictions(result.model, held_out, data, self.recipe)
+        with replacing(folder / PREDICTIONS) as temporary:
+            save_file({f"{part}/{name}": v for part, pair in found.items() for name, v in pair.items()}, temporary)
+        last = result.history[-1]
+        return {
+            **measured,
+            **{part: scores(**pair) for part, pair in found.items()},
+            "train": {"loss": last.train_loss, "error_percent": last.train_error_percent},
+            "epochs": last.epoch,
+            "iterations": last.step,
+            "seconds": _training_seconds(result.history, self.recipe),
+            **_costs(result.model, data.input_size),
+            **self._branches(result.model, data),
+            **_environment(folder),
+        }
+
+    def _branches(self, model: nn.Module, data: Data) -> dict[str, Any]:
+        """Return how far R moved and how far apart the branches are on test images, of our networks with K > 1."""
+        if self.network != "ours" or self.recipe.branches == 1:
+            return {}
+        first, last = (calibrated_layers(m).values() for m in (self._build(self.recipe, data), model))
+        moved = [
+            (a.calibration - b.calibration).detach().square().mean().sqrt() for a, b in zip(first, last, strict=True)
+        ]
+        found = branch_diversity(model, loader_of(view_of(data.test, data), self.recipe))
+        return {
+            "branches": {
+                "r_moved_rms": float(torch.stack(moved).mean()),
+                "r_distance": fmean(found.calibration_distance.values()),
+                "disagreement_percent": 100 * found.disagreement,
+                "error_alone_percent": fmean(found.branch_error_percent),
+            }
+        }
+
+    def _build(self, recipe: Recipe, data: Data) -> nn.Module:
+        return BUILDERS[self.network](replace(recipe, seed=recipe.seed + _MEMBER * self.member), data)
+
+
+def predictions(record: Record, part: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return log-probabilities (N, classes) and classes (N,) of ``"test"`` or ``"validation"``."""
+    tensors = load_file(record.folder / PREDICTIONS)
+    return tensors[f"{part}/log_probabilities"], tensors[f"{part}/targets"]
+
+
+@torch.no_grad()
+def _predictions(model: nn.Module, images: Images, data: Data, recipe: Recipe) -> dict[str, NDArray[Any]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    logits, targets = [], []
+    for batch, classes in loader_of(view_of(images, data), recipe):
+        logits.append(model(batch.to(device)).float().cpu())
+        targets.append(classes)
+    model.cpu()
+    return {
+        "log_probabilities": torch.cat(logits).log_softmax(1).numpy(),
+        "targets": torch.cat(targets).numpy(),
+    }
+
+
+def _sizes(data: Data, held_out: Images | None) -> dict[str, Any]:
+    parts = {"train": data.train, "test": data.test, **({} if held_out is None else {"validation": held_out})}
+    return {"name": data.name, "input_size": list(data.input_size), **{k: len(v) for k, v in parts.items()}}
+
+
+def _training_seconds(history: History, recipe: Recipe) -> float:
+    """Return the time of the training steps alone, by each epoch's throughput: true of resumed runs too."""
+    before = [0, *(result.step for result in history)]
+    return sum((r.step - b) * recipe.batch_size / r.images_per_second for r, b in zip(history, before, strict=False))
+
+
+def _costs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    deployed = fold(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        deployed(torch.zeros(1, *input_size))
+    return {
+        "trained_parameters": sum(p.numel() for p in model.parameters()),
+        "deployed_parameters": sum(p.numel() for p in deployed.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,  # it counts multiplications and additions
+    }
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """Return what the trainer wrote of versions and device, and what the time depends on beside."""
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    name = _cpu_name() if environment["device"] == "cpu" else torch.cuda.get_device_name()
+    return {"environment": {**environment, "device_name": name, "threads": torch.get_num_threads()}}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,0 +1,151 @@
+"""How large an experiment is run: the paper's recipe in full, small on a CPU, or quick, to see that all of it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.train import Recipe
+
+from ._classification import Training
+from ._subset import mnist_subset
+
+SIZES = ("full", "small", "quick")
+
+_SEEDS = {"full": (0, 1, 2), "small": (0, 1, 2), "quick": (0, 1)}
+# One block a stage; with the stages of the paper's ResNet-18, or even narrower.
+_RELATIVES = {
+    "small": {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 64]},
+    "quick": {"layers": [1, 1, 1], "channels": [8, 16, 32]},
+}
+
+# Short recipes for small data, after the packaged recipe `digits`. Most images of digits are held out, which leaves a
+# training set small enough to overfit and a validation set large enough to choose by.
+_DIGITS = {
+    "image_size": None,
+    "crop_scale": None,
+    "workers": 0,
+    "channels_last": True,
+    "save_every": None,
+    "validation": 0.8,
+    "batch_size": 32,
+    "lr": 0.1,
+    "scheduler": "cosine",
+    "warmup": 0.1,
+    "crop_padding": 1,
+    "flip": 0.0,
+    "iterations": None,
+}
+_MNIST = {**_DIGITS, "validation": 0.2, "batch_size": 64, "crop_padding": 1}
+_MNIST_IMAGES = 2500
+_EPOCHS = {("small", "digits"): 60, ("quick", "digits"): 6, ("small", "mnist"): 12, ("quick", "mnist"): 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all experiments of one call share.
+
+    Args:
+        size: one of :data:`SIZES`.
+        data: as recipes name data, ``"digits"`` or ``"KIND:PLACE"``; "" if none was given.
+        seeds: one training each.
+        overrides: values of recipes that differ from the paper's, but for the network; empty in full size.
+    """
+
+    size: str
+    data: str
+    seeds: tuple[int, ...]
+    overrides: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The kind of the data: ``"digits"``, ``"mnist"``, ``"cifar10"``, ..."""
+        return self.data.partition(":")[0]
+
+    @property
+    def full(self) -> bool:
+        """Whether the paper's recipe is run as it is."""
+        return self.size == "full"
+
+    @property
+    def suffix(self) -> str:
+        """What tells the documents of other sizes and data from the paper's."""
+        return "" if self.full else f"_{self.size}_{self.kind}"
+
+    @property
+    def label(self) -> str:
+        """What a heading says of a size that is not the paper's."""
+        return f"{self.size} relatives on {self.kind}"
+
+    def warning(self, paper: str) -> str:
+        """Return what stands above the figures of a size that is not the paper's."""
+        epochs = self.overrides["epochs"]
+        purpose = "shows that the experiment runs, and nothing else" if self.size == "quick" else "is another task"
+        return (
+            f"**Not the paper's experiment.** {paper} Here small relatives of the networks were trained on {self.kind} "
+            f"for {epochs} epochs. That {purpose}."
+        )
+
+    def training(self, recipe: str, network: str = "ours", **changes: Any) -> Training:
+        """Return one training.
+
+        Args:
+            recipe: name of the packaged recipe of the full size.
+            network: of :class:`experiments._classification.Training`.
+            changes: what this training is about; wins over everything.
+        """
+        values = {**Recipe.load(recipe).to_dict(), "data": self.data, **self.overrides, **changes}
+        grouped = network == "ours" and values["model_kwargs"].get("mixing", "grouped") == "grouped"
+        if grouped and not self.full:
+            # On so small images a pass costs more than what it computes.
+            values["branches_at_once"] = values["branches"]
+        return Training(Recipe.from_mapping(values), network)
+
+    def small_network(self, full: dict[str, Any], small: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the network's values in full size, or those of its small relative."""
+        if self.full:
+            return full
+        return {**full, "model_kwargs": {**full.get("model_kwargs", {}), **(small or _RELATIVES[self.size])}}
+
+    def with_seeds(self, cells: Sequence[Training]) -> list[Training]:
+        """Return each training with each seed: all with the first, then all with the second, ..."""
+        return [replace(c, recipe=replace(c.recipe, seed=seed)) for seed in self.seeds for c in cells]
+
+
+def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Plan:
+    """Return the plan of a call.
+
+    Args:
+        size: one of :data:`SIZES`.
+        data: as recipes name data; None is digits, or nothing in full size.
+        seeds: number of them; None is the size's own.
+        place: folder for subsets of data.
+
+    Raises:
+        ConfigurationError: the small sizes know no recipe for the data.
+    """
+    chosen = tuple(range(seeds)) if seeds else _SEEDS[size]
+    if size == "full":
+        return Plan(size, data or "", chosen, {})
+    kind, _, folder = (data or "digits").partition(":")
+    if (size, kind) not in _EPOCHS:
+        raise ConfigurationError(f"--{size} trains on 'digits' or 'mnist:FOLDER', got --data {data!r}")
+    length = _EPOCHS[size, kind]
+    epochs = {"epochs": length, "evaluate_every": max(1, length // 6)}
+    if kind == "digits":
+        return Plan(size, kind, chosen, {**_DIGITS, **epochs})
+    subset = mnist_subset(Path(folder), place / "data", _MNIST_IMAGES)
+    return Plan(size, f"mnist:{subset}", chosen, {**_MNIST, **epochs})
+
+
+def need_data(plan: Plan, expected: str) -> None:
+    """Refuse a full run without data.
+
+    Raises:
+        ConfigurationError: none was given.
+    """
+    if plan.full and not plan.data:
+        raise ConfigurationError(f"the full recipe needs --data {expected}; or run --small or --quick")

@@ -1,0 +1,80 @@
+"""Run the paper's tables and figures as experiments, and write what came out.
+
+    python scripts/reproduce.py all --quick                                    # everything, tiny, on digits: minutes
+    python scripts/reproduce.py table1 ablation --small --data mnist:DATA      # small relatives on a CPU: an hour
+    python scripts/reproduce.py table1 figure2 --data cifar10:DATA --jobs 4    # the paper's recipe: needs a GPU
+
+Every cell of a table is one training in a folder of its own. Finished cells are not run again, and one that was
+interrupted goes on from its last state, so a call that was killed is repeated as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import experiments
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+RUNS = Path("runs") / "reproduce"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the command line names."""
+    args = _parser().parse_args(arguments)
+    names = experiments.NAMES if "all" in args.experiment else args.experiment
+    size = "quick" if args.quick else "small" if args.small else "full"
+    _choose_device(args.device)
+    # Also in the processes to come, and before torch is imported.
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+
+    from experiments._plans import make_plan
+    from experiments._running import run_cells
+
+    from ccnn_zoo.errors import CCNNError
+
+    out = args.out or (RESULTS if size != "quick" else RUNS / "quick")
+    cells_folder = args.cells or RUNS / "cells"
+    try:
+        plan = make_plan(size, args.data, args.seeds, cells_folder)
+        chosen = {name: experiments.load(name) for name in names}
+        cells = [cell for experiment in chosen.values() for cell in experiment.cells(plan)]
+        records = run_cells(cells, cells_folder, args.jobs, args.threads)
+    except CCNNError as error:
+        sys.exit(f"error: {error}")
+    command = " ".join(["scripts/reproduce.py", *names, *([] if size == "full" else [f"--{size}"])])
+    for experiment in chosen.values():
+        print(experiment.report(plan, records).write(out, command))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", nargs="+", choices=[*experiments.NAMES, "all"])
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="all of it, tiny: shows that it works")
+    sizes.add_argument("--small", action="store_true", help="small relatives of the networks, for a CPU")
+    parser.add_argument("--data", help="as recipes name data: cifar10:FOLDER, folder:FOLDER, mnist:FOLDER, digits")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick)")
+    parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")
+    parser.add_argument("--cells", type=Path, help=f"folder of the trainings ({RUNS}/cells)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, also on one GPU")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each")
+    return parser
+
+
+def _choose_device(device: str) -> None:
+    """Let torch, which is not yet imported, see the device; refuse a GPU that is not there."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit("error: --device cuda, and torch finds none; leave it out to use the CPU")
+
+
+if __name__ == "__main__":
+    main()
