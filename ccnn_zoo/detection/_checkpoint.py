@@ -1,0 +1,47 @@
+"""Checkpoints of detectors: one safetensors file, as :mod:`ccnn_zoo.checkpoint` writes them for classifiers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from torchvision.models.detection import FasterRCNN
+
+from ccnn_zoo._sealed import read_sealed, write_sealed
+from ccnn_zoo.checkpoint import TrainingRecord
+from ccnn_zoo.errors import CCNNError, IntegrityError, RepositoryError
+
+from ._detector import create_detector, detector_config
+
+
+def save_detector(path: str | os.PathLike[str], detector: FasterRCNN, record: TrainingRecord) -> None:
+    """Write a detector and how it was trained to one safetensors file, atomically.
+
+    Raises:
+        ConfigurationError: it was not made by :func:`create_detector`.
+        RepositoryError: the folder cannot be written; what was there before is left untouched.
+    """
+    texts = {"detector": json.dumps(detector_config(detector)), "record": json.dumps(asdict(record))}
+    write_sealed(path, detector.state_dict(), texts)
+
+
+def load_detector(path: str | os.PathLike[str]) -> tuple[FasterRCNN, TrainingRecord]:
+    """Rebuild the detector of a checkpoint, in eval mode, with its record.
+
+    Raises:
+        RepositoryError: there is no such file.
+        IntegrityError: it is no checkpoint of a detector, is truncated, or differs from its sum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RepositoryError(f"no checkpoint at {path}; `ccnn train --recipe voc07_detection` writes one")
+    weights, texts = read_sealed(path, ("detector", "record"), "a checkpoint of a detector")
+    try:
+        detector = create_detector(**json.loads(texts["detector"]))
+        detector.load_state_dict(weights)
+        record = TrainingRecord(**json.loads(texts["record"]))
+    except (RuntimeError, TypeError, KeyError, CCNNError) as error:
+        raise IntegrityError(f"{path} holds a detector or record that this version does not know ({error})") from error
+    return detector.eval(), record
