@@ -14,6 +14,7 @@ from ccnn_zoo.errors import CCNNError
 from ._analyze import analyze
 from ._classify import classify
 from ._demo import demo
+from ._doctor import doctor
 from ._export import export
 from ._networks import list_networks, train
 from ._publish import download, publish
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, train, export, publish, download, classify, serve, analyze):
+for command in (demo, train, export, publish, download, classify, serve, analyze, doctor):
     app.command()(command)
 app.command("list")(list_networks)
 
