@@ -1,6 +1,6 @@
 """What an exported network needs besides its graph: labels and preprocessing.
 
-It travels in the ``metadata_props`` of the ONNX file, so that the file alone is enough to classify an image.
+It travels in the ``metadata_props`` of the ONNX file, so that the file alone is enough to read an image.
 This module needs neither torch nor onnx: export writes it, the runtime reads it.
 """
 
@@ -12,12 +12,14 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 from ccnn_zoo.errors import MetadataError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
+DETECTION = "object-detection"
+"""The property ``task`` of a detector's file; a classifier's has none."""
 
 # A file that asks for more, e.g. by a slip of its author or to exhaust memory, is refused before an image is made.
 _MAX_PIXELS = 2**24
@@ -57,24 +59,19 @@ class ModelMetadata:
     preprocessing_in_graph: bool = False
 
     def __post_init__(self) -> None:
-        self._require("architecture", _is_text, "a string")
-        self._require("branches", lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
-        self._require("labels", lambda value: _all(value, _is_text) and len(value) > 0, "one string per class")
-        self._require("input_size", _is_size, f"(1 or 3, height, width) of at most {_MAX_PIXELS} pixels")
+        _require(self, "architecture", _is_text, "a string")
+        _require(self, "branches", lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
+        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, "one string per class")
+        _require(self, "input_size", _is_size, f"(1 or 3, height, width) of at most {_MAX_PIXELS} pixels")
         numbers = f"{self.input_size[0]} finite numbers, one per channel"
         for name in ("mean", "std"):
-            self._require(name, lambda v: _all(v, _is_finite) and len(v) == self.input_size[0], numbers)
-        self._require("std", lambda value: min(value) > 0, "positive")
-        self._require("interpolation", INTERPOLATIONS.__contains__, f"one of {INTERPOLATIONS}")
-        self._require("crop_mode", CROP_MODES.__contains__, f"one of {CROP_MODES}")
+            _require(self, name, lambda v: _all(v, _is_finite) and len(v) == self.input_size[0], numbers)
+        _require(self, "std", lambda value: min(value) > 0, "positive")
+        _require(self, "interpolation", INTERPOLATIONS.__contains__, f"one of {INTERPOLATIONS}")
+        _require(self, "crop_mode", CROP_MODES.__contains__, f"one of {CROP_MODES}")
         share = f"a number in [{_MIN_CROP_PCT}, 1]"
-        self._require("crop_pct", lambda value: _is_finite(value) and _MIN_CROP_PCT <= value <= 1, share)
-        self._require("preprocessing_in_graph", lambda value: isinstance(value, bool), "true or false")
-
-    def _require(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
-        value = getattr(self, name)
-        if not holds(value):
-            raise MetadataError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+        _require(self, "crop_pct", lambda value: _is_finite(value) and _MIN_CROP_PCT <= value <= 1, share)
+        _require(self, "preprocessing_in_graph", lambda value: isinstance(value, bool), "true or false")
 
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
@@ -94,25 +91,92 @@ class ModelMetadata:
         Raises:
             MetadataError: properties are missing or malformed; names them and the remedy.
         """
-        written = [f for f in fields(cls) if f.name in props or f.name != "preprocessing_in_graph"]
-        missing = [f.name for f in written if f.name not in props]
-        if missing:
+        return _read(cls, props, source)
+
+
+@dataclass(frozen=True)
+class DetectorMetadata:
+    """Metadata of one exported detector.
+
+    Its graph maps ``image``, float32 (1, 3, height, width) of any size with RGB values in [0, 1], to ``boxes`` (n, 4),
+    (x1, y1, x2, y2) in pixels of that image, ``labels`` (n,), counted from 1, and ``scores`` (n,) in [0, 1].
+
+    Args:
+        architecture: timm name of the backbone, e.g. ``"ccnn_resnet18"``.
+        branches: number K of branches; 1 for a plain network.
+        labels: one name per kind of objects, the first of which has the label 1.
+        min_size: short side in pixels to which the graph resizes an image.
+        max_size: longest side in pixels of the same.
+
+    Raises:
+        MetadataError: a field is missing or inconsistent; names it.
+    """
+
+    architecture: str
+    branches: int
+    labels: tuple[str, ...]
+    min_size: int
+    max_size: int
+
+    def __post_init__(self) -> None:
+        _require(self, "architecture", _is_text, "a string")
+        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, "one string per class")
+        for name in ("branches", "min_size", "max_size"):
+            _require(self, name, lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
+
+    def to_props(self) -> dict[str, str]:
+        """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
+        values = {"task": DETECTION, **asdict(self), "input_range": [0, 1]}
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], source: str = "ONNX file") -> DetectorMetadata:
+        """Read the metadata back from ``metadata_props``.
+
+        Args:
+            props: the file's properties.
+            source: name of the file, for the error message.
+
+        Raises:
+            MetadataError: the file is no detector, or properties are missing or malformed; names them and the remedy.
+        """
+        if props.get("task") != DETECTION:
             raise MetadataError(
-                f"{source} has no ccnn-zoo metadata ({', '.join(missing)} missing). "
-                "Export it with ccnn_zoo.export.to_onnx or `ccnn export`, which write labels and preprocessing."
+                f"{source} has no metadata of a detector. Detectors are exported by `ccnn export`; what classifies is "
+                "loaded with ccnn_zoo.runtime.load and `ccnn classify`."
             )
-        values = {}
-        for field in written:
-            text = props[field.name]
-            try:
-                value = text if field.type == "str" else json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise MetadataError(f"{source}: metadata {field.name!r} is not JSON: {reprlib.repr(text)}") from error
-            values[field.name] = tuple(value) if isinstance(value, list) else value
+        return _read(cls, props, source)
+
+
+_Metadata = TypeVar("_Metadata", ModelMetadata, DetectorMetadata)
+
+
+def _read(cls: type[_Metadata], props: Mapping[str, str], source: str) -> _Metadata:
+    written = [f for f in fields(cls) if f.name in props or f.name != "preprocessing_in_graph"]
+    missing = [f.name for f in written if f.name not in props]
+    if missing:
+        raise MetadataError(
+            f"{source} has no ccnn-zoo metadata ({', '.join(missing)} missing). "
+            "Export it with ccnn_zoo.export or `ccnn export`, which write labels and preprocessing."
+        )
+    values = {}
+    for field in written:
+        text = props[field.name]
         try:
-            return cls(**values)
-        except MetadataError as error:
-            raise MetadataError(f"{source} has malformed metadata: {error}. Export it again.") from error
+            value = text if field.type == "str" else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise MetadataError(f"{source}: metadata {field.name!r} is not JSON: {reprlib.repr(text)}") from error
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**values)
+    except MetadataError as error:
+        raise MetadataError(f"{source} has malformed metadata: {error}. Export it again.") from error
+
+
+def _require(metadata: object, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+    value = getattr(metadata, name)
+    if not holds(value):
+        raise MetadataError(f"{name} must be {expected}, got {reprlib.repr(value)}")
 
 
 def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
