@@ -17,8 +17,11 @@ from ccnn_zoo.errors import ConfigurationError, ImageError, RepositoryError
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Classification, ImageClassifier
+    from ccnn_zoo.serve import RayClassifier
 
     from ._journal import Journal
+
+    Classifier = ImageClassifier | RayClassifier
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".pgm", ".ppm")
 
@@ -31,9 +34,14 @@ def classify(
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", help="Write .csv, .jsonl or .parquet instead of lines.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write .csv, .jsonl or .parquet instead of lines.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an --output that was interrupted.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="Classify in processes on Ray; needs the extra serve.")] = False,
+    processes: Annotated[int, typer.Option(help="With --ray: processes that hold the network.")] = 2,
+    address: Annotated[str, typer.Option(help="With --ray: local, or auto for this machine's cluster.")] = "local",
 ) -> None:
     """Print the most probable classes of pictures, or write them to a file.
 
@@ -42,8 +50,6 @@ def classify(
 
     Example:  ccnn classify cat.jpg photos/ --model local:ccnn-demo/hub/ccnn_resnet18_cifar --output photos.csv
     """
-    from ccnn_zoo.runtime import load
-
     if output is None and resume:
         raise ConfigurationError("--resume continues what --output FILE began: name the file")
     if output is not None:
@@ -51,7 +57,15 @@ def classify(
         if resume and output.exists() and not _part(output).exists():
             typer.echo(f"{output} is whole already. Delete it to classify again.", err=True)
             return
-    classifier = load(model, device=device, revision=revision, batch_size=batch_size)
+    options = {"device": device, "revision": revision, "batch_size": batch_size}
+    if on_ray:
+        from ccnn_zoo.serve import RayClassifier
+
+        classifier = RayClassifier(model, processes=processes, address=address, **options)
+    else:
+        from ccnn_zoo.runtime import load
+
+        classifier = load(model, **options)
     if output is None:
         failed = _print(classifier, images, top_k, workers, as_json)
     else:
@@ -60,7 +74,7 @@ def classify(
         raise typer.Exit(1)
 
 
-def _print(classifier: ImageClassifier, images: list[Path], top_k: int, workers: int, as_json: bool) -> int:
+def _print(classifier: Classifier, images: list[Path], top_k: int, workers: int, as_json: bool) -> int:
     failed = 0
     with _bar(images, shown=not sys.stdout.isatty()) as progress:
         for result in classifier.classify_stream(_pictures(images), top_k, workers=workers):
@@ -73,9 +87,7 @@ def _print(classifier: ImageClassifier, images: list[Path], top_k: int, workers:
     return failed
 
 
-def _write(
-    classifier: ImageClassifier, images: list[Path], top_k: int, workers: int, output: Path, resume: bool
-) -> int:
+def _write(classifier: Classifier, images: list[Path], top_k: int, workers: int, output: Path, resume: bool) -> int:
     """Write the results of all pictures and return how many could not be read."""
     from ccnn_zoo._files import replacing
 
@@ -98,7 +110,7 @@ def _write(
     return failed
 
 
-def _fill(journal: Journal, classifier: ImageClassifier, images: list[Path], top_k: int, workers: int) -> None:
+def _fill(journal: Journal, classifier: Classifier, images: list[Path], top_k: int, workers: int) -> None:
     pictures = (picture for picture in _pictures(images) if journal.claim(picture))
     with _bar(images, shown=True, done=len(journal)) as progress:
         for result in classifier.classify_stream(pictures, top_k, workers=workers):
@@ -120,7 +132,7 @@ def _part(output: Path) -> Path:
     return output.with_name(f"{output.name}.part")
 
 
-def _fingerprint(classifier: ImageClassifier) -> str:
+def _fingerprint(classifier: Classifier) -> str:
     """Return what differs when results would: of the network's file, its labels and its preprocessing."""
     import hashlib
 

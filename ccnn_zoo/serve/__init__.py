@@ -2,10 +2,11 @@
 
 >>> write_triton("ccnn_resnet18.onnx", "models")  # models/ccnn_resnet18/config.pbtxt, .../1/model.onnx, labels
 >>> serve(ServeOptions("org/ccnn_resnet18", replicas=4))  # HTTP until SIGTERM or SIGINT
->>> classify_on_ray(["photos/cat.jpg"], "results.jsonl", RayJob("org/ccnn_resnet18", workers=8))
+>>> for result in RayClassifier("org/ccnn_resnet18", processes=8).classify_stream(paths):  # on Ray Data
+...     print(result.source, result.label)
 
-Importing this package imports neither torch nor Ray; :func:`serve` and :func:`classify_on_ray` need the extra
-``serve`` (``pip install "ccnn-zoo[serve]"``).
+Importing this package imports neither torch nor Ray; all but :func:`write_triton` needs the extra ``serve``
+(``pip install "ccnn-zoo[serve]"``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_app": ["application"],
-        "_dataset": ["RayJob", "classify_on_ray"],
+        "_dataset": ["RayClassifier"],
         "_options": ["ServeOptions"],
         "_server": ["serve"],
         "_triton": ["TritonOptions", "write_triton"],

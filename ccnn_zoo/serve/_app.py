@@ -55,7 +55,7 @@ def replicas(options: ServeOptions) -> Application:
     return serve.deployment(
         Replica,
         num_replicas=options.replicas,
-        ray_actor_options={"num_cpus": options.threads_each, "num_gpus": int(options.device == "cuda")},
+        ray_actor_options={"num_cpus": options.threads_each, "num_gpus": options.gpus_each},
         user_config={"max_batch_size": options.max_batch_size, "batch_wait_s": options.batch_wait_s},
         # One batch in work and one that gathers; what is more waits where any free replica can take it.
         max_ongoing_requests=2 * options.max_batch_size,

@@ -223,4 +223,4 @@ async def _refused(request: Request, error: HTTPException) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the service failed on this request; its log says why"}, 500)
+    return JSONResponse({"error": "the service failed on this request; its log says why"}, 500, {"Connection": "close"})

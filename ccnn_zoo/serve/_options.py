@@ -10,6 +10,8 @@ from ccnn_zoo.errors import ConfigurationError
 
 from ._ray import LOCAL
 
+GPU_DEVICES = ("cuda", "tensorrt")
+
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -17,7 +19,8 @@ class ServeOptions:
 
     Args:
         model: what :func:`ccnn_zoo.runtime.load` takes. On a cluster every machine must be able to reach it.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``; Ray shows a GPU only to replicas that ask for ``"cuda"``.
+        device: what runs it, see :func:`ccnn_zoo.runtime.load`. Ray shows a GPU only to replicas that ask for one by
+            ``"cuda"`` or ``"tensorrt"``.
         precision: which ONNX file of a repository.
         replicas: processes that hold the network.
         threads: CPU threads of each; None shares this machine's cores among the replicas.
@@ -68,6 +71,11 @@ class ServeOptions:
     def threads_each(self) -> int:
         """CPU threads of one replica."""
         return self.threads or threads_each(self.replicas)
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs of one replica."""
+        return int(self.device in GPU_DEVICES)
 
 
 def threads_each(processes: int) -> int:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
@@ -48,6 +49,7 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[None]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **(local if address == LOCAL else {}))
     except ConnectionError as error:
@@ -58,3 +60,10 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def absolute(model: str) -> str:
+    """Return a model's name as processes in other folders find it."""
+    prefix = "local:" if model.startswith("local:") else ""
+    path = Path(model.removeprefix(prefix)).expanduser()
+    return f"{prefix}{path.absolute()}" if path.exists() else model

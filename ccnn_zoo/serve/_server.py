@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
@@ -33,19 +32,17 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) 
     _ray.require("ray.serve", "uvicorn", "multipart")
     options = _resolved(options)
     with _bound(options.host, options.port) as listener:
-        cpus = options.replicas * options.threads_each
-        gpus = options.replicas if options.device == "cuda" else 0
+        cpus, gpus = options.replicas * options.threads_each, options.replicas * options.gpus_each
         with _ray.running(options.address, cpus, gpus), _application(options) as handle:
             _listen(listener, handle, options, ready)
 
 
 def _resolved(options: ServeOptions) -> ServeOptions:
     """Refuse here what every replica would refuse, and name the file so that they find it."""
-    if options.device != "cuda":  # the process in front may have no GPU
-        runtime.load(options.model, device=options.device, precision=options.precision)
-    prefix = "local:" if options.model.startswith("local:") else ""
-    path = Path(options.model.removeprefix(prefix)).expanduser()
-    return replace(options, model=f"{prefix}{path.absolute()}") if path.exists() else options
+    # The process in front may have no GPU.
+    device = "cpu" if options.gpus_each else options.device
+    runtime.load(options.model, device=device, precision=options.precision)
+    return replace(options, model=_ray.absolute(options.model))
 
 
 @contextmanager
