@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,10 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ccnn_zoo.checkpoint import load_checkpoint
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.checkpoint import load_checkpoint, save_checkpoint
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import Recipe, build_model, load_data, read_history, train
 from ccnn_zoo.train._augment import Objective
 from ccnn_zoo.train._batches import PictureView, view_of
@@ -40,6 +43,43 @@ FREE_OF_STATISTICS = Recipe(
     lr=0.01,
     noise_std=1e-2,
 )
+
+
+def test_a_second_stage_starts_from_the_weights_of_the_first(tmp_path):
+    first = train(TINY, tmp_path / "first", progress=False)
+    still = replace(TINY, lr=0.0, calibration_lr=0.0, noise_std=0.0, seed=1, start_from=str(tmp_path / "first"))
+    second = train(replace(still, ema_decay=0.9), tmp_path / "second", progress=False)
+    for (name, value), wanted in zip(second.model.named_parameters(), first.model.parameters(), strict=True):
+        assert torch.allclose(value, wanted, atol=1e-6), name  # R is projected, which rounds
+    save_checkpoint(tmp_path / "other.safetensors", relabelled(first.model), first.record)
+    moved = train(replace(still, start_from=str(tmp_path / "other.safetensors")), tmp_path / "moved", progress=False)
+    untrained = build_model(replace(TINY, seed=1), load_data("digits"))
+    assert torch.equal(moved.model.fc.weight, untrained.fc.weight)
+    assert torch.allclose(moved.model.conv1.weight, first.model.conv1.weight, atol=1e-6)
+    with pytest.raises(ConfigurationError, match=r"start_from=.*first.* is another network .*bn1\.bias and \d+ more"):
+        train(replace(still, branches=3), tmp_path / "third", progress=False)
+    with pytest.raises(RepositoryError, match=r"no checkpoint at .*nowhere"):
+        train(replace(still, start_from="nowhere"), tmp_path / "third", progress=False)
+
+
+def test_a_run_that_goes_on_needs_its_start_no_more(tmp_path):
+    train(TINY, tmp_path / "first", progress=False)
+    recipe = replace(TINY, epochs=2, start_from=str(tmp_path / "first"))
+    whole = train(recipe, tmp_path / "second", progress=False)
+    shutil.rmtree(tmp_path / "first")
+    newest = max((tmp_path / "second" / "resume").glob("step-*"))
+    newest.unlink()
+    again = train(recipe, tmp_path / "second", resume=True, progress=False)
+    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def relabelled(model: nn.Module) -> nn.Module:
+    """Return a copy of a network for three other classes."""
+    other = deepcopy(model)
+    other.reset_classifier(3)
+    other.pretrained_cfg = {**other.pretrained_cfg, "num_classes": 3, "label_names": ["a", "b", "c"]}
+    return other
 
 
 def test_epochs_without_evaluation_change_no_weight(tmp_path):

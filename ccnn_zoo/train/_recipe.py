@@ -41,6 +41,8 @@ class Recipe:
         branches: number K of branches; 1 is the plain network.
         merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
         model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
+        start_from: checkpoint or training folder of the same network, whose weights training starts from; a classifier
+            of other classes starts afresh. None starts from random weights.
         validation: share of the training images, in [0, 1), that is held out, drawn by ``seed``. Choose
             hyper-parameters by it, never by the test part.
         image_size: side in pixels to which images of a folder are brought; None is the data's own.
@@ -93,6 +95,7 @@ class Recipe:
     branches: int = 4
     merge: str = "mean"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
+    start_from: str | None = None
     validation: float = 0.0
     image_size: int | None = None
     crop_padding: int = 0
@@ -150,6 +153,8 @@ class Recipe:
             raise ConfigurationError(f"data must be a name such as 'digits' or 'folder:PATH', got {self.data!r}")
         check_branches(self.branches)
         check_merge(self.merge)
+        if self.start_from is not None and (not isinstance(self.start_from, str) or not self.start_from):
+            raise ConfigurationError(f"start_from must be the path of a checkpoint, got {self.start_from!r}")
         if not isinstance(self.model_kwargs, dict):
             raise ConfigurationError(f"model_kwargs must map names to values, got {self.model_kwargs!r}")
 
@@ -167,16 +172,8 @@ class Recipe:
             require_integer(name, getattr(self, name), at_least=1)
         for name in ("crop_padding", "workers", "seed"):
             require_integer(name, getattr(self, name), at_least=0)
-        for name in (
-            "lr",
-            "momentum",
-            "weight_decay",
-            "noise_std",
-            "calibration_lr",
-            "color_jitter",
-            "mixup",
-            "cutmix",
-        ):
+        at_least_0 = "lr", "momentum", "weight_decay", "noise_std", "calibration_lr", "color_jitter", "mixup", "cutmix"
+        for name in at_least_0:
             require_number(name, getattr(self, name), 0, float("inf"))
         for name in ("validation", "warmup", "label_smoothing"):
             require_number(name, getattr(self, name), 0, 1, below=True)

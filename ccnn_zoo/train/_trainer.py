@@ -31,10 +31,11 @@ from ._network import Builder, build_model, build_optimizer, build_scheduler, tr
 from ._progress import TrainingProgress
 from ._recipe import Recipe
 from ._signals import StopRequest
+from ._start import CHECKPOINT, load_start
 from ._state import FOLDER, RunState, StateFolder
 from ._tensorboard import TensorBoard
 
-CHECKPOINT, BEST, HISTORY, CURVES = "last.safetensors", "best.safetensors", "history.csv", "curves.png"
+BEST, HISTORY, CURVES = "best.safetensors", "history.csv", "curves.png"
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 
 
@@ -110,6 +111,10 @@ class Trainer:
         title = f"{self.recipe.model} K={self.recipe.branches}"
         if resume:
             self._resume()
+        if self.step == 0 and self.recipe.start_from is not None:
+            load_start(self.plain, self.recipe.start_from)
+            if self.average is not None:
+                self.average.set(self.plain)
         if main:
             self.recipe.to_yaml(self.output / RECIPE)
             write_environment(self.output / ENVIRONMENT, self.accelerator)

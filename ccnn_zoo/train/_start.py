@@ -1,0 +1,41 @@
+"""Weights that training starts from: those of an earlier run, for fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ccnn_zoo.checkpoint import load_checkpoint
+from ccnn_zoo.errors import ConfigurationError
+
+CHECKPOINT = "last.safetensors"
+"""What a training folder calls the network after its last epoch."""
+
+
+def load_start(model: nn.Module, source: str) -> None:
+    """Copy the weights of a checkpoint into ``model``; a classifier of other classes keeps its own.
+
+    Args:
+        model: of the same architecture and branches.
+        source: a checkpoint or a training folder.
+
+    Raises:
+        RepositoryError: there is no such checkpoint.
+        IntegrityError: it is damaged.
+        ConfigurationError: it holds another network; names the first tensor that does not fit.
+    """
+    path = Path(source).expanduser()
+    trained, _ = load_checkpoint(path / CHECKPOINT if path.is_dir() else path)
+    own, given = model.state_dict(), trained.state_dict()
+    if model.pretrained_cfg.get("label_names") != trained.pretrained_cfg.get("label_names"):
+        head = f"{model.pretrained_cfg['classifier']}."
+        given |= {name: tensor for name, tensor in own.items() if name.startswith(head)}
+    unfit = [name for name in own.keys() | given.keys() if name not in own or name not in given]
+    unfit += [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
+    if unfit:
+        raise ConfigurationError(
+            f"start_from={source!r} is another network than {model.pretrained_cfg['architecture']} as the recipe has "
+            f"it: {min(unfit)} and {len(unfit) - 1} more tensors differ. Give its model, branches and model_kwargs."
+        )
+    model.load_state_dict(given)
