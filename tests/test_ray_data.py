@@ -16,6 +16,7 @@ from serve_network import encoded, probabilities_of, save_network
 from ccnn_zoo.errors import ConfigurationError
 
 pytest.importorskip("ray", reason="the extra serve is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (128, 128, 128)]
 

@@ -22,7 +22,10 @@ import psutil
 import pytest
 from serve_network import LABELS, encoded, probabilities_of, save_network
 
-ray = pytest.importorskip("ray", reason="the extra serve is not installed")
+from ccnn_zoo.errors import ConfigurationError
+
+pytest.importorskip("ray", reason="the extra serve is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 CCNN = Path(sys.executable).with_name("ccnn")
 BENCH = Path(__file__).parent.parent / "scripts" / "bench_serve.py"
@@ -211,6 +214,50 @@ def test_sigterm_ends_the_service_when_what_it_had_accepted_is_answered(service)
     assert service.process.wait(PATIENCE_S) == 0, service.log.read_text()
     _, alive = psutil.wait_procs(processes, PATIENCE_S)
     assert not alive
+
+
+def test_serves_own_proxies_reach_the_application_and_time_is_limited(tmp_path):
+    """A batch of two never fills with one picture: whoever comes alone meets the time limit."""
+    from ray import serve
+
+    from ccnn_zoo.serve import application
+    from ccnn_zoo.serve._ray import running
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    red = encoded(COLOURS["red"])
+    args = {"model": str(save_network(tmp_path / "network.onnx")), "device": "cpu", "threads": "1"}
+    args |= {"max_batch_size": 2, "batch_wait_s": 600, "timeout_s": "15", "max_pending": 3}
+    with running("local", 1), contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        stack.callback(serve.shutdown)
+        serve.run(application(args), name="pets")
+        service = Service(None, None, f"127.0.0.1:{port}")
+        for status, answer in pool.map(lambda _: service.ask("POST", "/classify?top_k=6", red), range(2)):
+            assert status == 200
+            check(answer, COLOURS["red"], 6)
+        assert service.ask("GET", "/healthz") == (200, {"status": "ok", "replicas": 1})
+        alone = pool.submit(service.ask, "POST", "/classify", red)
+        stalled = [stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S)) for _ in range(2)]
+        for connection in stalled:
+            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n\x89PNG")
+        until(lambda: service.metric("ccnn_requests_pending") == 3, "the requests were not accepted")
+        status, answer = service.ask("POST", "/classify", red)
+        assert (status, answer["error"].split()[:4]) == (503, ["3", "requests", "are", "held"])
+        assert alone.result()[0] == 504
+        for connection in stalled:
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.status == 408
+
+
+def test_an_application_names_what_it_does_not_know():
+    from ccnn_zoo.serve import application
+
+    with pytest.raises(ConfigurationError, match="replica is none of them"):
+        application({"model": "x.onnx", "replica": 2})
+    with pytest.raises(ConfigurationError, match="model is missing"):
+        application({})
 
 
 def _refuses(host: str, port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import yaml
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -13,33 +14,37 @@ from starlette.applications import Starlette
 from ccnn_zoo.errors import ConfigurationError
 
 from ._front import Front
-from ._options import ServeOptions
+from ._options import ServeOptions, check_count
 from ._replica import Replica
+
+_SERVES_OWN = ("host", "port", "address", "name")
 
 
 def application(args: dict[str, Any]) -> Application:
     """Build the application for ``serve run``, ``serve deploy`` or KubeRay: ``ccnn_zoo.serve:application``.
 
-    Serve's proxies on every machine take the requests. An ingress that dies takes the requests that it holds with it,
-    which :func:`ccnn_zoo.serve.serve` has no need to say: there, this process is the ingress.
+    Serve's proxies on every machine take the requests. A replica with the network that dies loses none of them; an
+    ingress that dies takes those with it that it holds. :func:`ccnn_zoo.serve.serve` has no such process.
 
     Args:
-        args: fields of :class:`ServeOptions`; ``host``, ``port`` and ``address`` are Serve's own affair and ignored.
-            ``ingresses`` is the number of ingress processes, 1 by default.
+        args: fields of :class:`ServeOptions`, as they are or as text (``replicas=2`` on the command line); where to
+            listen is Serve's own affair. ``ingresses`` is the number of ingress processes, 1 by default.
 
     Raises:
         ConfigurationError: an argument is unknown, missing or outside its range.
     """
-    args = dict(args)
-    ingresses = args.pop("ingresses", 1)
-    known = {field.name for field in fields(ServeOptions)}
-    unknown = sorted(args.keys() - known)
+    known = {field.name: field.type for field in fields(ServeOptions) if field.name not in _SERVES_OWN}
+    known["ingresses"] = "int"
+    unknown = sorted(args.keys() - known.keys())
     if unknown or "model" not in args:
         raise ConfigurationError(
-            f"application takes model and optionally {', '.join(sorted(known - {'model'}))}; "
-            + (f"{unknown} is none of them" if unknown else "model is missing")
+            f"application takes model and optionally {', '.join(sorted(known.keys() - {'model'}))}; "
+            + (f"{', '.join(unknown)} is none of them" if unknown else "model is missing")
         )
-    options = ServeOptions(**args)
+    values = {key: _parsed(value) if known[key] != "str" else value for key, value in args.items()}
+    ingresses = values.pop("ingresses", 1)
+    check_count("ingresses", ingresses)
+    options = ServeOptions(**values)
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
@@ -48,6 +53,10 @@ def application(args: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(replicas(options), options)
+
+
+def _parsed(value: object) -> object:
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def replicas(options: ServeOptions) -> Application:
@@ -74,7 +83,7 @@ class Ingress:
     """
 
     def __init__(self, handle: DeploymentHandle, options: ServeOptions) -> None:
-        self._front = Front(handle, options)
+        self._front = Front(handle, options, serve.get_replica_context().app_name)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._front.app()

@@ -55,10 +55,12 @@ class Front:
     Args:
         handle: of the replicas' deployment.
         options: the service's.
+        name: the Serve application's.
     """
 
-    def __init__(self, handle: DeploymentHandle, options: ServeOptions) -> None:
+    def __init__(self, handle: DeploymentHandle, options: ServeOptions, name: str) -> None:
         self._handle = handle
+        self._name = name
         self._options = options
         self._metrics = _Metrics()
         self._pending = 0
@@ -90,7 +92,7 @@ class Front:
                 status = await asyncio.to_thread(serve.status)
         except TimeoutError:
             return JSONResponse({"status": "Serve's controller does not answer"}, 503)
-        app = status.applications.get(self._options.name)
+        app = status.applications.get(self._name)
         states = app.deployments[Replicas].replica_states if app and Replicas in app.deployments else {}
         running = states.get("RUNNING", 0)
         body = {"status": "ok" if running else "no replica runs", "replicas": running}

@@ -97,7 +97,7 @@ def _listen(
                 ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     config = uvicorn.Config(
-        Front(handle, options).app(),
+        Front(handle, options, options.name).app(),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import onnx
 
-from ccnn_zoo.errors import ConfigurationError, ExportError, IntegrityError, RepositoryError
+from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.metadata import ModelMetadata
 
 from ._pbtxt import Block, Enum, render
@@ -129,7 +130,7 @@ def write_triton(
 
     Raises:
         ConfigurationError: the name or an option does not fit the network; names it.
-        IntegrityError: the file is no ONNX network.
+        IntegrityError: the file is no ONNX network, or keeps weights in other files.
         MetadataError: the file carries no labels.
         RepositoryError: the folder cannot be written, or something else stands there.
     """
@@ -233,14 +234,15 @@ def _parameters(options: TritonOptions, metadata: ModelMetadata) -> list[Block]:
 
 
 def _read(network: Path) -> tuple[onnx.GraphProto, ModelMetadata]:
+    if not network.is_file():
+        raise RepositoryError(f"{network}: no such file. Name an exported .onnx file.")
+    problem = refused_network(network)
+    if problem is not None:
+        raise IntegrityError(f"{network} {problem}, which Triton shall not get. Download or export it again.")
     try:
         model = onnx.load(network, load_external_data=False)
-    except FileNotFoundError as error:
-        raise RepositoryError(f"{network}: no such file. Name an exported .onnx file.") from error
     except Exception as error:  # protobuf raises its own kinds, which differ between its implementations
         raise IntegrityError(f"{network} is no ONNX network ({error}). Download or export it again.") from error
-    if any(entry.data_location == onnx.TensorProto.EXTERNAL for entry in model.graph.initializer):
-        raise ExportError(f"{network} keeps weights in another file, which Triton would not get. Export it again.")
     metadata = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props}, str(network))
     return model.graph, metadata
 
