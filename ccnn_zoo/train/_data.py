@@ -13,6 +13,7 @@ from ccnn_zoo.errors import ConfigurationError
 from . import _sources
 from ._hfds import ReaderImages, hfds
 from ._images import Images
+from ._wds import ShardImages, wds
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Data:
     """
 
     name: str
-    train: Images | ReaderImages
-    test: Images | ReaderImages
+    train: Images | ReaderImages | ShardImages
+    test: Images | ReaderImages | ShardImages
     labels: tuple[str, ...]
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -52,7 +53,7 @@ class Data:
             "interpolation": self.interpolation,
         }
 
-    def hold_out(self, share: float, seed: int) -> tuple[Data, Images | ReaderImages]:
+    def hold_out(self, share: float, seed: int) -> tuple[Data, Images | ReaderImages | ShardImages]:
         """Split off a share of the training images, of every class alike.
 
         Args:
@@ -87,12 +88,13 @@ def load_data(name: str, image_size: int | None = None) -> Data:
     ``cifar10:FOLDER``        ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg`` of one size, or an archive of them
     ``folder:FOLDER``         ``train/CLASS/*`` and ``test/CLASS/*`` (or ``val``) of any sizes
     ``hfds/NAME``             a data set of the Hugging Face Hub, or a folder of one; needs the package datasets
+    ``wds/FOLDER``            WebDataset shards (uncompressed tar files) with timm's ``_info.json``
     ========================  =====================================================================================
 
     Args:
         name: one of these.
-        image_size: side in pixels to which the network sees images; None is the data's own, 224 for ``folder`` and
-            ``hfds``.
+        image_size: side in pixels to which the network sees images; None is the data's own, 224 for ``folder``,
+            ``hfds`` and ``wds``.
 
     Raises:
         ConfigurationError: the name is unknown, or the folder is missing, empty or of another layout; says what
@@ -104,11 +106,14 @@ def load_data(name: str, image_size: int | None = None) -> Data:
         data = Data(**_sources.digits())
     elif name.startswith("hfds/") and name != "hfds/":
         data = Data(**hfds(name))
+    elif name.startswith("wds/") and name != "wds/":
+        data = Data(**wds(name))
     elif kind in _FROM_A_FOLDER and place:
         data = Data(**_FROM_A_FOLDER[kind](place))
     else:
-        known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER), "hfds/NAME"])
-        raise ConfigurationError(f"data must be one of {known}, got {name!r}")
+        known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER), "hfds/NAME", "wds/FOLDER"])
+        boxes = "; ccnn_zoo.detection.train_detector takes voc:FOLDER and coco:FOLDER"
+        raise ConfigurationError(f"data must be one of {known}, got {name!r}{boxes}")
     if image_size is None:
         return data
     return replace(data, input_size=(data.input_size[0], image_size, image_size))

@@ -1,0 +1,160 @@
+"""WebDataset shards, read in any order: a shard is a tar file, whose headers say where every sample lies.
+
+timm's own reader streams shards, in an order that a killed run could not go on from. Here the headers are read once,
+and a sample is then a place in a file, like the images of a folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ccnn_zoo.errors import ConfigurationError, ImageError
+
+from ._images import open_rgb
+
+_INFO = ("_info.json", "info.json")
+_PICTURES = ("jpg", "jpeg", "png", "webp")
+_TEST_SPLITS = ("test", "validation", "val")
+_EXPECTED = (
+    'Expected FOLDER/_info.json with {"splits": {"train": {"filenames": [...]}, "validation": {...}}}, as timm reads '
+    "it, and shards whose samples are NAME.jpg (jpeg, png, webp) and NAME.cls, or NAME.json."
+)
+
+
+class _Place(NamedTuple):
+    offset: int
+    size: int
+
+
+class ShardImages(Dataset[tuple[Image.Image, int]]):
+    """Images inside tar files, decoded as upright RGB one by one.
+
+    Args:
+        shards: the tar files.
+        places: int64 (N, 3): shard, offset in it, bytes.
+        targets: class of each image, int64 (N,).
+    """
+
+    def __init__(self, shards: Sequence[Path], places: NDArray[np.int64], targets: Tensor) -> None:
+        self._shards, self._places = shards, places
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        shard, offset, size = self._places[index]
+        path = self._shards[shard]
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        try:
+            return open_rgb(io.BytesIO(content)), int(self.targets[index])
+        except ImageError as error:
+            reason = error.__cause__ or error
+            raise ImageError(
+                f"{path}: the picture at byte {offset} cannot be read ({reason}); mend the shard"
+            ) from error
+
+    def subset(self, indices: NDArray[np.int64]) -> ShardImages:
+        """Return the images at ``indices``, in that order."""
+        return ShardImages(self._shards, self._places[indices], self.targets[indices])
+
+
+def wds(name: str) -> dict[str, Any]:
+    """Shards in a folder, described as timm's reader wants them; preprocessing as for ImageNet.
+
+    Args:
+        name: ``"wds/"`` and the folder. Class names stand in its ``classes.txt``, one a line, if there is one.
+    """
+    root = Path(name.removeprefix("wds/")).expanduser()
+    info = next((root / file for file in _INFO if (root / file).is_file()), None)
+    if info is None:
+        raise ConfigurationError(f"{root.absolute()} has no _info.json. {_EXPECTED}")
+    try:
+        splits = json.loads(info.read_text())["splits"]
+        test = next(split for split in _TEST_SPLITS if split in splits)
+        parts = [_read_split(root, splits[split]) for split in ("train", test)]
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise ConfigurationError(f"{info} cannot be used ({type(error).__name__}: {error}). {_EXPECTED}") from error
+    classes = 1 + max(int(part.targets.max()) for part in parts)
+    return {
+        "name": root.resolve().name,
+        "train": parts[0],
+        "test": parts[1],
+        "labels": _labels(root / "classes.txt", classes),
+        "input_size": (3, 224, 224),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+    }
+
+
+def _read_split(root: Path, split: Mapping[str, Any]) -> ShardImages:
+    shards = [root / file for file in split["filenames"]]
+    places, targets = [], []
+    for number, path in enumerate(shards):
+        for key, files in _samples(path).items():
+            picture = next((files[kind] for kind in _PICTURES if kind in files), None)
+            if picture is None:
+                raise ConfigurationError(f"{path}: the sample {key} has no picture ({', '.join(files)}). {_EXPECTED}")
+            places.append((number, *picture))
+            targets.append(_target(path, key, files, split.get("alt_label") or "label"))
+    if not places:
+        raise ConfigurationError(f"{root}: the shards {split['filenames']} hold no samples. {_EXPECTED}")
+    return ShardImages(shards, np.array(places, dtype=np.int64), torch.tensor(targets))
+
+
+def _samples(path: Path) -> dict[str, dict[str, _Place]]:
+    """Return where the files of every sample lie, by the part of the name behind the first dot."""
+    found: dict[str, dict[str, _Place]] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:  # compressed shards have no places
+            for member in archive:
+                folder, _, file = member.name.rpartition("/")
+                key, _, kind = file.partition(".")
+                if member.isfile() and kind:
+                    found.setdefault(f"{folder}/{key}", {})[kind.lower()] = _Place(member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ConfigurationError(f"{path} is no readable, uncompressed tar file: {error}; fetch it again") from error
+    return found
+
+
+def _target(path: Path, key: str, files: Mapping[str, _Place], field: str) -> int:
+    kind = "cls" if "cls" in files else "json"
+    try:
+        place = files[kind]
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            text = file.read(place.size)
+        target = int(text) if kind == "cls" else int(json.loads(text)[field])
+        if target < 0:
+            raise ValueError(f"class {target} is negative")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path}: the sample {key} has no class, neither in .cls nor as {field!r} in .json "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return target
+
+
+def _labels(path: Path, classes: int) -> tuple[str, ...]:
+    if not path.is_file():
+        return tuple(map(str, range(classes)))
+    names = tuple(path.read_text(encoding="utf-8").splitlines())
+    if len(names) < classes:
+        raise ConfigurationError(f"{path} names {len(names)} classes, the samples have {classes}; add the others")
+    return names
