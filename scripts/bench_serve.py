@@ -1,110 +1,36 @@
 """Measure ``ccnn serve`` under load from another process, with and without replicas that are killed.
 
-    python scripts/bench_serve.py                    writes docs/serving_load.md
-    python scripts/bench_serve.py load URL FOLDER    only sends pictures, and prints what came back as JSON
-
-Requests come from as many connections as named, each sending its next one as soon as it has its answer, so that
-latency under N connections is N / (requests per second). No request is ever sent twice by the client.
+python scripts/bench_serve.py    writes docs/serving_load.md
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
+import os
+import platform
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from collections import Counter
-from itertools import count
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
+CLIENT = Path(__file__).with_name("serve_load.py")
 PICTURES = ROOT.parent / "shared" / "data" / "imagenet-sample"
 DOCUMENT = ROOT / "docs" / "serving_load.md"
-ANSWER_TIMEOUT_S = 120
-
-
-class Load:
-    """Connections that send pictures to a service until there were enough requests.
-
-    Args:
-        url: the service's.
-        pictures: their encoded bytes by name, sent in turn.
-        requests: how many to send in all; 0 sends until :meth:`stop`.
-        connections: how many at once.
-    """
-
-    def __init__(self, url: str, pictures: dict[str, bytes], requests: int, connections: int) -> None:
-        self._address = urlsplit(url).netloc
-        self._pictures = list(pictures.items())
-        self._numbers = iter(range(requests)) if requests else count()
-        self._lock = threading.Lock()
-        self._connections = connections
-        self._seconds: list[float] = []
-        self._statuses: Counter[str] = Counter()
-        self._answers: dict[str, Counter[str]] = {name: Counter() for name in pictures}
-
-    def run(self) -> dict[str, object]:
-        """Send all requests; return statuses, answers by picture, requests per second and latencies in seconds."""
-        threads = [threading.Thread(target=self._send) for _ in range(self._connections)]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        elapsed = time.perf_counter() - started
-        ordered = sorted(self._seconds) or [0.0]
-        return {
-            "statuses": dict(self._statuses),
-            "answers": {name: dict(answers) for name, answers in self._answers.items()},
-            "requests_per_second": len(self._seconds) / elapsed,
-            **{f"p{share}": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (50, 99)},
-            "slowest": ordered[-1],
-        }
-
-    def stop(self) -> None:
-        """Let every connection end with the answer that it waits for."""
-        with self._lock:
-            self._numbers = iter(())
-
-    def _send(self) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=ANSWER_TIMEOUT_S)
-        while True:
-            with self._lock:
-                number = next(self._numbers, None)
-            if number is None:
-                break
-            name, picture = self._pictures[number % len(self._pictures)]
-            started = time.perf_counter()
-            try:
-                connection.request("POST", "/classify?top_k=1", picture, {"Content-Type": "application/octet-stream"})
-                response = connection.getresponse()
-                status, body = str(response.status), response.read().decode()
-            except (OSError, http.client.HTTPException) as error:
-                status, body = type(error).__name__, ""
-                connection.close()
-            with self._lock:
-                self._seconds.append(time.perf_counter() - started)
-                self._statuses[status] += 1
-                self._answers[name][body] += 1
-        connection.close()
-
-
-def load(arguments: argparse.Namespace) -> None:
-    """Send pictures and print what came back; with no number of requests, until standard input is closed."""
-    pictures = {path.name: path.read_bytes() for path in sorted(arguments.folder.iterdir())}
-    sending = Load(arguments.url, pictures, arguments.requests, arguments.connections)
-    if not arguments.requests:
-        threading.Thread(target=lambda: (sys.stdin.read(), sending.stop()), daemon=True).start()
-    print(json.dumps(sending.run()))
 
 
 def sent(url: str, requests: int, connections: int, folder: Path = PICTURES) -> subprocess.Popen[str]:
     """Start a process that sends pictures, and go on."""
-    command = [sys.executable, __file__, "load", url, str(folder), f"--requests={requests}"]
+    command = [sys.executable, CLIENT, url, str(folder), f"--requests={requests}"]
     return subprocess.Popen([*command, f"--connections={connections}"], stdout=subprocess.PIPE, text=True)
 
 
@@ -116,18 +42,174 @@ def received(process: subprocess.Popen[str]) -> dict[str, object]:
     return json.loads(output)
 
 
+@dataclass
+class Service:
+    """A running ``ccnn serve``."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def metric(self, name: str) -> float:
+        """Return one of the service's figures."""
+        with urlopen(f"{self.url}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def replicas(self) -> list[psutil.Process]:
+        """Return the processes that hold the network."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if child.name().startswith("ray::ServeReplica")]
+
+
+@contextmanager
+def served(network: Path, arguments: argparse.Namespace) -> Iterator[Service]:
+    """Run ``ccnn serve`` on a free port until the block ends."""
+    ccnn = Path(sys.executable).with_name("ccnn")
+    options = [f"--replicas={arguments.replicas}", f"--threads={arguments.threads}", "--port=0", "--device=cpu"]
+    with subprocess.Popen([ccnn, "serve", network, *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = next((line for line in process.stdout if line.startswith("serving ")), None)
+            if line is None:
+                raise SystemExit("the service did not start")
+            yield Service(process, line.rpartition(" at ")[2].strip())
+        finally:
+            process.terminate()
+
+
+def alone(network: Path, arguments: argparse.Namespace) -> tuple[float, dict[str, str]]:
+    """Return the runtime's own pictures per second with as many threads, and its label of each picture."""
+    from ccnn_zoo import runtime
+
+    threads = arguments.replicas * arguments.threads
+    classifier = runtime.load(network, device="cpu", threads=threads, batch_size=16)
+    paths = sorted(PICTURES.iterdir())
+    labels = {Path(r.source).name: r.label for r in classifier.classify_stream(paths, 1, workers=threads)}
+    started = time.perf_counter()
+    classified = sum(1 for _ in classifier.classify_stream(paths, 1, workers=threads))
+    return classified / (time.perf_counter() - started), labels
+
+
+def measured(service: Service, requests: int, connections: int, labels: dict[str, str], *, kill: bool = False) -> Row:
+    """Send pictures, killing one replica after the other meanwhile if so asked; return a row of the table."""
+    before = {name: service.metric(name) for name in METRICS}
+    client = sent(service.url, requests, connections)
+    kills = 0
+    while kill and client.poll() is None:
+        replicas = service.replicas()
+        if len(replicas) > 1 and service.metric("ccnn_requests_pending"):
+            replicas[0].kill()
+            kills += 1
+            time.sleep(5)
+        time.sleep(0.1)
+    result = received(client)
+    after = {name: service.metric(name) - before[name] for name in METRICS}
+    wrong = sum(
+        count
+        for name, answers in result["answers"].items()
+        for answer, count in answers.items()
+        if not answer or json.loads(answer).get("predictions", [{"label": None}])[0]["label"] != labels[name]
+    )
+    batch = after["ccnn_batch_size_sum"] / max(after["ccnn_batch_size_count"], 1)
+    return Row(connections, kills, result, batch, int(after["ccnn_retries_total"]), wrong)
+
+
+@dataclass
+class Row:
+    """What one load measured."""
+
+    connections: int
+    kills: int
+    result: dict[str, float]
+    batch: float
+    retries: int
+    wrong: int
+
+    def text(self, reference: float) -> str:
+        """Return the row in Markdown."""
+        rate, p50, p99 = (self.result[key] for key in ("requests_per_second", "p50", "p99"))
+        cells = [str(self.connections), str(self.kills), f"{rate:.1f}", f"{rate / reference:.2f}", f"{self.batch:.1f}"]
+        cells += [f"{1000 * p50:.0f}", f"{1000 * p99:.0f}", str(self.retries), str(self.wrong)]
+        return f"| {' | '.join(cells)} |"
+
+
+def exported(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Export the networks of the table; return each one's file and how many requests it is asked."""
+    import timm
+    import torch
+
+    import ccnn_zoo  # noqa: F401, registers the networks
+    from ccnn_zoo.export import to_onnx
+
+    torch.manual_seed(0)
+    small = timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True)
+    large = timm.create_model("ccnn_resnet18", branches=2)
+    networks = {
+        "`ccnn_resnet18_cifar.cifar10`, 32 x 32, trained": (folder / "small.onnx", 1000),
+        "`ccnn_resnet18`, K=2, 224 x 224, random weights": (folder / "large.onnx", 300),
+    }
+    to_onnx(small, folder / "small.onnx")
+    to_onnx(large, folder / "large.onnx", labels=[f"class {number}" for number in range(1000)])
+    return networks
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure both networks and write the document."""
+    from ccnn_zoo._files import replacing
+
+    sections = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (network, requests) in exported(Path(folder)).items():
+            reference, labels = alone(network, arguments)
+            with served(network, arguments) as service:
+                measured(service, 50, 4, labels)  # first requests open connections between processes
+                rows = [measured(service, requests, connections, labels) for connections in (1, 8, 32)]
+                rows.append(measured(service, 2 * requests, 32, labels, kill=True))
+            table = [row.text(reference) for row in rows]
+            sections += [f"## {name}", "", f"The runtime alone: {reference:.1f} pictures/s.", "", *HEAD, *table, ""]
+            print("\n".join(sections), flush=True)
+    with replacing(arguments.output) as path:
+        path.write_text("\n".join([*introduction(arguments), *sections]).rstrip() + "\n", encoding="utf-8")
+
+
+def introduction(arguments: argparse.Namespace) -> list[str]:
+    """Return what was measured, and on what."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    versions = ", ".join(f"{package} {version(package)}" for package in ("ray", "onnxruntime-gpu", "uvicorn"))
+    return [
+        "# ccnn serve under load",
+        "",
+        f"Written by `scripts/bench_serve.py`: {names[0]}, {os.cpu_count()} cores, {platform.system()}, Python "
+        f"{platform.python_version()}, {versions}; load average {os.getloadavg()[2]:.1f} over the last 15 minutes, the "
+        f"client's own processes included. `ccnn serve --replicas {arguments.replicas} --threads {arguments.threads}`, "
+        f"Ray, the service and the client share the machine. Pictures are {len(list(PICTURES.iterdir()))} JPEGs of "
+        "ImageNet's size, sent in turn; each connection sends its next one when it has its answer. Seed 0.",
+        "",
+        "`ratio` is to the runtime alone in one process on the same pictures and as many threads, which needs neither "
+        "HTTP nor a client. `killed` are replicas ended by SIGKILL during the load, one every five seconds as long as "
+        "another one runs; `sent again` are requests that died with one and that the service gave to another. `failed` "
+        "are answers that were missing, no 200, or not the label that the runtime gives; the client repeats nothing.",
+        "",
+    ]
+
+
+HEAD = [
+    "| connections | killed | requests/s | ratio | mean batch | p50 ms | p99 ms | sent again | failed |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+METRICS = ("ccnn_batch_size_sum", "ccnn_batch_size_count", "ccnn_retries_total")
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers()
-    sender = commands.add_parser("load", help="only send pictures")
-    sender.add_argument("url")
-    sender.add_argument("folder", type=Path)
-    sender.add_argument("--requests", type=int, default=0, help="0: until standard input is closed")
-    sender.add_argument("--connections", type=int, default=8)
-    sender.set_defaults(run=load)
-    arguments = parser.parse_args()
-    arguments.run(arguments)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each replica")
+    parser.add_argument("--output", type=Path, default=DOCUMENT)
+    bench(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ pytest.importorskip("ray", reason="the extra serve is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 CCNN = Path(sys.executable).with_name("ccnn")
-BENCH = Path(__file__).parent.parent / "scripts" / "bench_serve.py"
+LOAD = Path(__file__).parent.parent / "scripts" / "serve_load.py"
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "grey": (128, 128, 128)}
 MAX_BYTES = 200_000
 PATIENCE_S = 240  # a condition that does not come true by then never will
@@ -169,7 +169,7 @@ def test_what_holds_no_picture_is_refused_by_name(service):
 def test_killing_replicas_under_load_loses_no_accepted_request(service, tmp_path):
     for name, colour in COLOURS.items():
         (tmp_path / name).write_bytes(encoded(colour))
-    command = [sys.executable, BENCH, "load", service.url, tmp_path, "--connections=16"]
+    command = [sys.executable, LOAD, service.url, tmp_path, "--connections=16"]
     retried = service.metric("ccnn_retries_total")
     with subprocess.Popen(
         [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_dataset": ["RayClassifier"],
         "_options": ["ServeOptions"],
         "_server": ["serve"],
-        "_triton": ["TritonOptions", "write_triton"],
+        "_triton": ["write_triton"],
+        "_triton_options": ["TritonOptions"],
     },
 )
