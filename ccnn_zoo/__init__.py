@@ -6,17 +6,43 @@ Importing this package imports neither torch nor timm; its public names resolve 
 is imported, before or after, the networks (``ccnn_*``) and the optimizer (``csgd``) join timm's registries.
 """
 
-from importlib.metadata import version as _version
+import sys as _sys
 
 import lazy_loader as _lazy
-from wrapt import when_imported as _when_imported
 
-__version__ = _version("ccnn-zoo")
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+_resolve, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 
 
-@_when_imported("timm")
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # it reads e-mail headers, and costs as much as all else here
+
+        return version("ccnn-zoo")
+    return _resolve(name)
+
+
 def _join_timm_registries(timm: object) -> None:
     from . import models, optim  # noqa: F401, the networks register as they are imported
 
     optim.register_with_timm()
+
+
+class _UntilTimm:
+    """A finder that leaves the work to wrapt's hooks as soon as timm is looked for: wrapt imports asyncio."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        if name != "timm" or self not in _sys.meta_path:
+            return None
+        from importlib.util import find_spec
+
+        from wrapt import when_imported
+
+        when_imported("timm")(_join_timm_registries)
+        _sys.meta_path.remove(self)
+        return find_spec(name)
+
+
+if "timm" in _sys.modules:
+    _join_timm_registries(_sys.modules["timm"])
+else:
+    _sys.meta_path.insert(0, _UntilTimm())

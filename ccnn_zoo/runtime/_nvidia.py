@@ -7,7 +7,6 @@ import io
 import re
 import sys
 from contextlib import redirect_stdout
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +47,8 @@ def wheel_problem() -> Problem | None:
 
 def installed(name: str) -> bool:
     """Return whether a distribution of this name is installed."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         distribution(name)
     except PackageNotFoundError:

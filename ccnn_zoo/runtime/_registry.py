@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from ._backend import Backend, OpenOptions, Session, reason
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "ccnn_zoo.runtimes"
 AUTO = "auto"
@@ -34,6 +37,8 @@ def names() -> tuple[str, ...]:
 
 def plugged() -> dict[str, EntryPoint]:
     """Return the entry points of other packages' backends; none can take the name of a built-in one."""
+    from importlib.metadata import entry_points  # not cheap, and needed for names of other packages only
+
     found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
     return {point.name: point for point in found if point.name not in BUILT_IN and point.name != AUTO}
 
