@@ -1,15 +1,32 @@
-"""From a network to one self-contained ONNX file that is checked before anyone sees it."""
+"""From a network to self-contained ONNX files that are checked before anyone sees them: fp32, fp16 and int8.
 
-from ._compare import BATCH_SIZES, TOLERANCE, BatchDifference
-from ._export import DEFAULT_OPSET, ExportReport, to_onnx
+>>> report = to_onnx(model, "model.onnx", images=held_out)
+>>> reports = to_folder(model, "folder", ["fp32", "fp16", "int8"], images=held_out, calibration=training_images)
+
+What each precision may differ from torch, and why, stands in ``export/_compare.py``.
+"""
+
+from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference
+from ._export import to_folder, to_onnx
+from ._measure import Timing
 from ._metadata import metadata_of
+from ._options import DEFAULT_OPSET, FILES
+from ._preprocess import PreprocessingDifference
+from ._report import ExportReport
 
 __all__ = [
     "BATCH_SIZES",
     "DEFAULT_OPSET",
+    "FILES",
+    "HALF_TOLERANCE",
+    "INT8_LOSS",
+    "INT8_TOLERANCE",
     "TOLERANCE",
     "BatchDifference",
     "ExportReport",
+    "PreprocessingDifference",
+    "Timing",
     "metadata_of",
+    "to_folder",
     "to_onnx",
 ]

@@ -1,40 +1,58 @@
-"""Does the exported file give the logits of the network? Measured on onnxruntime's CPU provider.
+"""Do the exported files give the logits of the network? Measured on onnxruntime's CPU provider.
 
-Two implementations of float32 arithmetic round differently, in proportion to the numbers they add up. So the
-allowed difference is :data:`TOLERANCE` for logits up to 1, and grows with the largest logit above that: 1e-4 of it.
-Where all logits are smaller than 0.01, an absolute 1e-4 would accept anything, and 1% of the largest is allowed.
-What the differences really are stands in the report; for ResNets they are near 1e-6 of the largest logit.
+Two implementations of float32 arithmetic round differently, in proportion to the numbers they add up. So fp32 may
+differ by :data:`TOLERANCE` for logits up to 1, and by 1e-4 of the largest logit above that. Where all logits are
+smaller than 0.01, an absolute 1e-4 would accept anything, and 1% of the largest is allowed. What the differences
+really are stands in the report; for ResNets they are near 1e-6 of the largest logit.
+
+fp16 keeps 11 bits: storing a value moves it by up to 2^-11, 0.05 %. Independent errors of N layers add up to
+sqrt(N) times that, 0.3 % for ResNet-18's forty stored tensors and 0.7 % for two hundred. :data:`HALF_TOLERANCE`, 2 %
+of the largest logit, leaves a factor of three.
+
+int8 has no such bound: what it costs is measured. The root mean square of the error must stay below
+:data:`INT8_TOLERANCE` of that of the logits (a wrong scale or a lost layer gives about 1), and where the images come
+with their classes, no more than :data:`INT8_LOSS` points of accuracy may be lost, beyond twice what chance explains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
-from ccnn_zoo.errors import ConfigurationError, ExportError
+from ccnn_zoo.errors import ExportError
 
 from ._graph import BRANCH_OUTPUT, INPUT, OUTPUT
+from ._images import Probe
 
 TOLERANCE = 1e-4
-"""Allowed difference of a logit, relative to the largest one or to 1, whichever is larger."""
+"""Allowed difference of a logit in fp32, relative to the largest one or to 1, whichever is larger."""
+
+HALF_TOLERANCE = 0.02
+"""Allowed difference of a logit in fp16, relative to the largest one."""
+
+INT8_TOLERANCE = 0.3
+"""Allowed root mean square of int8's error, relative to that of the logits about their mean."""
+
+INT8_LOSS = 0.5
+"""Points of accuracy, of 100, that int8 may lose, besides two standard errors of the loss."""
 
 BATCH_SIZES = (1, 3, 32)
-"""Numbers of images for which the outputs are compared."""
+"""Numbers of images for which the outputs are compared, where the batch is not fixed."""
 
 TIE = 1e-5
 """Two logits nearer than this share of an image's largest one are tied: rounding decides which is first."""
 
 _CHUNK = 8  # images that torch computes at once: the activations of 32 at 224 x 224 take gigabytes
-_ORT_ERRORS = (
+ORT_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -59,103 +77,110 @@ class BatchDifference:
     mean: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """What was measured: differences by batch size, images compared, and the share with the same arg-max.
-
-    ``branch_difference`` is the largest difference of a branch's logit, None where they are no output.
-    """
-
-    differences: tuple[BatchDifference, ...]
-    images: int
-    agreement: float | None
-    branch_difference: float | None
-
-
-class Probe:
-    """The images that the outputs are compared on.
-
-    Args:
-        images: preprocessed images of the caller, see :func:`ccnn_zoo.export.to_onnx`; None for seeded noise.
-        input_size: (C, H, W) of one image.
+    """What was measured of one file.
 
     Attributes:
-        batch: (32, C, H, W), the first images of the caller (again from the first where they are fewer), or noise.
-
-    Raises:
-        ConfigurationError: an image has another type or shape, is not finite, or there is none.
+        differences: by batch size.
+        images: images of the caller that were compared.
+        agreeing: on how many of them the same class comes first as in torch.
+        correct: on how many it is the right one; None where the images have no classes.
+        torch_correct: the same of the network.
+        lost, gained: images that only the network, or only the file, has right.
+        branch_difference: largest difference of a branch's logit, None where they are no output.
     """
 
-    def __init__(self, images: Tensor | Iterable[Tensor] | None, input_size: tuple[int, int, int]) -> None:
-        largest = max(BATCH_SIZES)
-        self._stream: Iterator[Tensor] = iter(())
-        if images is None:
-            self._first: list[Tensor] = []
-            self.batch = torch.randn(largest, *input_size, generator=torch.Generator().manual_seed(0))
+    differences: list[BatchDifference] = field(default_factory=list)
+    images: int = 0
+    agreeing: int = 0
+    correct: int | None = None
+    torch_correct: int | None = None
+    lost: int = 0
+    gained: int = 0
+    branch_difference: float | None = None
+
+    def count(self, chosen: NDArray[np.int64], expected: NDArray[np.int64], targets: Tensor | None) -> None:
+        """Add a batch: the first class of the file and of the network on each image."""
+        self.images += len(chosen)
+        self.agreeing += int((chosen == expected).sum())
+        if targets is None:
             return
-        self._stream = _single_images(images, input_size)
-        self._first = list(islice(self._stream, largest))
-        if not self._first:
-            raise ConfigurationError("images is empty. Pass preprocessed images, or leave it out to compare on noise.")
-        repeated = [self._first[i % len(self._first)] for i in range(largest)]
-        self.batch = torch.stack(repeated)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Yield all images of the caller once, (N, C, H, W), at most 32 at a time."""
-        stream = chain(self._first, self._stream)
-        while batch := list(islice(stream, max(BATCH_SIZES))):
-            yield torch.stack(batch)
+        ours, theirs = chosen == targets.numpy(), expected == targets.numpy()
+        self.correct = (self.correct or 0) + int(ours.sum())
+        self.torch_correct = (self.torch_correct or 0) + int(theirs.sum())
+        self.lost += int((theirs & ~ours).sum())
+        self.gained += int((ours & ~theirs).sum())
 
 
-def compare(network: nn.Module, path: Path, probe: Probe, *, branch_outputs: bool = False) -> Comparison:
-    """Run network and file on the same images.
+def compare(
+    network: nn.Module,
+    files: Mapping[str, Run],
+    probe: Probe,
+    *,
+    branch_outputs: bool = False,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    every_image: bool = True,
+) -> dict[str, Comparison]:
+    """Run network and files on the same images; the network once for all files.
 
     Args:
         network: the unfolded network, in eval mode on the CPU.
-        path: the file exported from it.
+        files: by precision, what runs the file exported from it.
         probe: the images.
         branch_outputs: compare the logits of every branch too, in the same way.
+        batch_sizes: numbers of images to compare at.
+        every_image: go on to all images of the caller.
 
     Raises:
-        ExportError: the logits differ by more than the tolerance, are not finite, or another class comes first on
-            an image of the caller where the first two are not tied.
+        ExportError: the logits differ by more than the tolerance, are not finite, in fp32 another class comes first
+            on an image of the caller where the first two are not tied, or int8 loses too much accuracy.
     """
     methods: dict[str, Callable[[Tensor], Tensor]] = {OUTPUT: network}
     if branch_outputs:
         methods[BRANCH_OUTPUT] = network.forward_branches
-    in_torch, in_onnx = _torch_runner(methods), _onnx_runner(path, list(methods))
-    differences: dict[str, list[BatchDifference]] = {name: [] for name in methods}
+    in_torch = _torch_runner(methods)
     references = in_torch(probe.batch)
-    for size in BATCH_SIZES:
-        found = in_onnx(probe.batch[:size])
+    found = {
+        precision: _first_comparison(precision, run, references, probe, batch_sizes) for precision, run in files.items()
+    }
+    if every_image and probe.given:
+        _compare_all(in_torch, files, found, probe)
+    for precision, comparison in found.items():
+        _check_accuracy(precision, comparison)
+    return found
+
+
+def _first_comparison(
+    precision: str, run: Run, references: dict[str, Logits], probe: Probe, batch_sizes: tuple[int, ...]
+) -> Comparison:
+    comparison = Comparison()
+    for size in batch_sizes:
+        outputs = run(probe.batch[:size])
         for name, reference in references.items():
             expected, where = reference[..., :size, :], f"batch size {size}"
-            difference = _difference(name, found[name], expected, _tolerance(name, reference), where)
-            differences[name].append(BatchDifference(size, float(difference.max()), float(difference.mean())))
-    images, agreeing = _compare_all(in_onnx, in_torch, probe)
-    return Comparison(
-        differences=tuple(differences[OUTPUT]),
-        images=images,
-        agreement=agreeing / images if images else None,
-        branch_difference=max(d.maximum for d in differences[BRANCH_OUTPUT]) if branch_outputs else None,
-    )
-
-
-def _compare_all(in_onnx: Run, in_torch: Run, probe: Probe) -> tuple[int, int]:
-    """Return the number of the caller's images, and on how many of them the same class comes first."""
-    images, agreeing = 0, 0
-    for batch in probe.batches():
-        found = in_onnx(batch)
-        for name, theirs in in_torch(batch).items():
-            ours = found[name]
-            _difference(name, ours, theirs, _tolerance(name, theirs), f"images {images} to {images + len(batch) - 1}")
+            difference = _difference(precision, name, outputs[name], expected, reference, where)
             if name == OUTPUT:
-                agreeing += _agreeing(name, ours, theirs, images)
+                comparison.differences.append(BatchDifference(size, float(difference.max()), float(difference.mean())))
             else:
-                for k in range(len(theirs)):
-                    _agreeing(f"{name}[{k}]", ours[k], theirs[k], images)
+                largest = max(comparison.branch_difference or 0.0, float(difference.max()))
+                comparison.branch_difference = largest
+    return comparison
+
+
+def _compare_all(in_torch: Run, files: Mapping[str, Run], found: dict[str, Comparison], probe: Probe) -> None:
+    images = 0
+    for batch, targets in probe.batches():
+        theirs = in_torch(batch)
+        where = f"images {images} to {images + len(batch) - 1}"
+        for precision, run in files.items():
+            ours = run(batch)
+            for name, reference in theirs.items():
+                _difference(precision, name, ours[name], reference, reference, where)
+                if precision == "fp32":
+                    _check_classes(name, ours[name], reference, images)
+            found[precision].count(ours[OUTPUT].argmax(1), theirs[OUTPUT].argmax(1), targets)
         images += len(batch)
-    return images, agreeing
 
 
 def _torch_runner(methods: dict[str, Callable[[Tensor], Tensor]]) -> Run:
@@ -167,70 +192,110 @@ def _torch_runner(methods: dict[str, Callable[[Tensor], Tensor]]) -> Run:
     return run
 
 
-def _onnx_runner(path: Path, outputs: list[str]) -> Run:
+def session_of(source: Path | ModelProto, **config: int | str) -> ort.InferenceSession:
+    """Open a graph on onnxruntime's CPU provider.
+
+    Raises:
+        ExportError: onnxruntime cannot load it.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what onnxruntime would print as an error is also raised
+    # Several sessions live at once here; threads that wait by spinning would take each other's cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in config.items():
+        setattr(options, name, value)
+    content = source.SerializeToString() if isinstance(source, ModelProto) else source
     try:
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
         raise ExportError(f"onnxruntime {ort.__version__} cannot load the exported graph: {error}") from error
 
+
+def runner(source: Path | ModelProto) -> Run:
+    """Return what runs a graph on float32 images, whole batches at once, or as many as the graph fixes."""
+    session = session_of(source)
+    names = [output.name for output in session.get_outputs()]
+    fixed = session.get_inputs()[0].shape[0]
+
     def run(batch: Tensor) -> dict[str, Logits]:
-        try:
-            return dict(zip(outputs, session.run(outputs, {INPUT: batch.numpy()}), strict=True))
-        except _ORT_ERRORS as error:
-            raise ExportError(f"the exported graph fails on a batch of {len(batch)}: {error}") from error
+        size = fixed if isinstance(fixed, int) else len(batch)
+        parts = []
+        for part in batch.split(size):
+            padded = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
+            try:
+                outputs = session.run(names, {INPUT: padded.numpy()})
+            except ORT_ERRORS as error:
+                raise ExportError(f"the exported graph fails on a batch of {size}: {error}") from error
+            parts.append([output[..., : len(part), :] if len(part) < size else output for output in outputs])
+        joined = [
+            np.concatenate(pieces, axis=-2) if len(parts) > 1 else pieces[0] for pieces in zip(*parts, strict=True)
+        ]
+        return dict(zip(names, joined, strict=True))
 
     return run
 
 
-def _tolerance(name: str, reference: Logits) -> float:
-    """Return the allowed difference of logits, see the module's docstring."""
-    if not np.isfinite(reference).all():
+def _difference(
+    precision: str, name: str, ours: Logits, theirs: Logits, scale: Logits, where: str
+) -> NDArray[np.float32]:
+    """Return the absolute differences, which the precision must allow; ``scale`` are logits to measure them by."""
+    if not np.isfinite(scale).all():
         raise ExportError(
             f"the network itself gives {name} that are not finite. Its weights or the images are damaged."
         )
-    largest = float(np.abs(reference).max())
-    return min(TOLERANCE * max(1.0, largest), 0.01 * largest)
-
-
-def _difference(name: str, ours: Logits, theirs: Logits, tolerance: float, where: str) -> Logits:
     if ours.shape != theirs.shape:
         raise ExportError(f"the exported graph gives {name} {ours.shape} for {where}, the network {theirs.shape}")
     difference = np.abs(ours - theirs)
-    if not (difference <= tolerance).all():  # also where the difference is NaN
+    found, allowed, what = _measure(precision, difference, scale)
+    if not found <= allowed:  # also where the difference is NaN
         raise ExportError(
-            f"in {name} the exported graph differs from the network by {difference.max():.3g} at {where}; "
-            f"{tolerance:.3g} is allowed"
+            f"in {name} the exported graph differs from the network by {found:.3g}{what} at {where}; "
+            f"{allowed:.3g} is allowed" + ("" if precision == "fp32" else f" in {precision}")
         )
     return difference
 
 
-def _agreeing(name: str, ours: Logits, theirs: Logits, first: int) -> int:
-    """Return for how many images the same class comes first; a difference is forgiven only for a tie in torch."""
+def _measure(precision: str, difference: NDArray[np.float32], scale: Logits) -> tuple[float, float, str]:
+    """Return the error, what is allowed, and the error's unit; see the module's docstring."""
+    largest = float(np.abs(scale).max())
+    if precision == "int8":
+        spread = float(np.sqrt(np.mean((scale - scale.mean(-1, keepdims=True)) ** 2)))
+        found = float(np.sqrt(np.mean(difference**2)))
+        return found / max(spread, 1e-30), INT8_TOLERANCE, " of their spread"
+    if precision == "fp16":
+        return float(difference.max()), HALF_TOLERANCE * largest, ""
+    return float(difference.max()), min(TOLERANCE * max(1.0, largest), 0.01 * largest), ""
+
+
+def _check_classes(name: str, ours: Logits, theirs: Logits, first: int) -> None:
+    if ours.ndim == 2:
+        _check_first_class(name, ours, theirs, first)
+        return
+    for k in range(len(ours)):
+        _check_first_class(f"{name}[{k}]", ours[k], theirs[k], first)
+
+
+def _check_first_class(name: str, ours: Logits, theirs: Logits, first: int) -> None:
+    """Refuse another first class than torch's, except on a tie in torch."""
     rows, chosen = np.arange(len(ours)), ours.argmax(1)
-    same = chosen == theirs.argmax(1)
     margin = theirs.max(1) - theirs[rows, chosen]
-    wrong = ~same & (margin > TIE * np.abs(theirs).max(1))
+    wrong = (chosen != theirs.argmax(1)) & (margin > TIE * np.abs(theirs).max(1))
     if wrong.any():
         row = int(wrong.argmax())
         raise ExportError(
             f"in {name} the exported graph puts class {chosen[row]} first on image {first + row}, the network class "
             f"{theirs[row].argmax()}, ahead by {margin[row]:.3g}"
         )
-    return int(same.sum())
 
 
-def _single_images(images: Tensor | Iterable[Tensor], input_size: tuple[int, int, int]) -> Iterator[Tensor]:
-    for number, item in enumerate([images] if isinstance(images, Tensor) else images):
-        if not isinstance(item, Tensor) or not item.is_floating_point():
-            found = f"{item.dtype} tensor" if isinstance(item, Tensor) else type(item).__name__
-            raise ConfigurationError(f"images[{number}] is a {found}. Pass float tensors as the transform makes them.")
-        if item.dim() not in (3, 4) or item.shape[-3:] != input_size:
-            raise ConfigurationError(
-                f"images[{number}] has shape {tuple(item.shape)}, the network's pretrained_cfg says {input_size}"
-            )
-        if not item.isfinite().all():
-            raise ConfigurationError(f"images[{number}] is not finite everywhere; check its normalisation")
-        item = item.detach().to("cpu", torch.float32)
-        yield from item.unsqueeze(0) if item.dim() == 3 else item
+def _check_accuracy(precision: str, comparison: Comparison) -> None:
+    """Refuse int8 where the accuracy lost is more than allowed and more than chance explains."""
+    if precision != "int8" or comparison.correct is None:
+        return
+    loss = 100 * (comparison.lost - comparison.gained) / comparison.images
+    error = 100 * np.sqrt(comparison.lost + comparison.gained) / comparison.images
+    if loss > INT8_LOSS + 2 * error:
+        raise ExportError(
+            f"int8 loses {loss:.2f} points of accuracy on {comparison.images} images (the standard error is "
+            f"{error:.2f}); {INT8_LOSS} are allowed. Calibrate on more images, or use fp16."
+        )

@@ -26,7 +26,12 @@ _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
 def convert(
-    network: nn.Module, metadata: ModelMetadata, opset: int, *, branch_outputs: bool = False
+    network: nn.Module,
+    metadata: ModelMetadata,
+    opset: int,
+    *,
+    branch_outputs: bool = False,
+    any_size: bool = False,
 ) -> onnx.ModelProto:
     """Translate a network that is folded and in eval mode, and write its metadata into the file.
 
@@ -37,6 +42,7 @@ def convert(
         metadata: labels and preprocessing.
         opset: version of ONNX's operators.
         branch_outputs: make ``network.forward_branches`` the second output. What both outputs need is computed once.
+        any_size: leave height and width open too.
 
     Raises:
         ExportError: the network has something that torch.onnx cannot translate.
@@ -44,6 +50,7 @@ def convert(
     # Two images: of one, torch.export would take the batch size for fixed.
     example = torch.zeros(2, *metadata.input_size)
     outputs = [OUTPUT, BRANCH_OUTPUT] if branch_outputs else [OUTPUT]
+    free = {0: BATCH, **({2: "height", 3: "width"} if any_size else {})}
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -52,7 +59,7 @@ def convert(
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
                 opset_version=opset,
                 external_data=False,
                 optimize=False,

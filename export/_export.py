@@ -1,157 +1,117 @@
-"""``to_onnx``: fold, translate, check, and only then put the file in its place."""
+"""``to_onnx`` and ``to_folder``: fold, translate, change the precision, check, and only then put files in place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import onnx
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo.convert import fold
-from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
-from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
-from ._compare import BatchDifference, Probe, compare
-from ._convert import convert, count_convolutions
-from ._graph import Expected, check_graph
-from ._metadata import metadata_of
-
-DEFAULT_OPSET = 18
-"""The version torch.onnx is written for, and the oldest it gives: the most runtimes read it."""
-
-LARGEST_FILE = 2**31 - 1
-"""Bytes that protobuf, the format of an ONNX file, can hold in one message."""
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was exported, and what its check measured.
-
-    Args:
-        path: the file.
-        nodes: nodes of the graph by operator.
-        parameters: floating-point weights in the file: effective kernels, with batch normalisation folded in where
-            it follows a convolution.
-        max_difference: largest absolute difference of a logit from the unfolded torch network, over all batch sizes.
-        mean_difference: mean absolute difference at the largest batch size.
-        differences: both, for each batch size.
-        agreement: share of the given images on which the same class comes first; below 1 only by ties, None
-            without images.
-        images: number of images given.
-        file_size: bytes.
-        opset: version of ONNX's operators.
-        branch_difference: largest absolute difference of a branch's logit, None where they are no output.
-    """
-
-    path: Path
-    nodes: dict[str, int]
-    parameters: int
-    max_difference: float
-    mean_difference: float
-    differences: tuple[BatchDifference, ...]
-    agreement: float | None
-    images: int
-    file_size: int
-    opset: int
-    branch_difference: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as a dictionary that JSON can hold."""
-        return {**asdict(self), "path": str(self.path), "differences": [asdict(d) for d in self.differences]}
+from ._images import ImageBatches
+from ._options import DEFAULT_OPSET, FILES, ExportOptions, check_precision
+from ._report import ExportReport
+from ._steps import Exporter
 
 
 def to_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    images: Tensor | Iterable[Tensor] | None = None,
+    precision: str = "fp32",
+    images: ImageBatches | None = None,
+    calibration: ImageBatches | None = None,
     labels: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     branch_outputs: bool = False,
+    batch: int | None = None,
+    size: tuple[int, int] | str | None = None,
+    preprocess: bool = False,
+    measure: bool = False,
 ) -> ExportReport:
     """Export a classifier as one ONNX file that needs nothing else, and check it before it is put in its place.
 
     R and batch normalisation are folded into plain convolutions of K groups. The file maps ``image``, float32
-    (batch, C, H, W) with any batch, to ``logits`` (batch, classes), and carries labels and preprocessing.
+    (batch, C, H, W) with any batch, to ``logits`` (batch, classes), both float32 in every precision, and carries
+    labels and preprocessing.
 
-    Every time, the written file is checked: by ``onnx.checker`` in full; its operators are ONNX's own, its
-    convolutions those that the network runs, nothing is copied (Tile, Expand), no R is left, and no batch
-    normalisation that alone reads a convolution (pre-activation networks have others, which stay); its logits on
-    onnxruntime's CPU provider are those of ``model`` before folding, in eval mode, within :data:`TOLERANCE` at batch
-    sizes 1, 3 and 32; and on all ``images`` the same class comes first.
+    Every time, the graph is checked: by ``onnx.checker`` in full; its operators are ONNX's own, its convolutions
+    those that the network runs, nothing is copied (Tile, Expand), no R is left, and no batch normalisation that
+    alone reads a convolution (pre-activation networks have others, which stay); its logits on onnxruntime's CPU
+    provider are those of ``model`` before folding, in eval mode, at batch sizes 1, 3 and 32 and on all ``images``,
+    within the tolerance of the precision: see ``export/_compare.py``, where each is justified. In fp32 the same class
+    comes first on all images; of fp16 and int8 the report says on how many.
 
     Args:
         model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.
             It is left untouched.
         path: the file; an older one is replaced only by one that passed.
+        precision: ``"fp32"``; ``"fp16"``, half precision except in nodes that overflow or lose accuracy in it; or
+            ``"int8"``, quantised per channel by ranges that are measured on ``calibration``.
         images: preprocessed images to compare on, best all that were held out: a float tensor (N, C, H, W), or an
-            iterable of such tensors or of single images (C, H, W), read once. None compares on seeded noise.
+            iterable of such tensors or of single images (C, H, W), or of pairs of these with their classes, from
+            which the accuracy is measured; read once. None compares on seeded noise.
+        calibration: for int8, images in the same forms, best of the training set; the first 512 are taken.
         labels: names of the classes, see :func:`metadata_of`.
         opset: version of ONNX's operators, 18 or later.
         branch_outputs: add a second output ``branch_logits``, (K, batch, classes): the logits of each branch alone,
             as ``model.forward_branches`` gives them and checked in the same way. No convolution runs twice for it.
+        batch: fix the number of images; None leaves it open.
+        size: (height, width) of the images instead of the network's own; ``"any"`` leaves it open.
+        preprocess: put resizing, cropping and normalising into the graph, whose input then is uint8
+            (batch, height, width, C), pictures of any size.
+        measure: time the forms of the network on this machine: K separate convolutions are written for a grouped one
+            where they are faster, and int8 is kept only where it is. The report says both.
 
     Raises:
         ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its
             check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
-        ConfigurationError: ``images`` or ``opset`` is out of range, or ``branch_outputs`` are asked of a network
-            that has no branches to ask.
+        ConfigurationError: an argument is out of range, int8 comes without ``calibration``, or ``branch_outputs`` are
+            asked of a network that has no branches to ask.
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
-    if isinstance(opset, bool) or not isinstance(opset, int) or opset < DEFAULT_OPSET:
-        raise ConfigurationError(f"opset must be an integer of at least {DEFAULT_OPSET}, got {opset!r}")
     if path.is_dir():
-        raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}.")
-    if branch_outputs and not callable(getattr(model, "forward_branches", None)):
-        raise ConfigurationError(
-            f"branch_outputs=True needs a network with forward_branches, {type(model).__name__} has none. Make it with "
-            'timm.create_model("ccnn_..."), or leave branch_outputs out.'
-        )
-    metadata = metadata_of(model, labels)
-    probe = Probe(images, metadata.input_size)
-    network = deepcopy(model).to("cpu", torch.float32).eval()
-    # A network may draw random numbers in eval mode too; the caller's go on as if nothing had run.
-    with torch.random.fork_rng(devices=[]), replacing(path) as temporary:
-        convolutions = count_convolutions(network, probe.batch[:1])
-        folded = fold(network)
-        _check_size(folded)
-        onnx.save(convert(folded, metadata, opset, branch_outputs=branch_outputs), temporary)
-        expected = Expected(metadata, opset, convolutions, _calibrations(network), branch_outputs)
-        graph = check_graph(temporary, expected)
-        comparison = compare(network, temporary, probe, branch_outputs=branch_outputs)
-        file_size = temporary.stat().st_size
-    return ExportReport(
-        path=path,
-        nodes=graph.nodes,
-        parameters=graph.parameters,
-        max_difference=max(difference.maximum for difference in comparison.differences),
-        mean_difference=comparison.differences[-1].mean,
-        differences=comparison.differences,
-        agreement=comparison.agreement,
-        images=comparison.images,
-        file_size=file_size,
-        opset=graph.opset,
-        branch_difference=comparison.branch_difference,
+        raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}, or use to_folder.")
+    options = ExportOptions(
+        images, calibration, labels, opset, branch_outputs, batch, size, preprocess=preprocess, measure=measure
     )
+    return _export(model, {precision: path}, options)[precision]
 
 
-def _calibrations(network: nn.Module) -> tuple[Any, ...]:
-    return tuple(m.calibration.detach().numpy() for m in network.modules() if isinstance(m, CalibratedConv2d))
+def to_folder(
+    model: nn.Module, folder: str | os.PathLike[str], precisions: Iterable[str] = ("fp32",), **options: Any
+) -> dict[str, ExportReport]:
+    """Export a classifier in several precisions at once, named as on the Hub: all files, or none.
+
+    Args:
+        model: as of :func:`to_onnx`.
+        folder: gets ``onnx/model.onnx``, ``onnx/model_fp16.onnx`` and ``onnx/model_quantized.onnx``.
+        precisions: those wanted.
+        options: further arguments of :func:`to_onnx`.
+
+    Returns:
+        the report of each precision.
+
+    Raises: as :func:`to_onnx`.
+    """
+    wanted = list(precisions)
+    if isinstance(precisions, str) or not wanted:
+        raise ConfigurationError(f"precisions must be a list of {', '.join(FILES)}, got {precisions!r}")
+    for precision in wanted:
+        check_precision(precision)
+    paths = {precision: Path(folder) / FILES[precision] for precision in wanted}
+    return _export(model, paths, ExportOptions(**options))
 
 
-def _check_size(folded: nn.Module) -> None:
-    size = sum(tensor.nbytes for tensor in folded.state_dict().values())
-    if size > LARGEST_FILE:
-        raise ExportError(
-            f"the folded network holds {size / 1e9:.2f} GB of weights, one ONNX file at most "
-            f"{LARGEST_FILE / 1e9:.2f} GB. Use fewer branches, grouped mixing or a narrower network."
-        )
+def _export(model: nn.Module, paths: dict[str, Path], options: ExportOptions) -> dict[str, ExportReport]:
+    exporter = Exporter(model, tuple(paths), options)
+    with ExitStack() as stack:
+        temporary = {precision: stack.enter_context(replacing(path)) for precision, path in paths.items()}
+        return exporter.write(temporary, paths)

@@ -41,6 +41,8 @@ class Expected:
         convolutions: how often the network runs each kind of convolution.
         calibrations: every R of the network, (K, kh, kw); none of them may be in the file.
         branch_outputs: the logits of each branch are a second output.
+        batch: number of images that the finished file takes, or the name of a free dimension.
+        size: (height, width) of one, the metadata's by default.
     """
 
     metadata: ModelMetadata
@@ -48,6 +50,8 @@ class Expected:
     convolutions: Counter[ConvolutionKey]
     calibrations: tuple[NDArray[np.float32], ...] = ()
     branch_outputs: bool = False
+    batch: int | str = BATCH
+    size: tuple[int | str, int | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,22 @@ class GraphSummary:
     opset: int
 
 
+def check_file(path: Path, expected: Expected) -> GraphSummary:
+    """Check a finished file of any precision: valid, alone, of ONNX's own operators, without R, of the right interface.
+
+    Raises:
+        ExportError: the file is not what ``expected`` says; names the first reason.
+    """
+    model = _load(path)
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    _check_self_contained(model, nodes)
+    _check_no_calibration(model, expected.calibrations)
+    _check_interface(model, expected)
+    return _summary(model, nodes)
+
+
 def check_graph(path: Path, expected: Expected) -> GraphSummary:
-    """Read an ONNX file, refuse what must not be in it, and count what is.
+    """Read the network's own graph in float32, refuse what must not be in it, and count what is.
 
     Raises:
         ExportError: the file is not what ``expected`` says; names the first reason.
@@ -73,6 +91,10 @@ def check_graph(path: Path, expected: Expected) -> GraphSummary:
     _check_convolutions(model, nodes, expected.convolutions)
     _check_no_calibration(model, expected.calibrations)
     _check_interface(model, expected)
+    return _summary(model, nodes)
+
+
+def _summary(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
     return GraphSummary(
         nodes=dict(sorted(Counter(node.op_type for node in nodes).items())),
         parameters=sum(array.size for _, array in _constants(model) if _is_weight(array)),
@@ -173,10 +195,14 @@ def _check_interface(model: ModelProto, expected: Expected) -> None:
     if opsets != [expected.opset]:
         raise ExportError(f"the exported graph has opset {opsets} instead of {expected.opset}; pass another opset")
     metadata = expected.metadata
-    found = [(value.name, *_sides(value)) for value in (*model.graph.input, *model.graph.output)]
-    wanted = [(INPUT, BATCH, *metadata.input_size), (OUTPUT, BATCH, len(metadata.labels))]
+    found = [_interface(value) for value in (*model.graph.input, *model.graph.output)]
+    channels, *sides = metadata.input_size
+    image: tuple[str | int, ...] = (INPUT, "FLOAT", expected.batch, channels, *(expected.size or sides))
+    if metadata.preprocessing_in_graph:
+        image = (INPUT, "UINT8", expected.batch, "height", "width", channels)
+    wanted = [image, (OUTPUT, "FLOAT", expected.batch, len(metadata.labels))]
     if expected.branch_outputs:
-        wanted.append((BRANCH_OUTPUT, metadata.branches, BATCH, len(metadata.labels)))
+        wanted.append((BRANCH_OUTPUT, "FLOAT", metadata.branches, expected.batch, len(metadata.labels)))
     if found != wanted:
         raise ExportError(f"the exported graph maps {found}, not {wanted}")
     try:
@@ -187,8 +213,10 @@ def _check_interface(model: ModelProto, expected: Expected) -> None:
         raise ExportError(f"the exported file carries {written}, not {metadata}")
 
 
-def _sides(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim)
+def _interface(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    kind = value.type.tensor_type
+    sides = (side.dim_param or side.dim_value for side in kind.shape.dim)
+    return (value.name, TensorProto.DataType.Name(kind.elem_type), *sides)
 
 
 def _is_weight(array: NDArray[np.generic]) -> bool:

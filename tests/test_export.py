@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import ccnn_zoo
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
-from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _export, metadata_of, to_onnx
+from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _steps, metadata_of, to_onnx
 
 GREY = {"input_size": (1, 8, 8), "mean": (0.3,), "std": (0.25,), "label_names": [f"digit {i}" for i in range(10)]}
 
@@ -310,10 +310,11 @@ def test_images_are_a_tensor_or_any_iterable_of_tensors(tmp_path):
         (torch.zeros(2, 3, 8, 8), r"images\[0\] has shape \(2, 3, 8, 8\), .*\(1, 8, 8\)"),
         ([torch.zeros(1, 8, 8), torch.zeros(1, 8, 9)], r"images\[1\] has shape"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"images\[0\] is a torch\.uint8 tensor"),
-        ([(torch.zeros(1, 8, 8), 3)], r"images\[0\] is a tuple"),
+        ([(torch.zeros(1, 8, 8), 3)], r"images\[0\] comes with the classes \[3\]; pass 1 integers from 0 to 1"),
+        ([(torch.zeros(1, 8, 8), 0), torch.zeros(1, 8, 8)], "some images come with their class, some without"),
         (torch.full((1, 1, 8, 8), torch.inf), r"images\[0\] is not finite"),
     ],
-    ids=["empty", "channels", "size", "bytes", "pairs", "infinite"],
+    ids=["empty", "channels", "size", "bytes", "class", "mixed", "infinite"],
 )
 def test_unusable_images_are_refused(tmp_path, images, message):
     with pytest.raises(ConfigurationError, match=message):
@@ -339,8 +340,8 @@ def test_an_input_size_that_the_network_cannot_read_is_named(tmp_path):
 
 
 def test_a_network_larger_than_one_file_can_be_is_refused_before_it_is_translated(tmp_path, monkeypatch):
-    assert _export.LARGEST_FILE < 2**31
-    monkeypatch.setattr(_export, "LARGEST_FILE", 200)
+    assert _steps.LARGEST_FILE < 2**31
+    monkeypatch.setattr(_steps, "LARGEST_FILE", 200)
     with pytest.raises(ExportError, match=r"holds .* GB of weights, one ONNX file at most .*\. Use fewer branches"):
         to_onnx(Small(Decides()), tmp_path / "x.onnx")  # which could not be translated either
     assert not list(tmp_path.iterdir())

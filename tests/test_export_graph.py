@@ -229,7 +229,7 @@ REFUSALS: dict[Callable[[ModelProto], None], str] = {
     expand: r"has a Expand \('copies'\)",
     foldable_batch_norm: r"has a BatchNormalization \('norm'\) that alone reads the convolution 'second'; .*folded",
     foldable_batch_norm_in_a_branch: r"has a BatchNormalization \('norm'\) that alone reads the convolution 'second'",
-    batch_norm_of_an_output: r"maps .*\('x2', 'batch', 2, 2, 2\)\], not",
+    batch_norm_of_an_output: r"maps .*\('x2', 'FLOAT', 'batch', 2, 2, 2\)\], not",
     transposed: r"has a ConvTranspose \('up'\); only plain Conv",
     hidden_in_a_branch: r"has a Tile \('(then|else) copies'\)",
     wrong_groups: r"Only in the graph: 1 with weight \[2, 2, 3, 3\] in 1 groups; only in the network: 1 .* in 2 groups",
@@ -244,9 +244,9 @@ REFUSALS: dict[Callable[[ModelProto], None], str] = {
     calibration_in_a_constant: r"'anything' in the exported graph equals a calibration kernel",
     calibration_by_name: r"holds the calibration kernels 'layer1\.0\.conv1\.calibration'",
     other_opset: r"opset \[19\] instead of 18",
-    fixed_batch: r"maps .*\('image', 1, 1, 6, 6\)",
-    other_input_name: r"maps .*\('x', 'batch', 1, 6, 6\)",
-    too_few_logits: r"maps .*\('logits', 'batch', 1\)",
+    fixed_batch: r"maps .*\('image', 'FLOAT', 1, 1, 6, 6\)",
+    other_input_name: r"maps .*\('x', 'FLOAT', 'batch', 1, 6, 6\)",
+    too_few_logits: r"maps .*\('logits', 'FLOAT', 'batch', 1\)",
     no_metadata: r"cannot be read back",
     other_labels: r"carries .*wasp",
     dangling_input: r"not valid ONNX: .*nowhere",
@@ -297,13 +297,15 @@ def test_branch_logits_are_k_by_batch_by_classes_and_only_where_they_are_expecte
     path = tmp_path / "x.onnx"
     onnx.save(with_branch_output([2, "batch", 2]), path)
     assert check_graph(path, asked).nodes["Concat"] == 1
-    with pytest.raises(ExportError, match=r"maps .*branch_logits.*, not \[.*\('logits', 'batch', 2\)\]"):
+    with pytest.raises(ExportError, match=r"maps .*branch_logits.*, not \[.*\('logits', 'FLOAT', 'batch', 2\)\]"):
         check_graph(path, EXPECTED)
     onnx.save(hand_made(), path)
-    with pytest.raises(ExportError, match=r"\('logits', 'batch', 2\)\], not .*\('branch_logits', 2, 'batch', 2\)"):
+    with pytest.raises(
+        ExportError, match=r"\('logits', 'FLOAT', 'batch', 2\)\], not .*\('branch_logits', 'FLOAT', 2, 'batch', 2\)"
+    ):
         check_graph(path, asked)
     onnx.save(with_branch_output([2, 1, 2]), path)
-    with pytest.raises(ExportError, match=r"maps .*\('branch_logits', 2, 1, 2\)"):
+    with pytest.raises(ExportError, match=r"maps .*\('branch_logits', 'FLOAT', 2, 1, 2\)"):
         check_graph(path, asked)
 
 

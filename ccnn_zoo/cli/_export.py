@@ -1,45 +1,111 @@
-"""``ccnn export``: from a trained network to an ONNX file."""
+"""``ccnn export``: from a trained network to ONNX files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ccnn_zoo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ccnn_zoo.export import ExportReport
 
 SOURCE_HELP = "A checkpoint or training folder, a repository (local:FOLDER or org/name), or a timm name."
 
 
 def export(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")] = Path("model.onnx"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .onnx file, or a folder, which gets onnx/model*.onnx.")
+    ] = Path("model.onnx"),
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", "-p", help="fp32, fp16 or int8; several for a folder.")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Compare with torch on all test images of these data, e.g. digits.")
+        str | None,
+        typer.Option(help="Compare with torch on all test images of these data, and calibrate int8 on training ones."),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; a widely supported one by default.")] = None,
     branch_outputs: Annotated[
         bool, typer.Option("--branch-outputs", help="Add a second output: the logits of each branch alone.")
     ] = False,
+    batch: Annotated[int | None, typer.Option(help="Fix the number of images.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the images, or any; the network's own.")] = None,
+    preprocess: Annotated[
+        bool, typer.Option("--preprocess", help="Take uint8 pictures (N, H, W, C); resize and normalise in the graph.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time several forms on this machine and keep what is faster.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report as JSON, of several precisions by name.")
+    ] = None,
+    report_beside: Annotated[
+        bool, typer.Option("--report-beside", help="Write each report as JSON beside its file.")
+    ] = False,
 ) -> None:
-    """Fold a network into plain convolutions and write it as one ONNX file.
+    """Fold a network into plain convolutions and write it as ONNX, in one or more precisions.
 
     The file is compared with torch before it takes its name; one that differs is not left behind.
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
+    Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
     """
-    from ccnn_zoo.export import DEFAULT_OPSET, to_onnx
+    from ccnn_zoo.export import to_folder, to_onnx
 
     from . import _sources
 
+    precisions = list(dict.fromkeys(precision or ["fp32"]))
     model, record = _sources.load_network(source)
-    data = data or (record.recipe.get("data") if record else None)
-    images = _sources.image_batches(data) if data else None
-    report = to_onnx(model, output, images=images, opset=opset or DEFAULT_OPSET, branch_outputs=branch_outputs)
-    nodes = ", ".join(f"{count} {kind}" for kind, count in sorted(report.nodes.items()))
-    typer.echo(f"{output}: {report.file_size / 1e6:.2f} MB, {report.parameters:,} parameters, opset {report.opset}")
-    typer.echo(f"nodes: {nodes}")
-    typer.echo(f"largest difference to torch: {report.max_difference:.2g}")
-    if report.branch_difference is not None:
-        typer.echo(f"largest difference to torch, branch by branch: {report.branch_difference:.2g}")
-    if report.images:
-        typer.echo(f"same class as torch on {100 * report.agreement:g} % of {report.images} images")
+    options = _sources.export_images(data or (record.recipe.get("data") if record else None), precisions)
+    options |= {
+        "branch_outputs": branch_outputs,
+        "batch": batch,
+        "size": _parsed_size(size),
+        "preprocess": preprocess,
+        "measure": measure,
+    }
+    if opset is not None:
+        options["opset"] = opset
+    if output.suffix == ".onnx" and not output.is_dir():
+        if len(precisions) > 1:
+            raise ConfigurationError(f"{output} is one file for {', '.join(precisions)}. Name a folder.")
+        reports = {precisions[0]: to_onnx(model, output, precision=precisions[0], **options)}
+    else:
+        reports = to_folder(model, output, precisions, **options)
+    _write_reports(reports, report, beside=report_beside)
+    _show(reports)
+
+
+def _parsed_size(text: str | None) -> tuple[int, int] | str | None:
+    if text is None or text == "any":
+        return text
+    height, times, width = text.partition("x")
+    if not (times and height.isdecimal() and width.isdecimal()):
+        raise ConfigurationError(f"--size takes HEIGHTxWIDTH, e.g. 224x224, or any, got {text!r}")
+    return int(height), int(width)
+
+
+def _write_reports(reports: dict[str, ExportReport], path: Path | None, *, beside: bool) -> None:
+    import json
+
+    from ccnn_zoo._files import replacing
+
+    if beside:
+        for one in reports.values():
+            one.save(one.path.with_suffix(".json"))
+    if path is not None and len(reports) == 1:
+        next(iter(reports.values())).save(path)
+    elif path is not None:
+        text = json.dumps({name: one.to_dict() for name, one in reports.items()}, indent=2)
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _show(reports: dict[str, ExportReport]) -> None:
+    for one in reports.values():
+        typer.echo(one.path)
+        for what, figure in one.rows():
+            typer.echo(f"  {what:38} {figure}")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import timm
 
 from ccnn_zoo import hub
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
-from ccnn_zoo.errors import RepositoryError
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
+CALIBRATION_IMAGES = 512
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 def load_network(source: str) -> tuple[nn.Module, TrainingRecord | None]:
@@ -48,18 +52,53 @@ def checkpoint_path(source: str) -> Path:
     return path / CHECKPOINT if (path / CHECKPOINT).is_file() else path
 
 
-def beside_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what publishing a checkpoint takes besides it: test images to verify on, and its curves; else nothing."""
+def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what publishing a checkpoint takes besides it, else nothing.
+
+    Args:
+        path: the checkpoint, or a folder.
+        precisions: those of the further ONNX files that are to be made from the checkpoint.
+
+    Returns:
+        test images to verify on, training images where int8 is wanted, and the curves of the training.
+
+    Raises:
+        ConfigurationError: int8 is wanted, and the checkpoint does not say on which data it was trained.
+    """
     if not path.is_file():
         return {}
     _, record = load_checkpoint(path)
     curves = path.with_name("curves.png")
     return {
-        "images": image_batches(record.recipe["data"]) if "data" in record.recipe else None,
+        "images": None,
+        **export_images(record.recipe.get("data"), precisions),
         "curves": curves if curves.is_file() else None,
     }
 
 
-def image_batches(data: str) -> Iterator[Tensor]:
-    """Return all test images of ``data``, preprocessed, batch by batch."""
-    return (images for images, _ in evaluation_batches(load_data(data)))
+def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]:
+    """Return the images that an export takes: labelled test images, and training images to calibrate int8 on.
+
+    Args:
+        data: name of the data, None where there are none.
+        precisions: those to export.
+
+    Raises:
+        ConfigurationError: int8 is wanted and there are no data.
+    """
+    wants_training = "int8" in precisions
+    if data is None and wants_training:
+        raise ConfigurationError(
+            "int8 needs real images to measure ranges on, and the network does not say on which data it was trained. "
+            "Name them where there is --data, e.g. --data digits, or publish a file that was exported so."
+        )
+    if data is None:
+        return {}
+    loaded = load_data(data)
+    found: dict[str, Any] = {"images": evaluation_batches(loaded)}
+    if wants_training:
+        # Spread over the set, which may be sorted by class; preprocessed as test images are.
+        count = min(CALIBRATION_IMAGES, len(loaded.train))
+        chosen = np.linspace(0, len(loaded.train) - 1, count).astype(np.int64)
+        found["calibration"] = evaluation_batches(replace(loaded, test=loaded.train.subset(chosen)))
+    return found

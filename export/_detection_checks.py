@@ -1,0 +1,96 @@
+"""What the file of a detector may hold: ONNX's own operators without control flow, and folded weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+from torch import Tensor, nn
+
+from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo.errors import ExportError, MetadataError
+from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.metadata import DetectorMetadata
+
+from . import _graph
+from ._convert import _ConvolutionRecorder
+from ._detection_graph import BOXES, DETECTIONS, LABELS, SCORES
+from ._graph import INPUT, ConvolutionKey, GraphSummary
+
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+_INTERFACE = [
+    (INPUT, "FLOAT", 1, 3, "height", "width"),
+    (BOXES, "FLOAT", DETECTIONS, 4),
+    (LABELS, "INT64", DETECTIONS),
+    (SCORES, "FLOAT", DETECTIONS),
+]
+
+
+@torch.no_grad()
+def convolutions_of(detector: nn.Module, picture: Tensor) -> Counter[ConvolutionKey]:
+    """Run a picture (3, H, W) and return how often each kind of convolution ran: (weight shape, groups)."""
+    with _ConvolutionRecorder() as recorder:
+        detector([picture])
+    return recorder.found
+
+
+def check_detector_file(
+    path: Path, detector: nn.Module, metadata: DetectorMetadata, opset: int, convolutions: Counter[ConvolutionKey]
+) -> GraphSummary:
+    """Read the file of a detector, refuse what must not be in it, and count what is.
+
+    Args:
+        path: the file.
+        detector: the unfolded network.
+        metadata: what the file must carry.
+        opset: the version of ONNX's operators that it must have.
+        convolutions: of the network, see :func:`convolutions_of`.
+
+    Raises:
+        ExportError: something is not as it must be; names the first reason.
+    """
+    refused = refused_network(path)
+    if refused:
+        raise ExportError(f"the exported graph {refused}, which the runtime refuses")
+    model = _graph._load(path)
+    nodes = model.graph.node
+    flow = sorted({node.op_type for node in nodes} & set(_CONTROL_FLOW))
+    if flow:
+        raise ExportError(f"the exported graph has control flow ({', '.join(flow)}), which not every runtime has")
+    _graph._check_self_contained(model, nodes)
+    _graph._check_batch_norms(model, nodes)
+    _graph._check_convolutions(model, nodes, convolutions)
+    _graph._check_no_calibration(model, _calibrations(detector))
+    _check_interface(model, metadata, opset)
+    return _graph._summary(model, nodes)
+
+
+def _calibrations(detector: nn.Module) -> Iterator[NDArray[np.float32]]:
+    return (m.calibration.detach().numpy() for m in detector.modules() if isinstance(m, CalibratedConv2d))
+
+
+def _check_interface(model: ModelProto, metadata: DetectorMetadata, opset: int) -> None:
+    opsets = [entry.version for entry in model.opset_import]
+    if opsets != [opset]:
+        raise ExportError(f"the exported graph has opset {opsets} instead of {opset}; pass another opset")
+    found = [_described(value) for value in (*model.graph.input, *model.graph.output)]
+    if found != _INTERFACE:
+        raise ExportError(f"the exported graph maps {found}, not {_INTERFACE}")
+    try:
+        written = DetectorMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+    except MetadataError as error:
+        raise ExportError(f"the metadata of the exported file cannot be read back: {error}") from error
+    if written != metadata:
+        raise ExportError(f"the exported file carries {written}, not {metadata}")
+
+
+def _described(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    kind = value.type.tensor_type
+    sides = (side.dim_param or side.dim_value for side in kind.shape.dim)
+    return (value.name, TensorProto.DataType.Name(kind.elem_type), *sides)

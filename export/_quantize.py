@@ -1,0 +1,123 @@
+"""int8: onnxruntime's static quantisation, with ranges measured on real images.
+
+Activations become uint8 of one scale per tensor, weights int8 of one scale per output channel, in the QDQ format:
+QuantizeLinear and DequantizeLinear around operators of float32, which every runtime can run and good ones fuse.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from ccnn_zoo.errors import ConfigurationError
+
+from ._graph import INPUT
+from ._images import ImageBatches, single_images
+
+CALIBRATION_IMAGES = 512
+"""Images on which ranges are measured; more are left unread."""
+
+_CHUNK = 16  # images at once: every intermediate result is there at the same time
+
+
+class Quantizer:
+    """Quantises one graph any number of times, measuring the ranges once.
+
+    Args:
+        model: in float32, with any batch.
+        calibration: preprocessed images, best of the training set.
+        input_size: (C, H, W) of one.
+        classes: number of classes, for images that come with theirs.
+
+    Attributes:
+        images: number of images that the ranges are measured on.
+
+    Raises:
+        ConfigurationError: there are no images, or one does not fit.
+    """
+
+    def __init__(
+        self, model: ModelProto, calibration: ImageBatches, input_size: tuple[int, int, int], classes: int
+    ) -> None:
+        found = islice(single_images(calibration, input_size, classes, "calibration"), CALIBRATION_IMAGES)
+        chosen = [image for image, _ in found]
+        if not chosen:
+            raise ConfigurationError("calibration is empty. Pass a few hundred preprocessed images.")
+        self.images = len(chosen)
+        self._batches = [batch.numpy() for batch in torch.stack(chosen).split(_CHUNK)]
+        self._prepare(model)
+
+    def of(self, model: ModelProto) -> Quantizer:
+        """Return a quantiser of another graph by the same images."""
+        other = object.__new__(Quantizer)
+        other.images, other._batches = self.images, self._batches
+        other._prepare(model)
+        return other
+
+    def _prepare(self, model: ModelProto) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ccnn-int8-")
+        self._source = Path(self._folder.name, "prepared.onnx")
+        given = Path(self._folder.name, "given.onnx")
+        onnx.save(model, given)  # handed a graph in memory, it would change that one
+        with _quiet():
+            # What its symbolic shape inference would add, onnx infers for convolutional networks.
+            quant_pre_process(given, self._source, skip_symbolic_shape=True)
+
+    def __call__(self, excluded: Collection[str] = ()) -> ModelProto:
+        """Return the quantised graph; the nodes called ``excluded`` stay in float32."""
+        target = Path(self._folder.name, "quantised.onnx")
+        with _quiet():
+            quantize_static(
+                self._source,
+                target,
+                _Reader(self._batches),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(excluded),
+                calibration_cache_path=Path(self._folder.name, "ranges.json"),
+            )
+        model = onnx.load(target)
+        # onnxruntime's optimiser declares every domain that it knows, used or not.
+        used = {node.domain for node in model.graph.node}
+        declared = [entry for entry in model.opset_import if entry.domain in used]
+        del model.opset_import[:]
+        model.opset_import.extend(declared)
+        return model
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._folder.cleanup()
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, batches: list[NDArray[np.float32]]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime warns the root logger of what was decided here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

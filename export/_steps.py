@@ -1,0 +1,276 @@
+"""The steps of an export, from the network to checked files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from ccnn_zoo.convert import fold
+from ccnn_zoo.errors import ConfigurationError, ExportError
+from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.metadata import ModelMetadata
+
+from ._compare import BATCH_SIZES, Comparison, Run, compare, runner, session_of
+from ._convert import convert, count_convolutions
+from ._graph import BATCH, INPUT, Expected, GraphSummary, check_file, check_graph
+from ._half import choose_kept, emulate, to_half
+from ._images import Probe
+from ._measure import Timing, choose_fp32, choose_int8, timer
+from ._metadata import metadata_of
+from ._options import ANY, ExportOptions, check_precision
+from ._preprocess import PreprocessingDifference, check_supported, measure_preprocessing, with_preprocessing
+from ._quantize import Quantizer
+from ._report import ExportReport
+
+LARGEST_FILE = 2**31 - 1
+"""Bytes that protobuf, the format of an ONNX file, can hold in one message."""
+
+_TIMED_BATCH = 8
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """The network's graph in one precision, and what became known while it was made."""
+
+    graph: ModelProto
+    judged: ModelProto | None = None  # what is compared in the file's place: see _half
+    kept: dict[str, str] | None = None
+    calibration_images: int | None = None
+    timing: Timing | None = None
+
+
+class Exporter:
+    """Exports one network in one or more precisions.
+
+    Args:
+        model: the network.
+        precisions: those wanted.
+        options: see :func:`ccnn_zoo.export.to_onnx`.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+        MetadataError: labels or preprocessing are missing or contradict the network.
+    """
+
+    def __init__(self, model: nn.Module, precisions: tuple[str, ...], options: ExportOptions) -> None:
+        for precision in precisions:
+            check_precision(precision)
+        if "int8" in precisions and options.calibration is None:
+            raise ConfigurationError(
+                "int8 needs real images to measure ranges on: pass calibration, a few hundred preprocessed images of "
+                "the training set."
+            )
+        if options.branch_outputs and not callable(getattr(model, "forward_branches", None)):
+            raise ConfigurationError(
+                f"branch_outputs=True needs a network with forward_branches, {type(model).__name__} has none. Make it "
+                'with timm.create_model("ccnn_..."), or leave branch_outputs out.'
+            )
+        self._precisions, self._options = precisions, options
+        self._metadata = _sized(metadata_of(model, options.labels), options)
+        if options.preprocess:
+            check_supported(self._metadata)
+        self._batch_sizes = BATCH_SIZES if options.batch is None else (options.batch,)
+        classes = len(self._metadata.labels)
+        self._probe = Probe(options.images, self._metadata.input_size, classes, max(self._batch_sizes))
+        self._network = deepcopy(model).to("cpu", torch.float32).eval()
+
+    def write(self, files: Mapping[str, Path], named: Mapping[str, Path]) -> dict[str, ExportReport]:
+        """Write and check the file of every precision.
+
+        Args:
+            files: by precision, where to write.
+            named: by precision, what the report calls the file.
+
+        Raises:
+            ExportError: the network cannot be translated, or a file fails its check.
+        """
+        # A network may draw random numbers in eval mode too; the caller's go on as if nothing had run.
+        with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ccnn-export-")))
+            core, expected, summary = self._translate(folder)
+            if set(files) != {"fp32"}:
+                self._compare({"fp32": runner(core)}, every_image=False)
+            if self._options.size == ANY:
+                self._compare_at_another_size(core)
+            variants = {precision: self._variant(precision, core, stack) for precision in files}
+            preprocessing = self._measure_preprocessing(core)
+            graphs, judged = {}, {}
+            for precision, variant in variants.items():
+                graphs[precision], judged[precision] = self._save(precision, variant, files[precision], expected)
+            found = self._compare(judged)
+            return {
+                precision: _report(
+                    named[precision],
+                    precision,
+                    replace(graphs[precision], parameters=summary.parameters),
+                    found[precision],
+                    files[precision].stat().st_size,
+                    variants[precision],
+                    preprocessing,
+                )
+                for precision in files
+            }
+
+    def _translate(self, folder: Path) -> tuple[ModelProto, Expected, GraphSummary]:
+        """Return the folded network's graph in float32, what it must hold, and what it holds."""
+        options = self._options
+        convolutions = count_convolutions(self._network, self._probe.batch[:1])
+        folded = fold(self._network)
+        _check_size(folded)
+        any_size = options.size == ANY
+        core = convert(folded, self._metadata, options.opset, branch_outputs=options.branch_outputs, any_size=any_size)
+        calibrations = tuple(
+            module.calibration.detach().numpy()
+            for module in self._network.modules()
+            if isinstance(module, CalibratedConv2d)
+        )
+        size = ("height", "width") if any_size else None
+        expected = Expected(
+            self._metadata, options.opset, convolutions, calibrations, options.branch_outputs, size=size
+        )
+        onnx.save(core, folder / "core.onnx")
+        return core, expected, check_graph(folder / "core.onnx", expected)
+
+    def _variant(self, precision: str, core: ModelProto, stack: ExitStack) -> _Variant:
+        measure = self._options.measure
+        timed = self._probe.batch[:_TIMED_BATCH].numpy()
+        if precision == "int8":
+            return self._quantised(core, timed, stack)
+        graph, timing = choose_fp32(core, timer(timed), len(timed)) if measure else (core, None)
+        if precision == "fp32":
+            return _Variant(graph, timing=timing)
+        kept = choose_kept(graph, self._probe.batch)
+        return _Variant(to_half(graph, kept), emulate(graph, kept), kept, timing=timing)
+
+    def _quantised(self, core: ModelProto, timed: np.ndarray, stack: ExitStack) -> _Variant:
+        calibration = self._options.calibration
+        first = Quantizer(core, calibration, self._metadata.input_size, len(self._metadata.labels))
+        stack.callback(first.close)
+        if not self._options.measure:
+            return _Variant(first(), calibration_images=first.images)
+
+        def quantizer_of(graph: ModelProto) -> Callable[[Collection[str]], ModelProto]:
+            if graph is core:
+                return first
+            other = first.of(graph)
+            stack.callback(other.close)
+            return other
+
+        graph, timing = choose_int8(core, quantizer_of, timer(timed), len(timed))
+        return _Variant(graph, calibration_images=first.images, timing=timing)
+
+    def _measure_preprocessing(self, core: ModelProto) -> PreprocessingDifference | None:
+        if not self._options.preprocess:
+            return None
+        return measure_preprocessing(self._metadata, self._options.opset, core.ir_version)
+
+    def _save(self, precision: str, variant: _Variant, path: Path, expected: Expected) -> tuple[GraphSummary, Run]:
+        """Write the finished file; return what it holds, and what runs it on preprocessed images."""
+        options = self._options
+        graph = ModelProto()
+        graph.CopyFrom(variant.graph)
+        if options.batch is not None:
+            _fix_batch(graph, options.batch)
+        judged = graph
+        metadata = replace(self._metadata, preprocessing_in_graph=options.preprocess)
+        if options.preprocess:
+            graph = with_preprocessing(graph, self._metadata)
+        properties = metadata.to_props() | ({} if precision == "fp32" else {"precision": precision})
+        onnx.helper.set_model_props(graph, properties)
+        onnx.save(graph, path)
+        summary = check_file(path, replace(expected, metadata=metadata, batch=options.batch or BATCH))
+        if options.preprocess:
+            self._check_pictures(path)
+        if variant.judged is None:
+            return summary, runner(judged if options.preprocess else path)
+        self._compare({precision: runner(judged if options.preprocess else path)}, every_image=False)
+        return summary, runner(variant.judged)
+
+    def _check_pictures(self, path: Path) -> None:
+        """Run a file that takes pictures on a grey one."""
+        channels, height, width = self._metadata.input_size
+        picture = np.full((self._options.batch or 1, height + 3, width + 5, channels), 127, np.uint8)
+        (logits, *_) = session_of(path).run(None, {INPUT: picture})
+        if logits.shape != (len(picture), len(self._metadata.labels)) or not np.isfinite(logits).all():
+            raise ExportError(f"the exported graph turns {picture.shape} pictures into logits {logits.shape}")
+
+    def _compare(self, files: Mapping[str, Run], *, every_image: bool = True) -> dict[str, Comparison]:
+        return compare(
+            self._network,
+            files,
+            self._probe,
+            branch_outputs=self._options.branch_outputs,
+            batch_sizes=self._batch_sizes,
+            every_image=every_image,
+        )
+
+    def _compare_at_another_size(self, core: ModelProto) -> None:
+        channels, height, width = self._metadata.input_size
+        probe = Probe(None, (channels, height + 32, width + 64), len(self._metadata.labels), 2)
+        compare(self._network, {"fp32": runner(core)}, probe, batch_sizes=(2,))
+
+
+def _report(
+    path: Path,
+    precision: str,
+    graph: GraphSummary,
+    comparison: Comparison,
+    file_size: int,
+    variant: _Variant,
+    preprocessing: PreprocessingDifference | None,
+) -> ExportReport:
+    images = comparison.images
+    correct, torch_correct = comparison.correct, comparison.torch_correct
+    return ExportReport(
+        path=path,
+        nodes=graph.nodes,
+        parameters=graph.parameters,
+        max_difference=max(difference.maximum for difference in comparison.differences),
+        mean_difference=comparison.differences[-1].mean,
+        differences=tuple(comparison.differences),
+        agreement=comparison.agreeing / images if images else None,
+        images=images,
+        file_size=file_size,
+        opset=graph.opset,
+        branch_difference=comparison.branch_difference,
+        precision=precision,
+        accuracy=None if correct is None else 100 * correct / images,
+        torch_accuracy=None if torch_correct is None else 100 * torch_correct / images,
+        kept_fp32=variant.kept,
+        calibration_images=variant.calibration_images,
+        preprocessing=preprocessing,
+        timing=variant.timing,
+    )
+
+
+def _sized(metadata: ModelMetadata, options: ExportOptions) -> ModelMetadata:
+    if options.size in (None, ANY):
+        return metadata
+    return replace(metadata, input_size=(metadata.input_size[0], *options.size))
+
+
+def _fix_batch(graph: ModelProto, batch: int) -> None:
+    for value in (*graph.graph.input, *graph.graph.output):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param == BATCH:
+                side.dim_value = batch
+    del graph.graph.value_info[:]
+
+
+def _check_size(folded: nn.Module) -> None:
+    size = sum(tensor.nbytes for tensor in folded.state_dict().values())
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"the folded network holds {size / 1e9:.2f} GB of weights, one ONNX file at most "
+            f"{LARGEST_FILE / 1e9:.2f} GB. Use fewer branches, grouped mixing or a narrower network."
+        )
