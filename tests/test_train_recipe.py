@@ -26,6 +26,7 @@ def test_every_value_survives_yaml(tmp_path):
         merge="concat",
         model_kwargs={"drop_rate": 0.1},
         start_from="runs/first",
+        skip_bad_annotations=True,
         validation=0.1,
         image_size=96,
         crop_scale=(0.08, 1.0),

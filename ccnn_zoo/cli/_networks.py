@@ -18,7 +18,8 @@ def train(
     model: Annotated[str | None, typer.Option(help="A network of `ccnn list`.")] = None,
     branches: Annotated[int | None, typer.Option(help="Number K of branches; 1 is the plain network.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, mnist:FOLDER, cifar10:FOLDER, folder:FOLDER or hfds/NAME.")
+        str | None,
+        typer.Option(help="digits, mnist:FOLDER, cifar10:, folder:, hfds/NAME; boxes: voc: or coco:FOLDER."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and noise.")] = None,
@@ -39,7 +40,7 @@ def train(
     from accelerate import PartialState
 
     from ccnn_zoo.train import Recipe, keep_freed_memory
-    from ccnn_zoo.train import train as run
+    from ccnn_zoo.train import train as run_classifier
 
     named = {"model": model, "branches": branches, "data": data, "epochs": epochs, "seed": seed}
     changes = {name: value for name, value in named.items() if value is not None} | _parsed(values or [])
@@ -48,6 +49,11 @@ def train(
     if "iterations" in changes and changes["iterations"] is not None:
         changes.setdefault("epochs", None)
     resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
+    run, quality = run_classifier, "error"
+    if resolved.data.partition(":")[0] in ("voc", "coco"):
+        from ccnn_zoo.detection import train_detector as run
+
+        quality = "map"
     keep_freed_memory()
     try:
         result = run(resolved, output, resume=resume, tensorboard=tensorboard)
@@ -55,7 +61,9 @@ def train(
         typer.echo(stopped, err=True)
         raise typer.Exit(128 + stopped.signal) from stopped  # what a shell reports of such a signal
     if PartialState().is_main_process:
-        typer.echo(f"test error {result.record.metrics['test_error_percent']:.2f} %, saved to {result.checkpoint}")
+        figure = result.record.metrics[f"test_{quality}_percent"]
+        name = {"error": "error", "map": "mAP"}[quality]
+        typer.echo(f"test {name} {figure:.2f} %, saved to {result.checkpoint}")
 
 
 def list_networks(

@@ -75,7 +75,8 @@ def create_detector(
             256 and 512 as in the paper; with ``fpn`` one per level, 8 times its stride.
         representation_size: width of the two hidden layers that read a region.
         backbone_weights: a classifier whose weights the backbone starts from: a checkpoint of ours, the timm name of
-            a network with trained weights, or a module. A plain one is calibrated.
+            a network with trained weights, ``torchvision:`` and a name of torchvision, or a module. A plain one is
+            calibrated.
         diversity: how far R starts from uniform where a plain classifier is calibrated.
         frozen_norm: keep batch normalisation as it is; by default where ``backbone_weights`` are given, since a
             few images a step give poor statistics.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from ccnn_zoo.checkpoint import load_checkpoint
@@ -18,7 +19,9 @@ from ._backbone import DetectorBackbone
 
 
 def open_classifier(source: str | os.PathLike[str] | nn.Module) -> nn.Module:
-    """Return the classifier that ``source`` names: a module itself, a checkpoint of ours, or a timm name.
+    """Return the classifier that ``source`` names.
+
+    That is a module itself, a checkpoint of ours, a timm name, or ``torchvision:`` and a name of torchvision.
 
     Raises:
         RepositoryError: there is no such checkpoint.
@@ -29,12 +32,15 @@ def open_classifier(source: str | os.PathLike[str] | nn.Module) -> nn.Module:
         return source
     if os.fspath(source).endswith(".safetensors") or Path(source).is_file():
         return load_checkpoint(source)[0]
+    library, _, name = os.fspath(source).rpartition(":")
     try:
+        if library == "torchvision":
+            return torchvision.models.get_model(name, weights="DEFAULT")
         return timm.create_model(os.fspath(source), pretrained=True)
     except (RuntimeError, OSError, ValueError) as error:
         raise ConfigurationError(
-            f"backbone_weights={source!r} is neither a checkpoint (.safetensors) nor a timm network whose weights can "
-            f"be had: {error}"
+            f"backbone_weights={source!r} is neither a checkpoint (.safetensors) nor a network of timm or "
+            f"torchvision: whose weights can be had: {error}"
         ) from error
 
 

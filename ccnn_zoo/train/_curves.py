@@ -19,6 +19,8 @@ from ._history import History
 def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) -> None:
     """Draw training (dashed) and test (solid) error over epochs of one or several networks, as Figure 2.
 
+    Of detectors, it draws training loss (dashed) and mean average precision on the test images (solid).
+
     Args:
         histories: name in the legend to history.
         path: the PNG file, written atomically.
@@ -37,16 +39,27 @@ def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) 
 
 def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:
     """Draw the curves of :func:`plot_curves` into a part of a picture."""
+    right: Axes | None = None
     for number, (name, history) in enumerate(histories.items()):
         epochs = [result.epoch for result in history]
         tested = [result for result in history if result.test_error_percent is not None]
         # One epoch alone would be an invisible line.
         style = {"color": f"C{number}", "marker": "o", "markersize": 3}
+        if history and history[-1].test_map_percent is not None:
+            right = right or axes.twinx()
+            axes.plot(epochs, [r.train_loss for r in history], linestyle="--", label=f"{name}, training", **style)
+            precise = [result for result in history if result.test_map_percent is not None]
+            precision = [r.test_map_percent for r in precise]
+            right.plot([r.epoch for r in precise], precision, label=f"{name}, test", **style)
+            continue
         axes.plot(epochs, [r.train_error_percent for r in history], linestyle="--", label=f"{name}, training", **style)
         test = [r.test_error_percent for r in tested]
         axes.plot([r.epoch for r in tested], test, linestyle="-", label=f"{name}, test", **style)
-    axes.set(xlabel="epoch", ylabel="error (%)")
+    axes.set(xlabel="epoch", ylabel="error (%)" if right is None else "loss (dashed)")
     axes.set_ylim(bottom=0)
+    if right is not None:
+        right.set(ylabel="mean average precision (%)", ylim=(0, 100))
+        right.legend(loc="center right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

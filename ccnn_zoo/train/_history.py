@@ -11,6 +11,9 @@ from typing import TypeAlias
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import RepositoryError
 
+_LATER = ("test_map_percent", "validation_map_percent")
+"""Columns that earlier versions did not write."""
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -20,29 +23,40 @@ class EpochResult:
         epoch: epochs done, from 1.
         step: optimizer steps done since the start.
         lr: learning rate of the epoch's last step.
-        train_loss: mean cross-entropy over the epoch's batches as they were trained on, augmented.
-        train_error_percent: error over the same.
-        test_loss: mean cross-entropy over the test images, after the epoch; None where ``evaluate_every`` left it out.
-        test_error_percent: error over the same.
+        train_loss: mean loss over the epoch's batches as they were trained on, augmented.
+        train_error_percent: error over the same; None where nothing is classified.
+        test_loss: mean cross-entropy over the test images, after the epoch; None where it was left out.
+        test_error_percent: error over the same; None where nothing is classified.
         validation_loss: as ``test_loss``, over the held-out training images; None if there are none, or left out.
         validation_error_percent: error over the same.
         images_per_second: training throughput, without evaluation.
+        test_map_percent: mean average precision over the test images, of a detector.
+        validation_map_percent: the same over the held-out training images.
     """
 
     epoch: int
     step: int
     lr: float
     train_loss: float
-    train_error_percent: float
-    test_loss: float | None
-    test_error_percent: float | None
-    validation_loss: float | None
-    validation_error_percent: float | None
-    images_per_second: float
+    train_error_percent: float | None = None
+    test_loss: float | None = None
+    test_error_percent: float | None = None
+    validation_loss: float | None = None
+    validation_error_percent: float | None = None
+    images_per_second: float = 0.0
+    test_map_percent: float | None = None
+    validation_map_percent: float | None = None
+
+    @property
+    def validation_rank(self) -> float | None:
+        """Return what is the lower the better the network is on held-out images; None if there are none."""
+        if self.validation_map_percent is not None:
+            return -self.validation_map_percent
+        return self.validation_error_percent
 
     def metrics(self) -> dict[str, float]:
-        """Return losses and errors by name, without those that were not measured."""
-        measured = {k: v for k, v in asdict(self).items() if k.endswith(("_loss", "_error_percent"))}
+        """Return losses and measures of quality by name, without those that were not measured."""
+        measured = {k: v for k, v in asdict(self).items() if k.endswith(("_loss", "_percent"))}
         return {name: value for name, value in measured.items() if value is not None}
 
 
@@ -78,5 +92,6 @@ def read_history(path: str | os.PathLike[str]) -> History:
 
 
 def _result(row: dict[str, str]) -> EpochResult:
-    values = {f.name: float(row[f.name]) if row[f.name] else None for f in fields(EpochResult)}
+    values = {f.name: float(row[f.name]) if row[f.name] else None for f in fields(EpochResult) if f.name not in _LATER}
+    values |= {name: float(row[name]) if row.get(name) else None for name in _LATER}
     return EpochResult(**{**values, "epoch": int(row["epoch"]), "step": int(row["step"])})

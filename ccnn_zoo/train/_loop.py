@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ._classification import Classification
 from ._network import Builder, build_model
 from ._recipe import Recipe
 from ._trainer import Trainer, TrainingResult
@@ -48,4 +49,6 @@ def train(
         ImageError: an image cannot be read.
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-    return Trainer(recipe, Path(output), tensorboard, build).run(resume, progress)
+    return Trainer(recipe, Path(output), tensorboard, lambda recipe: Classification(recipe, build)).run(
+        resume, progress
+    )

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ccnn_zoo.errors import NonFiniteLossError
 
+from ._task import Outcome
+
 Sums: TypeAlias = tuple[float, int, int]
 """Loss times images, misses, and images."""
 
@@ -29,14 +31,15 @@ class Meter:
 
     def __init__(self, epoch: int, processes: int, sums: Sums = NOTHING) -> None:
         self._epoch, self._processes = epoch, processes
-        self._pending: list[tuple[int, Tensor, Tensor, int]] = []
+        self._pending: list[tuple[int, Tensor, Tensor | None, int]] = []
         self._loss, self._wrong, self._images = sums
         self._images_before = self._images
+        self._classifies = True
         self._start = time.perf_counter()
 
-    def update(self, step: int, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a pass of a step: its mean loss, logits (N, classes) and classes (N,). Does not wait for the device."""
-        self._pending.append((step, loss.detach(), (logits.detach().argmax(1) != targets).sum(), len(targets)))
+    def update(self, step: int, outcome: Outcome) -> None:
+        """Add a pass of a step. Does not wait for the device."""
+        self._pending.append((step, outcome.loss.detach(), outcome.wrong, outcome.count))
 
     def check(self) -> None:
         """Read the batches added since the last check.
@@ -47,14 +50,27 @@ class Meter:
         for step, loss, wrong, images in self._pending:
             require_finite(loss.item(), self._epoch, step, "training")
             self._loss += loss.item() * images
-            self._wrong += int(wrong)
+            self._wrong += 0 if wrong is None else int(wrong)
+            self._classifies = wrong is not None
             self._images += images
         self._pending.clear()
 
-    def running(self) -> tuple[float, float, float]:
+    def running(self) -> tuple[float, float | None, float]:
         """Return this process's mean loss and error in percent, and the images per second of all of them."""
         images = max(self._images, 1)
-        return self._loss / images, 100 * self._wrong / images, self.images_per_second()
+        return self._loss / images, self._error(self._wrong, images), self.images_per_second()
+
+    def means(self, accelerator: Accelerator) -> tuple[float, float | None]:
+        """Return mean loss and error in percent over all processes; no error where nothing is classified.
+
+        Raises:
+            NonFiniteLossError: a loss was not finite.
+        """
+        loss, wrong, images = self.sums(accelerator)
+        return loss / images, self._error(wrong, images)
+
+    def _error(self, wrong: int, images: int) -> float | None:
+        return 100 * wrong / images if self._classifies else None
 
     def images_per_second(self) -> float:
         """Return the throughput of all processes since the meter was made."""
@@ -72,12 +88,6 @@ class Meter:
         mine = torch.tensor((self._loss, self._wrong, self._images), dtype=torch.float64, device=accelerator.device)
         loss, wrong, images = accelerator.reduce(mine, reduction="sum").tolist()
         return loss, int(wrong), int(images)
-
-
-def mean_of(sums: Sums) -> tuple[float, float]:
-    """Return mean loss and error in percent."""
-    loss, wrong, images = sums
-    return loss / images, 100 * wrong / images
 
 
 def require_finite(loss: float, epoch: int, step: int, kind: str) -> None:

@@ -96,7 +96,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     }
     if recipe.optimizer == "sgd":
         for parameter in model.parameters():
-            parameter.requires_grad_(get_role(parameter) != CALIBRATION)
+            parameter.requires_grad_(parameter.requires_grad and get_role(parameter) != CALIBRATION)
         return create_optimizer_v2(model, opt="momentum", **common)  # timm's "sgd" is Nesterov's
     return create_optimizer_v2(
         model,

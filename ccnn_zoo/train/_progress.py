@@ -49,9 +49,11 @@ class TrainingProgress:
         self._bar.update(self._task, completed=step)
         self._console.print(f"{self._title}: goes on after step {step}", markup=False, highlight=False, soft_wrap=True)
 
-    def show_step(self, epoch: int, step: int, loss: float, error_percent: float, images_per_second: float) -> None:
+    def show_step(
+        self, epoch: int, step: int, loss: float, error_percent: float | None, images_per_second: float
+    ) -> None:
         """Show running means of the epoch."""
-        figures = f"loss {loss:.3f}, error {error_percent:.2f} %{self._test}, {images_per_second:,.0f} images/s"
+        figures = f"{_figures(loss, error_percent)}{self._test}, {images_per_second:,.0f} images/s"
         description = f"{self._title} {epoch}/{self._epochs}"
         self._bar.update(self._task, completed=step, description=description, figures=figures)
 
@@ -59,11 +61,18 @@ class TrainingProgress:
         """Show what the epoch ended with."""
         if result.test_error_percent is not None:
             self._test = f", test {result.test_error_percent:.2f} %"
+        elif result.test_map_percent is not None:
+            self._test = f", test mAP {result.test_map_percent:.2f} %"
         if not self._console.is_terminal:
             self._console.print(
-                f"{self._title} {result.epoch}/{self._epochs}: loss {result.train_loss:.3f}, "
-                f"error {result.train_error_percent:.2f} %{self._test}, {result.images_per_second:,.0f} images/s",
+                f"{self._title} {result.epoch}/{self._epochs}: "
+                f"{_figures(result.train_loss, result.train_error_percent)}{self._test}, "
+                f"{result.images_per_second:,.0f} images/s",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _figures(loss: float, error_percent: float | None) -> str:
+    return f"loss {loss:.3f}" if error_percent is None else f"loss {loss:.3f}, error {error_percent:.2f} %"

@@ -45,6 +45,7 @@ class Recipe:
             of other classes starts afresh. None starts from random weights.
         validation: share of the training images, in [0, 1), that is held out, drawn by ``seed``. Choose
             hyper-parameters by it, never by the test part.
+        skip_bad_annotations: leave out annotations of boxes that cannot be used, instead of refusing the data.
         image_size: side in pixels to which images of a folder are brought; None is the data's own.
         crop_padding: black pixels put around a training image before a random crop of its size; 0 is off.
         crop_scale: smallest and largest share of the picture that a random resized crop keeps; None is off.
@@ -97,6 +98,7 @@ class Recipe:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     validation: float = 0.0
+    skip_bad_annotations: bool = False
     image_size: int | None = None
     crop_padding: int = 0
     crop_scale: tuple[float, float] | None = None
@@ -196,9 +198,7 @@ class Recipe:
             "calibration_update": CALIBRATION_UPDATES,
             "scheduler": SCHEDULERS,
             "mixed_precision": PRECISIONS,
-            "compile": (True, False),
-            "sync_batchnorm": (True, False),
-            "channels_last": (True, False),
+            **dict.fromkeys(("compile", "sync_batchnorm", "channels_last", "skip_bad_annotations"), (True, False)),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

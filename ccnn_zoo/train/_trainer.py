@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from ccnn_zoo._files import remove_leftovers
 from ccnn_zoo.branchwise import Branchwise
-from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord
 
 from ._accelerator import make_accelerator, steps_per_epoch
-from ._augment import Objective
-from ._batches import Batch, ShuffledOrder, loader_of, step_seed, view_of
+from ._batches import ShuffledOrder, step_seed
 from ._curves import plot_curves
-from ._data import load_data
 from ._environment import package_versions, write_environment
 from ._history import EpochResult, History, write_history
-from ._images import Images
-from ._meter import NOTHING, Meter, Sums, mean_of, require_finite
-from ._network import Builder, build_model, build_optimizer, build_scheduler, trained_form
+from ._meter import NOTHING, Meter, Sums, require_finite
+from ._network import build_optimizer, build_scheduler, trained_form
 from ._progress import TrainingProgress
 from ._recipe import Recipe
 from ._signals import StopRequest
 from ._start import CHECKPOINT, load_start
 from ._state import FOLDER, RunState, StateFolder
+from ._task import MakeTask
 from ._tensorboard import TensorBoard
 
 BEST, HISTORY, CURVES = "best.safetensors", "history.csv", "curves.png"
@@ -59,24 +57,22 @@ class TrainingResult:
 class Trainer:
     """One run of :func:`ccnn_zoo.train.train`."""
 
-    def __init__(self, recipe: Recipe, output: Path, tensorboard: bool, build: Builder = build_model) -> None:
-        self.recipe, self.output, self.build = recipe, output, build
+    def __init__(self, recipe: Recipe, output: Path, tensorboard: bool, make_task: MakeTask) -> None:
+        self.recipe, self.output = recipe, output
         self.accelerator = make_accelerator(recipe)
         logged = tensorboard and self.accelerator.is_main_process
         self.logs = TensorBoard(output / "tensorboard" if logged else None)
-        data = load_data(recipe.data, recipe.image_size)
-        held_out = None
-        if recipe.validation:
-            data, held_out = data.hold_out(recipe.validation, recipe.seed)
-        self.data = data
-        self.steps_per_epoch = steps_per_epoch(recipe, len(data.train), self.accelerator.num_processes)
+        task = self.task = make_task(recipe)
+        self.steps_per_epoch = steps_per_epoch(recipe, len(task.train), self.accelerator.num_processes)
         self.steps = recipe.iterations or recipe.epochs * self.steps_per_epoch
         self.epochs = -(-self.steps // self.steps_per_epoch)
 
-        self._prepare(build(recipe, data))
-        self.test_batches = self._evaluation_batches(data.test)
-        self.held_out_batches = None if held_out is None else self._evaluation_batches(held_out)
-        self.objective = Objective(recipe, len(data.labels))
+        self._prepare(task.build_model())
+        parts = {"test": task.test} if task.held_out is None else {"test": task.test, "validation": task.held_out}
+        self.evaluated = {
+            name: self.accelerator.prepare(task.loader(task.evaluation_view(examples)))
+            for name, examples in parts.items()
+        }
         self.states = StateFolder(output, recipe.keep)
         self.stop = StopRequest(self.accelerator)
         # Reading a value waits for the device: free on the CPU, not elsewhere.
@@ -91,11 +87,11 @@ class Trainer:
         self.average = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
         optimizer = build_optimizer(recipe, model)
         self.scheduler = build_scheduler(recipe, optimizer, self.steps)
-        view = view_of(self.data.train, self.data, recipe)
+        view = self.task.training_view()
         self.order = ShuffledOrder(view, recipe.seed, recipe.batch_size)
         trained = trained_form(recipe, model, self.accelerator)
         self.model, self.optimizer, self.batches = self.accelerator.prepare(
-            trained, optimizer, loader_of(view, recipe, self.order)
+            trained, optimizer, self.task.loader(view, self.order)
         )
         unwrapped = self.accelerator.unwrap_model(self.model)
         self.plain = self.deployed = unwrapped.model if isinstance(unwrapped, Branchwise) else unwrapped
@@ -136,7 +132,7 @@ class Trainer:
                 plot_curves({title: self.history}, self.output / CURVES)
         self.accelerator.wait_for_everyone()
         # Built anew: neither compiled, nor synchronised, nor wrapped by accelerate.
-        model = self.build(self.recipe, self.data).eval()
+        model = self.task.build_model().eval()
         model.load_state_dict(self.deployed.state_dict())
         return TrainingResult(model, self._record(self.history[-1]), self.history, self.output / CHECKPOINT)
 
@@ -167,18 +163,18 @@ class Trainer:
         )
 
     def _save_epoch(self, result: EpochResult) -> None:
-        errors = [earlier.validation_error_percent for earlier in self.history]
-        before = [error for error in errors if error is not None]
+        ranks = [earlier.validation_rank for earlier in self.history]
+        before = [rank for rank in ranks if rank is not None]
         self.history = (*self.history, result)
         if not self.accelerator.is_main_process:
             return
         model, record = self.deployed, self._record(result)
-        save_checkpoint(self.output / CHECKPOINT, model, record)
-        if result.validation_error_percent is None:
+        self.task.save(self.output / CHECKPOINT, model, record)
+        if result.validation_rank is None:
             if not before:
                 (self.output / BEST).unlink(missing_ok=True)  # of an earlier run
-        elif not before or result.validation_error_percent < min(before):
-            save_checkpoint(self.output / BEST, model, record)
+        elif not before or result.validation_rank < min(before):
+            self.task.save(self.output / BEST, model, record)
         write_history(self.history, self.output / HISTORY)
         # Last, so that a state of this epoch means that all the above is there.
         self._save_state(NOTHING)
@@ -197,39 +193,43 @@ class Trainer:
         self.sums = NOTHING
         self._train(epoch, meter, shown)
         throughput = meter.images_per_second()
-        train_loss, train_error = mean_of(meter.sums(self.accelerator))
-        test, validation = (None, None), (None, None)
+        train_loss, train_error = meter.means(self.accelerator)
+        figures = {}
         if epoch % self.recipe.evaluate_every == 0 or epoch == self.epochs:
-            test = self._evaluate(self.test_batches, epoch, meter)
-            if self.held_out_batches is not None:
-                validation = self._evaluate(self.held_out_batches, epoch, meter)
-        return EpochResult(epoch, self.step, self.lr, train_loss, train_error, *test, *validation, throughput)
+            for part, batches in self.evaluated.items():
+                found = self._evaluate(batches, epoch, meter)
+                figures |= {f"{part}_{name}": value for name, value in found.items()}
+        return EpochResult(
+            epoch=epoch,
+            step=self.step,
+            lr=self.lr,
+            train_loss=train_loss,
+            train_error_percent=train_error,
+            images_per_second=throughput,
+            **figures,
+        )
 
     def _train(self, epoch: int, meter: Meter, shown: TrainingProgress) -> None:
         self.model.train()
         parts = self.recipe.accumulate
-        for number, (images, targets) in enumerate(self.batches):
+        for number, batch in enumerate(self.batches):
             part = number % parts
             # Whatever a pass draws depends on its number only, not on the passes before.
             set_seed(step_seed(self.recipe.seed, self.step * parts + part, self.accelerator.process_index))
             last = part == parts - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                self._pass(images, targets, meter)
+                self._pass(batch, meter)
             if last:
                 self._step(epoch, meter, shown)
             if self.step == self.steps:
                 break
 
-    def _pass(self, images: Tensor, targets: Tensor, meter: Meter) -> None:
-        images, wanted = self.objective.mixed(images, targets)
-        logits = self._forward(self.model, images)
-        loss = self.objective.loss(logits, wanted)
-        if len(logits) > len(targets):  # those of several members
-            logits = logits.unflatten(0, (-1, len(targets))).mean(0)
-        meter.update(self.step + 1, loss, logits, targets)
+    def _pass(self, batch: Any, meter: Meter) -> None:
+        outcome = self.task.loss(self.model, batch)
+        meter.update(self.step + 1, outcome)
         if (self.step + 1) % self.interval == 0:
             meter.check()  # before the step, so that R and w are still finite
-        self.accelerator.backward(loss / self.recipe.accumulate)
+        self.accelerator.backward(outcome.loss / self.recipe.accumulate)
 
     def _step(self, epoch: int, meter: Meter, shown: TrainingProgress) -> None:
         self.lr = self.optimizer.param_groups[0]["lr"]
@@ -246,35 +246,22 @@ class Trainer:
             self._save_state(meter.sums(self.accelerator))
 
     @torch.no_grad()
-    def _evaluate(self, batches: Iterable[Batch], epoch: int, meter: Meter) -> tuple[float, float]:
-        """Return mean loss and error in percent."""
+    def _evaluate(self, batches: Iterable[Any], epoch: int, meter: Meter) -> dict[str, float]:
         model = self.model if self.average is None else self.deployed
         model.eval()
-        losses, wrong = [], []
-        for images, targets in batches:
+        figures = self.task.evaluate(model, self._until_stopped(batches, epoch, meter), self.accelerator)
+        if "loss" in figures:
+            require_finite(figures["loss"], epoch, self.step, "evaluation")
+        return figures
+
+    def _until_stopped(self, batches: Iterable[Any], epoch: int, meter: Meter) -> Iterator[Any]:
+        for batch in batches:
             self._stop_if_asked(epoch, meter)
-            with self.accelerator.autocast():  # of its own the average does not know of it
-                logits = self._forward(model, images).float()
-            loss = F.cross_entropy(logits, targets, reduction="none")
-            # Drops the images that fill up the last batch of several processes.
-            loss, miss = self.accelerator.gather_for_metrics((loss, logits.argmax(1) != targets))
-            losses.append(loss)
-            wrong.append(miss)
-        mean_loss = torch.cat(losses).double().mean().item()
-        require_finite(mean_loss, epoch, self.step, "evaluation")
-        return mean_loss, 100 * torch.cat(wrong).double().mean().item()
-
-    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return model(images)
-
-    def _evaluation_batches(self, images: Images) -> Iterable[Batch]:
-        return self.accelerator.prepare(loader_of(view_of(images, self.data), self.recipe))
+            yield batch
 
     def _record(self, result: EpochResult) -> TrainingRecord:
         return TrainingRecord(
-            data=self.data.name,
+            data=self.task.data_name,
             seed=self.recipe.seed,
             epochs=result.epoch,
             recipe=self.recipe.to_dict(),

@@ -1,0 +1,116 @@
+"""From raw annotations to pictures with boxes; what is wrong is collected, never stumbled over in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ccnn_zoo.errors import ConfigurationError
+
+from ._pictures import AnnotatedPicture
+
+_ROUNDING = 0.5
+"""Pixels by which a box may pass the picture's edge: tools round, and the box is cut there."""
+
+
+@dataclass(frozen=True)
+class RawObject:
+    """One annotated object: name of its kind, box (x1, y1, x2, y2) as in :class:`AnnotatedPicture`."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    ignored: bool = False
+
+
+@dataclass
+class Collector:
+    """Turns raw annotations into pictures and remembers what is wrong with them.
+
+    Args:
+        labels: known names.
+        problems: one line each, beginning with the name of the file.
+    """
+
+    labels: Sequence[str]
+    problems: list[str] = field(default_factory=list)
+
+    def picture(
+        self, where: str, path: Path, size: tuple[int, int] | None, objects: Sequence[RawObject]
+    ) -> AnnotatedPicture | None:
+        """Return the picture with its good objects, or None if the picture itself is of no use.
+
+        Args:
+            where: name of the annotation file.
+            path: of the picture.
+            size: width and height as annotated; None if the annotation does not say.
+            objects: as annotated.
+        """
+        try:
+            with Image.open(path) as image:
+                found = ImageOps.exif_transpose(image).size if image.getexif().get(0x0112, 1) > 4 else image.size
+        except FileNotFoundError:
+            return self._report(where, f"the picture {path} is missing")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return self._report(where, f"the picture {path} cannot be read ({error})")
+        if size is not None and size != found:
+            return self._report(where, f"says {size[0]} x {size[1]} pixels, {path.name} has {found[0]} x {found[1]}")
+        good = [each for each in objects if self._is_good(where, each, *found)]
+        boxes = np.array([each.box for each in good], dtype=np.float32).reshape(-1, 4)
+        return AnnotatedPicture(
+            path,
+            *found,
+            boxes=np.clip(boxes, 0, np.array([*found, *found], dtype=np.float32)),
+            labels=np.array([self.labels.index(each.name) + 1 for each in good], dtype=np.int64),
+            ignored=np.array([each.ignored for each in good], dtype=bool),
+        )
+
+    def _is_good(self, where: str, each: RawObject, width: int, height: int) -> bool:
+        x1, y1, x2, y2 = each.box
+        told = f"{each.name} at {x1:g}, {y1:g}, {x2:g}, {y2:g}"
+        problem = ""
+        if each.name not in self.labels:
+            problem = f"unknown class {each.name!r}; known are {', '.join(self.labels)}"
+        elif not np.isfinite(each.box).all():
+            problem = f"{told} is no box"
+        elif x2 < x1 or y2 < y1:
+            problem = f"{told} is reversed"
+        elif x2 == x1 or y2 == y1:
+            problem = f"{told} is empty"
+        elif min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
+            problem = f"{told} is outside the {width} x {height} pixels"
+        if problem:
+            self._report(where, problem)
+        return not problem
+
+    def _report(self, where: str, problem: str) -> None:
+        self.problems.append(f"{where}: {problem}")
+
+
+def refuse_or_skip(name: str, problems: Sequence[str], *, skip: bool) -> tuple[str, ...]:
+    """Return the problems if they are to be skipped.
+
+    Raises:
+        ConfigurationError: there are some, and they are not; lists them all.
+    """
+    if problems and not skip:
+        listed = "\n  ".join(problems)
+        raise ConfigurationError(
+            f"{len(problems)} annotations of {name} cannot be used; mend them, or leave them out with "
+            f"skip_bad_annotations=true:\n  {listed}"
+        )
+    return tuple(problems)
+
+
+def require_pictures(name: str, parts: Mapping[str, Sequence[AnnotatedPicture]]) -> None:
+    """Refuse data without training or test pictures.
+
+    Raises:
+        ConfigurationError: a part is empty.
+    """
+    for part, pictures in parts.items():
+        if not pictures:
+            raise ConfigurationError(f"{name} has no {part} pictures; check its lists and annotations")
