@@ -8,9 +8,11 @@ is imported, before or after, the networks (``ccnn_*``) and the optimizer (``csg
 
 import sys as _sys
 
-import lazy_loader as _lazy
+# Public names and the modules that hold them; `__init__.pyi` tells type checkers the same.
+_HOMES = {"CSGD": "optim", "CalibratedConv2d": "layers", "calibrate": "convert", "fold": "convert"}
+_PACKAGES = ("export", "hub", "models", "runtime", "train")
 
-_resolve, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+__all__ = [*_HOMES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> object:
@@ -18,7 +20,18 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version  # it reads e-mail headers, and costs as much as all else here
 
         return version("ccnn-zoo")
-    return _resolve(name)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = getattr(home, name) if name in _HOMES else home
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def _join_timm_registries(timm: object) -> None:
