@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Also in the processes to come, and before torch is imported.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
 
-    from experiments._plans import make_plan
+    from experiments._plans import MissingDataError, make_plan
     from experiments._running import run_cells
 
     from ccnn_zoo.errors import CCNNError
@@ -39,13 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
     cells_folder = args.cells or RUNS / "cells"
     try:
         plan = make_plan(size, args.data, args.seeds, cells_folder)
-        chosen = {name: experiments.load(name) for name in names}
-        cells = [cell for experiment in chosen.values() for cell in experiment.cells(plan)]
-        records = run_cells(cells, cells_folder, args.jobs, args.threads)
+        chosen, cells = [], []
+        for name in names:
+            experiment = experiments.load(name)
+            try:
+                cells += experiment.cells(plan)
+                chosen.append(experiment)
+            except MissingDataError as error:
+                if "all" not in args.experiment:
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+        records = run_cells(cells, cells_folder, args.jobs, args.threads, run=not args.report)
     except CCNNError as error:
         sys.exit(f"error: {error}")
     command = " ".join(["scripts/reproduce.py", *names, *([] if size == "full" else [f"--{size}"])])
-    for experiment in chosen.values():
+    for experiment in chosen:
         print(experiment.report(plan, records).write(out, command))
 
 
@@ -60,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick)")
     parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")
     parser.add_argument("--cells", type=Path, help=f"folder of the trainings ({RUNS}/cells)")
+    parser.add_argument("--report", action="store_true", help="train nothing: write what the finished cells say")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time, also on one GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     return parser

@@ -142,10 +142,18 @@ def _sizes(data: Data, held_out: Images | None) -> dict[str, Any]:
     return {"name": data.name, "input_size": list(data.input_size), **{k: len(v) for k, v in parts.items()}}
 
 
-def _training_seconds(history: History, recipe: Recipe) -> float:
-    """Return the time of the training steps alone, by each epoch's throughput: true of resumed runs too."""
+def _training_seconds(history: History, recipe: Recipe) -> float | None:
+    """Return the time of the training steps alone, by each epoch's throughput: true of resumed runs too.
+
+    An epoch that a run resumed at its very end has no throughput, and counts as the others do on average; None if
+    no epoch has one.
+    """
     before = [0, *(result.step for result in history)]
-    return sum((r.step - b) * recipe.batch_size / r.images_per_second for r, b in zip(history, before, strict=False))
+    timed = [(r.step - b, r.images_per_second) for r, b in zip(history, before, strict=False) if r.images_per_second]
+    if not timed:
+        return None
+    seconds = sum(steps * recipe.batch_size / throughput for steps, throughput in timed)
+    return seconds * history[-1].step / sum(steps for steps, _ in timed)
 
 
 def _costs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:

@@ -65,7 +65,7 @@ def provenance(records: Sequence[Record]) -> list[str]:
     if ended:
         lengths = sorted({(r.measured["epochs"], r.measured["iterations"]) for r in ended})
         steps = "; ".join(f"{epochs} epochs, {iterations:,} iterations" for epochs, iterations in lengths)
-        seconds = [r.measured["seconds"] for r in ended]
+        seconds = [r.measured["seconds"] or 0.0 for r in ended]
         lines.append(
             f"- {len(records)} trainings of {steps} each; {sum(seconds) / 60:.1f} minutes of training steps together, "
             f"{min(seconds):.1f} to {max(seconds):.1f} s each, without evaluation."

@@ -125,8 +125,10 @@ def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Pl
         place: folder for subsets of data.
 
     Raises:
-        ConfigurationError: the small sizes know no recipe for the data.
+        ConfigurationError: the small sizes know no recipe for the data, or there is no seed.
     """
+    if seeds is not None and seeds < 1:
+        raise ConfigurationError(f"--seeds must be at least 1, got {seeds}")
     chosen = tuple(range(seeds)) if seeds else _SEEDS[size]
     if size == "full":
         return Plan(size, data or "", chosen, {})
@@ -134,18 +136,28 @@ def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Pl
     if (size, kind) not in _EPOCHS:
         raise ConfigurationError(f"--{size} trains on 'digits' or 'mnist:FOLDER', got --data {data!r}")
     length = _EPOCHS[size, kind]
-    epochs = {"epochs": length, "evaluate_every": max(1, length // 6)}
+    epochs = {"epochs": length, "evaluate_every": max(1, length // (6 if size == "small" else 2))}
     if kind == "digits":
         return Plan(size, kind, chosen, {**_DIGITS, **epochs})
     subset = mnist_subset(Path(folder), place / "data", _MNIST_IMAGES)
     return Plan(size, f"mnist:{subset}", chosen, {**_MNIST, **epochs})
 
 
-def need_data(plan: Plan, expected: str) -> None:
-    """Refuse a full run without data.
+class MissingDataError(ConfigurationError):
+    """The data of an experiment in full size were not given."""
+
+
+def need_data(plan: Plan, experiment: str, expected: str) -> None:
+    """Refuse a full run on other data than the paper's.
+
+    Args:
+        plan: of the call.
+        experiment: for the message.
+        expected: for example ``"cifar10:FOLDER"``.
 
     Raises:
-        ConfigurationError: none was given.
+        MissingDataError: no data of this kind were given.
     """
-    if plan.full and not plan.data:
-        raise ConfigurationError(f"the full recipe needs --data {expected}; or run --small or --quick")
+    if plan.full and plan.kind != expected.partition(":")[0]:
+        given = f", got --data {plan.data}" if plan.data else ""
+        raise MissingDataError(f"{experiment} needs --data {expected}{given}; or run --small or --quick")

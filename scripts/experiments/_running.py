@@ -13,22 +13,23 @@ from pathlib import Path
 from ._cells import Cell, Record, Records, find, finish, key_of
 
 
-def run_cells(cells: Sequence[Cell], place: Path, jobs: int, threads: int) -> Records:
-    """Finish all cells.
+def run_cells(cells: Sequence[Cell], place: Path, jobs: int, threads: int, run: bool = True) -> Records:
+    """Finish all cells, and return their records.
 
     Args:
         cells: in the order in which they are begun.
         place: folder of their folders.
         jobs: processes; 1 is this one.
         threads: of torch, in each process.
+        run: False returns the records of those that are finished.
     """
     wanted = {key_of(cell.settings()): cell for cell in cells}
     done = [record for cell in wanted.values() if (record := find(cell, place))]
     finished = {key_of(record.settings) for record in done}
-    left = [cell for key, cell in wanted.items() if key not in finished]
+    left = [cell for key, cell in wanted.items() if run and key not in finished]
     print(f"{len(wanted)} cells, {len(done)} of them finished before", file=sys.stderr)
-    run = _in_this_process if jobs == 1 or len(left) < 2 else _in_processes
-    for number, record in enumerate(run(left, place, jobs, threads), start=1):
+    way = _in_this_process if jobs == 1 or len(left) < 2 else _in_processes
+    for number, record in enumerate(way(left, place, jobs, threads), start=1):
         print(f"[{number}/{len(left)}] {record.folder.name}", file=sys.stderr, flush=True)
         done.append(record)
     return Records(done)
@@ -42,14 +43,12 @@ def _in_this_process(cells: Sequence[Cell], place: Path, jobs: int, threads: int
 
 def _in_processes(cells: Sequence[Cell], place: Path, jobs: int, threads: int) -> Iterator[Record]:
     spawn = multiprocessing.get_context("spawn")  # torch's threads and CUDA do not outlive a fork
-    with ProcessPoolExecutor(min(jobs, len(cells)), spawn, _begin_worker, (threads,)) as pool:
-        futures = [pool.submit(finish, cell, place) for cell in cells]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(min(jobs, len(cells)), spawn, _begin_worker, (threads,))
+    try:
+        for future in as_completed([pool.submit(finish, cell, place) for cell in cells]):
+            yield future.result()
+    finally:  # not `with`, which would run all that are left after the first error
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin_worker(threads: int) -> None:

@@ -97,7 +97,8 @@ def spread(records: Iterable[Record], *path: str) -> Spread:
         value = record.measured
         for name in path:
             value = value[name]
-        values[seed] = value
+        if value is not None:
+            values[seed] = value
     return Spread(values, tuple(diverged))
 
 

@@ -77,7 +77,7 @@ DENSE = 'calibrated, `mixing="dense"`'
 
 def cells(plan: Plan) -> list[Training]:
     """Return what is compared, then the choices, by seeds."""
-    need_data(plan, "cifar10:FOLDER")
+    need_data(plan, "ablation", "cifar10:FOLDER")
     compared = [cell for row in rows(plan) if row.missing is None for cell in row.cells]
     return plan.with_seeds([*compared, *_choices.cells(plan, training)])
 
@@ -124,7 +124,8 @@ def measured(plan: Plan, records: Records, row: Row) -> list[Record]:
     """Return one record per seed; of an ensemble, of its members together."""
     if len(row.cells) == 1:
         return records.of(plan.with_seeds(row.cells))
-    return [_together(records.of(replace(c, recipe=replace(c.recipe, seed=s)) for c in row.cells)) for s in plan.seeds]
+    members = [records.of(replace(c, recipe=replace(c.recipe, seed=seed)) for c in row.cells) for seed in plan.seeds]
+    return [_together(finished) for finished in members if len(finished) == len(row.cells)]
 
 
 def _together(members: Sequence[Record]) -> Record:

@@ -34,7 +34,7 @@ def gradient_noise(plan: Plan) -> Training:
 
 def cells(plan: Plan) -> list[Training]:
     """Return the grid, K=1 and K=4 first."""
-    need_data(plan, "cifar10:FOLDER")
+    need_data(plan, "table1", "cifar10:FOLDER")
     order = [(k, s) for ks in ((1, 4), (2, 8)) for s in (1e-4, 0.0, 1e-3) for k in ks]
     return plan.with_seeds([*(training(plan, k, s) for k, s in order), gradient_noise(plan)])
 
