@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from serve_network import LABELS, METADATA, save_network
 
+from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
 from ccnn_zoo.serve import TritonOptions, write_triton
 
@@ -52,6 +55,28 @@ def test_a_repository_describes_the_network_that_it_holds(network, tmp_path):
     assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_AUTO, 1)
     # A client of other software learns from the server how to prepare pictures.
     assert config.parameters["ccnn_zoo.mean"].string_value == "[0.4, 0.5, 0.6]"
+
+
+def test_the_command_line_exports_uint8_pictures_for_triton(tmp_path):
+    ccnn = [Path(sys.executable).with_name("ccnn"), "export", "ccnn_resnet18_cifar.mnist", "--preprocess"]
+    ccnn += [f"--output={tmp_path / 'digits.onnx'}", f"--triton={tmp_path / 'models'}"]
+    run = subprocess.run([*ccnn, "--triton-set", "instances=2"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "models" / "ccnn_resnet18_cifar"
+    config = read(folder)
+    ((sent,), (given,)) = config.input, config.output
+    assert (sent.data_type, list(sent.dims)) == (model_config_pb2.TYPE_UINT8, [-1, -1, 1])
+    assert config.instance_group[0].count == 2
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 40, 31, 1), np.uint8)
+    session = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run([given.name], {sent.name: pictures})
+    labels = (folder / given.label_filename).read_text().splitlines()
+    expected = runtime.load(tmp_path / "digits.onnx", device="cpu").classify(list(pictures))
+    assert [labels[index] for index in logits.argmax(1)] == [result.label for result in expected]
+    assert logits.shape[1:] == tuple(given.dims)
+    run = subprocess.run([*ccnn, "--triton-set", "instance=2"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "instances" in run.stderr, "what there is"
 
 
 def test_every_option_arrives_in_tritons_fields(network, tmp_path):

@@ -45,6 +45,10 @@ def export(
     report_beside: Annotated[
         bool, typer.Option("--report-beside", help="Write each report as JSON beside its file.")
     ] = False,
+    triton: Annotated[Path | None, typer.Option(help="Also put it into this Triton model repository.")] = None,
+    triton_set: Annotated[
+        list[str] | None, typer.Option("--triton-set", help="NAME=VALUE, e.g. instances=2; docs/serving.md has all.")
+    ] = None,
 ) -> None:
     """Fold a network into plain convolutions and write it as ONNX, in one or more precisions.
 
@@ -52,8 +56,14 @@ def export(
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
     Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
+    Example:  ccnn export runs/digits -o digits.onnx --triton models --triton-set instances=2
     """
+    from ._triton import triton_options
+
+    how = triton_options(triton_set or [], asked=triton is not None)  # before torch is imported
+
     from ccnn_zoo.export import to_folder, to_onnx
+    from ccnn_zoo.serve import write_triton
 
     from . import _sources
 
@@ -77,6 +87,9 @@ def export(
         reports = to_folder(model, output, precisions, **options)
     _write_reports(reports, report, beside=report_beside)
     _show(reports)
+    if triton is not None:
+        for one in reports.values():
+            typer.echo(write_triton(one.path, triton, options=how))
 
 
 def _parsed_size(text: str | None) -> tuple[int, int] | str | None:

@@ -23,6 +23,7 @@ def serve(
     max_pending: Annotated[int, typer.Option(help="Requests held at once; further ones get 503.")] = 128,
     timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and again to answer it.")] = 30.0,
     address: Annotated[str, typer.Option(help="local starts Ray here; auto joins this machine's cluster.")] = "local",
+    name: Annotated[str, typer.Option(help="The Serve application's name, one a cluster.")] = "ccnn",
 ) -> None:
     """Classify pictures that come over HTTP, until SIGINT or SIGTERM; what was accepted by then is answered first.
 
@@ -50,5 +51,6 @@ def serve(
         host=host,
         port=port,
         address=address,
+        name=name,
     )
     run(options, ready=lambda url: typer.echo(f"serving {model} at {url}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from ccnn_zoo.serve import TritonOptions
 
 
-def triton_options(settings: Iterable[str]) -> TritonOptions:
+def triton_options(settings: Sequence[str], *, asked: bool) -> TritonOptions:
     """Return options from ``NAME=VALUE`` settings, values in YAML.
 
     Raises:
-        ConfigurationError: a setting is no such pair, or its name or value is refused; names it.
+        ConfigurationError: settings stand without a repository, or one is no such pair, or is refused; names it.
     """
     import yaml
 
     from ccnn_zoo.serve import TritonOptions
 
+    if settings and not asked:
+        raise ConfigurationError(f"--triton-set {settings[0]} needs --triton DIR")
     known = [field.name for field in fields(TritonOptions)]
     values = {}
     for text in settings:

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._front import Front
+from ._front import DEPLOYMENT, Front
 from ._options import ServeOptions, check_count
 from ._replica import Replica
 
@@ -63,6 +63,7 @@ def replicas(options: ServeOptions) -> Application:
     """Return the deployment that holds the network."""
     return serve.deployment(
         Replica,
+        name=DEPLOYMENT,
         num_replicas=options.replicas,
         ray_actor_options={"num_cpus": options.threads_each, "num_gpus": options.gpus_each},
         user_config={"max_batch_size": options.max_batch_size, "batch_wait_s": options.batch_wait_s},

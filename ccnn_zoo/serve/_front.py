@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ._options import ServeOptions
-from ._replica import OK, Reply
+from ._replica import OK
 
 ATTEMPTS = 3
 """Replicas that one picture may be sent to. A picture whose decoding kills them stops there."""
@@ -28,6 +29,9 @@ ATTEMPTS = 3
 # A replica that dies takes its requests with it: Serve sends those again that it had not accepted, and raises one of
 # these for those that it had. Classifying changes nothing, so they are sent again here.
 REPLICA_DIED = (RayActorError, ObjectLostError, WorkerCrashedError)
+
+DEPLOYMENT = "Replica"
+"""Name of the deployment that holds the network."""
 
 _RAW = ("image/", "application/octet-stream")
 _HEALTH_TIMEOUT_S = 5.0
@@ -81,7 +85,7 @@ class Front:
     async def about(self, request: Request) -> Response:
         """Say which network answers, and to what."""
         if self._about is None:
-            architecture, labels = await self._handle.labels.remote()
+            architecture, labels = await self._answered(self._handle.labels)
             self._about = {"model": architecture, "labels": labels, "classify": "POST /classify?top_k=5"}
         return JSONResponse(self._about)
 
@@ -93,7 +97,7 @@ class Front:
         except TimeoutError:
             return JSONResponse({"status": "Serve's controller does not answer"}, 503)
         app = status.applications.get(self._name)
-        states = app.deployments[Replicas].replica_states if app and Replicas in app.deployments else {}
+        states = app.deployments[DEPLOYMENT].replica_states if app and DEPLOYMENT in app.deployments else {}
         running = states.get("RUNNING", 0)
         body = {"status": "ok" if running else "no replica runs", "replicas": running}
         return JSONResponse(body, OK if running else 503)
@@ -138,7 +142,7 @@ class Front:
             raise HTTPException(408, late, {"Connection": "close"}) from error
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                reply = await self._answered(picture, top_k)
+                reply = await self._answered(self._handle.classify, picture, top_k)
         except TimeoutError as error:
             raise HTTPException(504, f"no replica answered within {self._options.timeout_s:g} s") from error
         if reply.status != OK:
@@ -147,14 +151,14 @@ class Front:
         names = ("label", "probability", "index")
         return JSONResponse({"predictions": [dict(zip(names, p, strict=True)) for p in reply.predictions]})
 
-    async def _answered(self, picture: bytes, top_k: int) -> Reply:
+    async def _answered(self, method: DeploymentHandle, *arguments: object) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._handle.classify.remote(picture, top_k)
+                return await method.remote(*arguments)
             except REPLICA_DIED as error:
                 _logger.warning("a replica died with a request, attempt %d: %s", attempt, type(error).__name__)
                 self._metrics.retries.inc()
-        raise HTTPException(503, f"{ATTEMPTS} replicas died while they held this picture", {"Retry-After": "5"})
+        raise HTTPException(503, f"{ATTEMPTS} replicas died while they held this request", {"Retry-After": "5"})
 
     async def _picture(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", _RAW[1]).lower()
@@ -170,10 +174,6 @@ class Front:
         if not picture:
             raise HTTPException(400, "the body is empty. Send the bytes of one picture.")
         return picture
-
-
-Replicas = "Replica"
-"""Name of the deployment that holds the network."""
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -28,36 +28,44 @@ def require(*modules: str) -> None:
 
 
 @contextmanager
-def running(address: str, cpus: int, gpus: float = 0) -> Iterator[None]:
+def running(address: str, cpus: int, gpus: float = 0) -> Iterator[bool]:
     """Connect to a Ray cluster, or start one on this machine that ends with this block.
 
     Args:
-        address: ``"local"`` starts one; ``"auto"`` or ``"ray://HOST:PORT"`` joins one.
+        address: ``"local"`` starts one; ``"auto"`` or ``"ray://HOST:PORT"`` joins one. Where this process is connected
+            already, that connection is used, and left open.
         cpus: processors that a local Ray may hand out.
         gpus: GPUs that a local Ray may hand out.
+
+    Yields:
+        whether the cluster was started for this block alone.
 
     Raises:
         RepositoryError: there is no cluster at the address.
     """
     import ray
 
+    if ray.is_initialized():
+        yield False
+        return
     # Ray counts its users by sending reports home; a service does nothing that nobody asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     local = {
         "num_cpus": cpus,
         "num_gpus": gpus or None,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    options = local if address == LOCAL else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **(local if address == LOCAL else {}))
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
         raise RepositoryError(
             f"no Ray cluster at {address!r}: {error}. Start one, or leave the address out."
         ) from error
     try:
-        yield
+        yield address == LOCAL
     finally:
         ray.shutdown()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -65,10 +64,6 @@ class Replica:
     def labels(self) -> tuple[str, tuple[str, ...]]:
         """Return the network's architecture and labels."""
         return self._classifier.metadata.architecture, self._classifier.metadata.labels
-
-    def process(self) -> int:
-        """Return the number of this process."""
-        return os.getpid()
 
     async def classify(self, picture: bytes, top_k: int) -> Reply:
         """Classify one encoded picture."""

@@ -33,7 +33,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) 
     options = _resolved(options)
     with _bound(options.host, options.port) as listener:
         cpus, gpus = options.replicas * options.threads_each, options.replicas * options.gpus_each
-        with _ray.running(options.address, cpus, gpus), _application(options) as handle:
+        with _ray.running(options.address, cpus, gpus) as alone, _application(options, alone) as handle:
             _listen(listener, handle, options, ready)
 
 
@@ -60,7 +60,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _application(options: ServeOptions) -> Iterator[object]:
+def _application(options: ServeOptions, alone: bool) -> Iterator[object]:
     from ray import serve as ray_serve
     from ray.exceptions import RayError
 
@@ -76,7 +76,7 @@ def _application(options: ServeOptions) -> Iterator[object]:
             raise DeviceError(f"the replicas do not start: {error}") from error
         yield handle
     finally:
-        if options.address == _ray.LOCAL:
+        if alone:
             ray_serve.shutdown()
         else:
             ray_serve.delete(options.name)
@@ -101,6 +101,8 @@ def _listen(
         log_level="warning",
         access_log=False,
         server_header=False,
+        lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=int(2 * options.timeout_s) + 1,
     )
     with _quiet_signals():
