@@ -50,7 +50,7 @@ def light_python(site: Path, program: str, *arguments: object) -> subprocess.Com
     """Run a program that sees the standard library and ``site``."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"PYTHONPATH": str(site)}
     return subprocess.run(
-        [sys.executable, "-S", "-c", program, *map(str, arguments)],
+        [sys.executable, "-S", "-P", "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment | {"HF_HUB_OFFLINE": "1"},
