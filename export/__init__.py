@@ -8,6 +8,7 @@ What each precision may differ from torch, and why, stands in ``export/_compare.
 
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference
 from ._export import to_folder, to_onnx
+from ._images import ImageBatches
 from ._measure import Timing
 from ._metadata import metadata_of
 from ._options import DEFAULT_OPSET, FILES
@@ -24,6 +25,7 @@ __all__ = [
     "TOLERANCE",
     "BatchDifference",
     "ExportReport",
+    "ImageBatches",
     "PreprocessingDifference",
     "Timing",
     "metadata_of",

@@ -223,10 +223,20 @@ def _network_table(details: Mapping[str, Any], config: Mapping[str, Any]) -> str
 
 def _measurements(details: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
     yield from details["record"]["metrics"].items()
-    export = details["export"]
-    yield "largest difference of a logit, onnxruntime from torch", f"{export['max_difference']:.1e}"
-    if export["agreement"] is not None:
-        yield f"same class on {export['images']:,} images, onnxruntime and torch", f"{export['agreement']:.2%}"
+    for precision, export in {"fp32": details["export"], **details.get("further_exports", {})}.items():
+        file = "" if precision == "fp32" else f" {precision}"
+        yield f"largest difference of a logit, onnxruntime{file} from torch", f"{export['max_difference']:.1e}"
+        if export["agreement"] is not None:
+            yield (
+                f"same class on {export['images']:,} images, onnxruntime{file} and torch",
+                f"{export['agreement']:.2%}",
+            )
+        if export.get("accuracy") is not None:
+            yield f"accuracy of onnxruntime{file} on them, and points lost to torch", _accuracy(export)
+
+
+def _accuracy(export: Mapping[str, Any]) -> str:
+    return f"{export['accuracy']:.2f} %, {export['accuracy_loss']:.2f}"
 
 
 def _options(record: Mapping[str, Any]) -> Iterable[tuple[str, object]]:

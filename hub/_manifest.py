@@ -1,7 +1,7 @@
 """The manifest of a repository: what each file must be, to the bit.
 
 ``manifest.json`` is ``{"format": 1, "files": {path: {"sha256": ..., "size": ...}}, ...}``; its other keys describe
-the network (``architecture``, ``branches``, ``parameters``, ``record``, ``export``, ``versions``).
+the network (``architecture``, ``branches``, ``parameters``, ``record``, ``export``, ``further_exports``, ``versions``).
 """
 
 from __future__ import annotations

@@ -32,11 +32,12 @@ from ._names import (
 from ._plan import Change, changes_between
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from ccnn_zoo.checkpoint import TrainingRecord
+    from ccnn_zoo.export import ImageBatches
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -69,9 +70,10 @@ def publish(
     repo_id: str,
     *,
     record: TrainingRecord | None = None,
-    images: Tensor | Iterable[Tensor] | None = None,
+    images: ImageBatches | None = None,
     curves: str | os.PathLike[str] | None = None,
-    networks: Mapping[str, str | os.PathLike[str]] | None = None,
+    networks: Mapping[str, str | os.PathLike[str] | None] | None = None,
+    calibration: ImageBatches | None = None,
     revision: str | None = None,
     tag: str | None = None,
     private: bool = False,
@@ -94,9 +96,12 @@ def publish(
             written anew when it goes to the Hub, whose name its examples then show.
         repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
         record: how the network was trained; needed where ``source`` is a network. By default the checkpoint's.
-        images: what :func:`ccnn_zoo.export.to_onnx` verifies the exported network on.
+        images: what :func:`ccnn_zoo.export.to_onnx` verifies the exported networks on; with their classes, the accuracy
+            of each is measured too.
         curves: PNG file of the error curves, for the card.
-        networks: further ONNX files by precision (``"fp16"``, ``"int8"``); the fp32 one is exported.
+        networks: further ONNX files by precision (``"fp16"``, ``"int8"``); None in a file's place exports the network
+            in this precision. The fp32 one is always exported.
+        calibration: images of the training set, for an int8 that is exported, see :func:`ccnn_zoo.export.to_onnx`.
         revision: branch of the Hub repository, made where it is missing; None is ``main``.
         tag: name for the commit, e.g. ``"v1.0"``; one that exists at another commit is an error.
         private: make a new Hub repository private; an existing public one is an error.
@@ -119,7 +124,7 @@ def publish(
         refuse_for_folders(repo_id, **options, parent_commit=parent_commit, token=token)
     if tag is not None and create_pr:
         raise ConfigurationError("tag and create_pr exclude each other: tag the commit when the request is merged")
-    staging = _Staging(source, record, images, curves, dict(networks or {}))
+    staging = _Staging(source, record, images, curves, dict(networks or {}), calibration)
     if folder is not None:
         return _publish_folder(staging, folder, repo_id, dry_run)
     target = _upload.Target(repo_id, revision, private, parent_commit, create_pr, tag, token)
@@ -132,9 +137,10 @@ class _Staging:
 
     source: nn.Module | str | os.PathLike[str]
     record: TrainingRecord | None
-    images: Tensor | Iterable[Tensor] | None
+    images: ImageBatches | None
     curves: str | os.PathLike[str] | None
-    networks: dict[str, str | os.PathLike[str]]
+    networks: dict[str, str | os.PathLike[str] | None]
+    calibration: ImageBatches | None = None
 
     def __post_init__(self) -> None:
         for precision in self.networks:
@@ -190,8 +196,11 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     files = [*REQUIRED]
     if staging.curves is not None:
         files.append(_add_curves(Path(staging.curves), folder))
-    files += [_add_network(precision, Path(path), folder) for precision, path in staging.networks.items()]
-    details = stage_network(source, folder, staging.record, staging.images)
+    given = {precision: path for precision, path in staging.networks.items() if path is not None}
+    files += [_add_network(precision, Path(path), folder) for precision, path in given.items()]
+    exported = [precision for precision in staging.networks if precision not in given]
+    details = stage_network(source, folder, staging.record, staging.images, exported, staging.calibration)
+    files += [PRECISIONS[precision] for precision in exported]
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)
     details["networks"] = {name: path for name, path in PRECISIONS.items() if path == NETWORK or path in files}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
 
+from . import _limits
 from ._names import MANIFEST, PICKLES
-from ._retry import persistently, root_of, status_of
+from ._retry import persistently, root_of, status_of, was_unanswered
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -66,6 +67,11 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"there is no token on this machine: {_LOGIN}."
     if status_of(cause) is not None:
         return _explain_status(status_of(cause), cause)
+    if was_unanswered(error):
+        return (
+            f"{constants.ENDPOINT} took the request and did not answer in time ({_limits.ANSWER:g} s where it writes). "
+            "Try again: what has arrived is not sent twice."
+        )
     if isinstance(cause, hub.HTTPError):
         why = f"{type(cause).__name__}: {_in_one_line(cause)}"
         return f"{constants.ENDPOINT} cannot be reached ({why}). Check it and try again."

@@ -61,6 +61,16 @@ def is_transient(error: Exception) -> bool:
     return isinstance(cause, hub.HTTPError) and type(cause).__name__ != "ConnectError"
 
 
+def is_brief(error: Exception) -> bool:
+    """As :func:`is_transient`, except that a server that was waited for in vain is not waited for again."""
+    return is_transient(error) and not was_unanswered(error)
+
+
+def was_unanswered(error: Exception) -> bool:
+    """Whether the server took the request and never answered."""
+    return type(root_of(error)).__name__ == "ReadTimeout"
+
+
 def was_refused_unread(error: Exception) -> bool:
     """Whether the server says that it did nothing: what must not happen twice may then be tried again."""
     return status_of(root_of(error)) in _REFUSED_UNREAD

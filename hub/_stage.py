@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.export import to_onnx
+from ccnn_zoo.export import ExportReport, ImageBatches, to_folder
 
-from ._names import CONFIG, HEAT_MAP, NETWORK, WEIGHTS
+from ._names import CONFIG, HEAT_MAP, WEIGHTS
 from ._pictures import draw_calibration
 
 _PACKAGES = ("ccnn-zoo", "torch", "timm", "onnx", "safetensors")
@@ -32,15 +32,19 @@ def stage_network(
     source: nn.Module | str | os.PathLike[str],
     folder: Path,
     record: TrainingRecord | None,
-    images: Tensor | Iterable[Tensor] | None,
+    images: ImageBatches | None,
+    precisions: Iterable[str] = (),
+    calibration: ImageBatches | None = None,
 ) -> dict[str, Any]:
-    """Write configuration, weights, ONNX file and heat map of a network; return its part of the manifest.
+    """Write configuration, weights, ONNX files and heat map of a network; return its part of the manifest.
 
     Args:
         source: the network, or its checkpoint file.
         folder: where to write.
         record: how it was trained; the checkpoint's by default.
-        images: what to verify the exported network on.
+        images: what to verify the exported networks on.
+        precisions: those to export besides fp32.
+        calibration: images to measure the ranges of int8 on.
 
     Raises:
         ConfigurationError: no record, a metric that is not measured, or a network that timm cannot build again.
@@ -63,11 +67,22 @@ def stage_network(
     _check_model(model)
     details = _describe(model)
     _write_weights(model, folder, details)
-    report = to_onnx(model, folder / NETWORK, images=images)
+    reports = to_folder(model, folder, ["fp32", *precisions], images=images, calibration=calibration)
     draw_calibration(model, folder / HEAT_MAP)
-    export = {name: value for name, value in report.to_dict().items() if name != "path"}
+    exports = {precision: _measured(report) for precision, report in reports.items()}
     versions = {name: version(name) for name in _PACKAGES}
-    return {**details, "record": asdict(record), "export": export, "versions": versions}
+    return {
+        **details,
+        "record": asdict(record),
+        "export": exports.pop("fp32"),
+        "further_exports": exports,
+        "versions": versions,
+    }
+
+
+def _measured(report: ExportReport) -> dict[str, Any]:
+    """Return what the manifest keeps of a report: its path is that of a temporary folder."""
+    return {name: value for name, value in report.to_dict().items() if name != "path"}
 
 
 def _check_metrics(record: TrainingRecord) -> None:

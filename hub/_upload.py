@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ccnn_zoo.errors import RepositoryError
 
+from . import _limits
 from ._plan import Change, changes_between
 from ._remote import CHANGED, client, explained, listing
-from ._retry import is_transient, persistently, root_of, status_of, was_refused_unread
+from ._retry import is_brief, is_transient, persistently, root_of, status_of, was_refused_unread
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
 _MESSAGE = "Publish with ccnn-zoo"
 
@@ -51,6 +53,7 @@ def push(folder: Path, files: list[str], target: Target) -> Pushed:
         RepositoryError: the repository cannot be written, has changed since ``parent_commit``, or has the tag.
         ConfigurationError: the name is malformed.
     """
+    _limits.limit_waiting()
     with explained(target.repo_id, target.revision):
         api = client(target.token)
         parent = _make_tip(api, target)
@@ -75,6 +78,7 @@ def preview(folder: Path, files: list[str], target: Target) -> tuple[Change, ...
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    _limits.limit_waiting()
     with explained(target.repo_id, target.revision):
         api = client(target.token)
         try:
@@ -94,14 +98,14 @@ def _make_tip(api: HfApi, target: Target) -> str:
     """Return the commit on which to publish, after making the repository and the branch where they are missing."""
     if not target.create_pr and target.parent_commit is None:
         # None, not False: an organisation may make its repositories private by default.
-        persistently(lambda: api.create_repo(target.repo_id, private=target.private or None, exist_ok=True))
+        _write(lambda: api.create_repo(target.repo_id, private=target.private or None, exist_ok=True))
         if target.revision is not None:
-            persistently(lambda: api.create_branch(target.repo_id, branch=target.revision, exist_ok=True))
+            _write(lambda: api.create_branch(target.repo_id, branch=target.revision, exist_ok=True))
     return _look_at_tip(api, target, target.revision)
 
 
 def _look_at_tip(api: HfApi, target: Target, revision: str | None) -> str:
-    info = persistently(lambda: api.model_info(target.repo_id, revision=revision))
+    info = persistently(lambda: _info(api, target, revision), is_brief)
     if target.private and info.private is False:
         raise RepositoryError(
             f"{target.repo_id} is public, and private is for new repositories: nothing was published. "
@@ -138,13 +142,22 @@ def _commit(api: HfApi, folder: Path, changes: tuple[Change, ...], parent: str, 
             )
         except Exception as error:
             if not target.create_pr and _has_landed(api, folder, changes, parent, target, error):
-                tip = api.model_info(target.repo_id, revision=target.revision).sha
+                tip = _info(api, target, target.revision).sha
                 return Pushed(tip, _url(api, target, tip), changes)
             raise
         return Pushed(commit.oid, commit.commit_url, changes, commit.pr_url)
 
     # A second pull request would be a surprise; a second commit is impossible on the same parent.
-    return persistently(attempt, was_refused_unread if target.create_pr else is_transient)
+    return persistently(attempt, was_refused_unread if target.create_pr else is_brief)
+
+
+def _write(call: Callable[[], object]) -> None:
+    persistently(call, is_brief)
+
+
+def _info(api: HfApi, target: Target, revision: str | None) -> ModelInfo:
+    # Where it is given none, huggingface_hub would wait for this one without a limit.
+    return api.model_info(target.repo_id, revision=revision, timeout=_limits.ANSWER)
 
 
 def _has_landed(
@@ -153,7 +166,7 @@ def _has_landed(
     """Whether the commit was made although its answer got lost."""
     if not is_transient(error) and status_of(root_of(error)) != 412:
         return False
-    tip = api.model_info(target.repo_id, revision=target.revision).sha
+    tip = _info(api, target, target.revision).sha
     if tip == parent:
         return False
     files = [change.path for change in changes if change.action != "delete"]
@@ -169,7 +182,7 @@ def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
     """
     if target.tag is None:
         return
-    refs = persistently(lambda: api.list_repo_refs(target.repo_id))
+    refs = persistently(lambda: api.list_repo_refs(target.repo_id), is_brief)
     there = {ref.name: ref.target_commit for ref in refs.tags}.get(target.tag)
     if there is not None and there != commit:
         raise RepositoryError(
@@ -181,7 +194,7 @@ def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
 def _tag(api: HfApi, target: Target, commit: str) -> None:
     try:
         with explained(target.repo_id):
-            persistently(lambda: api.create_tag(target.repo_id, tag=target.tag, revision=commit, exist_ok=True))
+            _write(lambda: api.create_tag(target.repo_id, tag=target.tag, revision=commit, exist_ok=True))
     except RepositoryError as error:
         raise RepositoryError(
             f"{error} Commit {commit[:12]} is published, its tag {target.tag!r} is missing: publish again to set it."

@@ -27,6 +27,10 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="training folders, or folders of them")
     parser.add_argument("--tag", help="name for every commit, e.g. v1.0")
     parser.add_argument("--private", action="store_true", help="make new repositories private")
+    for name in ("fp16", "int8"):
+        parser.add_argument(
+            f"--{name}", dest="precisions", action="append_const", const=name, help=f"export {name} too"
+        )
     parser.add_argument("--dry-run", action="store_true", help="show what would go, and write nothing")
     options = parser.parse_args()
     failed = 0
@@ -41,7 +45,8 @@ def main() -> int:
             publication = hub.publish(
                 checkpoint,
                 repo_id,
-                **beside_checkpoint(checkpoint),
+                **beside_checkpoint(checkpoint, options.precisions or ()),
+                networks=dict.fromkeys(options.precisions or ()),
                 tag=options.tag,
                 private=options.private,
                 dry_run=options.dry_run,

@@ -44,7 +44,7 @@ for line in sys.stdin:
             os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-_PRELUDE = """
+PRELUDE = """
 import json, time
 from ccnn_zoo import hub
 from ccnn_zoo.errors import CCNNError
@@ -107,7 +107,7 @@ class User:
 
     def call(self, *calls: str, token: str | None = None, **settings: str) -> list:
         """Return what each call gave: a string, or [name of the error, message]."""
-        program = _PRELUDE + "\n".join(f"attempt(lambda: {call})" for call in calls)
+        program = PRELUDE + "\n".join(f"attempt(lambda: {call})" for call in calls)
         return [json.loads(line) for line in self.run(program, token, **settings).splitlines()]
 
     def publish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_network import FETCHED, FILES, content_of, published_folder
+from hub_user import PRELUDE
 
 from ccnn_zoo.hub import _retry
 
@@ -101,6 +103,39 @@ def test_a_change_by_somebody_else_at_the_last_moment_is_kept(server, user, publ
     error, text = user.publish(published)
     assert (error, repository.files) == ("RepositoryError", {"config.json": b"theirs"})
     assert re.search(r"somebody else has changed.*\(412\), nothing was published.*publish again", text)
+
+
+@pytest.mark.parametrize("pattern", ["POST /api/repos/create", "POST .*/commit/", "GET /api/models/.*/refs"])
+def test_a_hub_that_never_answers_is_not_waited_for(server, user, published, pattern):
+    repository = server.create("org/digits", {"config.json": b"earlier"})
+    before, commits = dict(repository.files), len(repository.commits)
+    server.inject(pattern, delay=60)
+    start = time.monotonic()
+    program = f"from ccnn_zoo.hub import _limits\n_limits.ANSWER = 1\n{PRELUDE}"
+    call = f"attempt(lambda: hub.publish({str(published)!r}, 'org/digits', tag='v1'))"
+    error, text = json.loads(user.run(program + call, token=server.token))
+    assert time.monotonic() - start < 60  # the server has not answered yet
+    assert error == "RepositoryError"
+    assert re.match(r"org/digits: .* took the request and did not answer in time \(1 s.*Try again", text)
+    assert len(server.requested(pattern)) == 1
+    assert repository.files == before
+    server.faults.clear()
+    commit = user.publish(published, tag="v1")
+    assert repository.tags == {"v1": commit}
+    assert len(repository.commits) == commits + 1
+
+
+def test_an_http_client_of_the_user_stays(server, user, published):
+    program = f"""
+from huggingface_hub import get_session, set_client_factory
+from ccnn_zoo import hub
+
+mine = type(get_session())(timeout=7)
+set_client_factory(lambda: mine)
+hub.publish({str(published)!r}, "org/digits")
+print(get_session() is mine, mine.timeout.read)
+"""
+    assert user.run(program, token=server.token) == "True 7\n"
 
 
 def test_a_pull_request_is_never_opened_twice(server, user, published):

@@ -9,11 +9,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hub_network import FILES, LABELS, content_of, published_folder, training_folder
+import torch
+from hub_network import FILES, LABELS, SIZE, content_of, published_folder, training_folder
 from hub_server import sha256
 
 from ccnn_zoo import hub, runtime
+from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 CCNN = Path(sys.executable).with_name("ccnn")
@@ -132,6 +135,42 @@ def test_long_lists_come_in_pages(server, user, published):
     commit = user.publish(published)
     assert user.publish(published) == commit  # all files are seen to be there
     assert len(server.repositories["org/digits"].commits) == 2
+
+
+def test_further_precisions_are_exported_measured_and_run(tmp_path):
+    """From the checkpoint alone: the files, what was measured of each, and the same network when it is loaded."""
+    checkpoint = training_folder() / "last.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(40, *SIZE, generator=generator)
+    network, _ = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        expected = network(images)
+    classes = expected.argmax(1)
+    classes[:4] = (classes[:4] + 1) % len(LABELS)  # the network has 36 of 40 right
+
+    def publish() -> hub.Publication:
+        return hub.publish(
+            checkpoint,
+            f"local:{tmp_path}/digits",
+            images=[(images, classes)],
+            networks={"fp16": None, "int8": None},
+            calibration=torch.randn(64, *SIZE, generator=torch.Generator().manual_seed(1)),
+        )
+
+    found = publish().manifest.details
+    assert found["networks"].keys() == {"fp32", "fp16", "int8"} == {"fp32", *found["further_exports"]}
+    assert found["export"]["accuracy"] == found["further_exports"]["fp16"]["accuracy"] == 90
+    card = (tmp_path / "digits" / "README.md").read_text()
+    for precision, tolerance in (("fp16", 0.02), ("int8", 0.3)):
+        logits = runtime.load(tmp_path / "digits", device="cpu", precision=precision).predict(images.numpy())
+        difference = np.abs(logits - expected.numpy()).max()
+        assert 1e-5 < difference < tolerance * expected.abs().max()
+        measured = found["further_exports"][precision]
+        assert measured["agreement"] == np.mean(logits.argmax(1) == expected.argmax(1).numpy())
+        assert f"{measured['accuracy']:.2f} %, {measured['accuracy_loss']:.2f}" in card
+    assert {change.action for change in publish().changes} == {"keep"}  # to the bit the same
+    with pytest.raises(ConfigurationError, match="int8 needs real images"):
+        hub.publish(checkpoint, f"local:{tmp_path}/digits", networks={"int8": None})
 
 
 def test_further_precisions_are_published_and_fetched_alone(server, user, published, tmp_path):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ccnn_zoo.errors import ConfigurationError
+
 
 def publish(
     source: Annotated[str, typer.Argument(help="A checkpoint, training folder, or folder in the Hub's layout.")],
@@ -16,24 +18,36 @@ def publish(
     tag: Annotated[str | None, typer.Option(help="Name for the commit, e.g. v1.0.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of a commit.")] = False,
     parent_commit: Annotated[str | None, typer.Option(help="Publish only on top of this commit.")] = None,
-    fp16: Annotated[Path | None, typer.Option(help="An ONNX file of the network in half precision.")] = None,
-    int8: Annotated[Path | None, typer.Option(help="An ONNX file of the network in 8-bit integers.")] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Export the network in half precision too.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Export it in 8-bit integers too, calibrated on the training images.")
+    ] = False,
+    fp16_file: Annotated[Path | None, typer.Option(help="An ONNX file in half precision to publish.")] = None,
+    int8_file: Annotated[Path | None, typer.Option(help="An ONNX file in 8-bit integers to publish.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and write nothing.")] = False,
 ) -> None:
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
 
-    Example:  ccnn publish runs/digits local:hub/digits
+    Example:  ccnn publish runs/digits local:hub/digits --fp16 --int8
     """
     from ccnn_zoo import hub
 
     from . import _sources
 
+    networks: dict[str, Path | None] = {}
+    for precision, exported, file in (("fp16", fp16, fp16_file), ("int8", int8, int8_file)):
+        if exported and file is not None:
+            raise ConfigurationError(
+                f"--{precision} and --{precision}-file exclude each other: export one, or name one"
+            )
+        if exported or file is not None:
+            networks[precision] = file
     path = _sources.checkpoint_path(source)
     publication = hub.publish(
         path,
         repo_id,
-        **_sources.beside_checkpoint(path),
-        networks={name: file for name, file in (("fp16", fp16), ("int8", int8)) if file is not None},
+        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None]),
+        networks=networks,
         private=private,
         revision=revision,
         tag=tag,
