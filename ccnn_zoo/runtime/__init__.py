@@ -4,15 +4,19 @@
 >>> for result in classifier.classify(["cat.jpg", "dog.png"]):
 ...     print(result.source, result.label, result.probability)
 
+``load_detector`` and ``detect`` do the same for networks that find objects.
+
 A network runs on the CPU, on CUDA, or on any other backend that ``load(device=...)`` names: docs/runtime.md.
 """
 
 from __future__ import annotations
 
-from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
 
 from ._backend import Backend, OpenOptions, Problem, Session
 from ._cuda import Cuda, TensorRT
+from ._detection import Detection, FoundObject, ObjectDetector, load_detector
+from ._drawing import draw
 from ._loading import load
 from ._onnxruntime import Cpu
 from ._openvino import OpenVino
@@ -26,8 +30,12 @@ __all__ = [
     "Classification",
     "Cpu",
     "Cuda",
+    "Detection",
+    "DetectorMetadata",
+    "FoundObject",
     "ImageClassifier",
     "ModelMetadata",
+    "ObjectDetector",
     "OpenOptions",
     "OpenVino",
     "PluginProvider",
@@ -36,5 +44,7 @@ __all__ = [
     "Session",
     "TensorRT",
     "check_device",
+    "draw",
     "load",
+    "load_detector",
 ]

@@ -42,11 +42,14 @@ class OpenOptions:
         shape: of the usual batch, in the layout of the file's input. Other numbers of images may come too: what is
             compiled, captured or measured for one shape is so for this one.
         dtype: of the batch, as numpy names it.
+        parts_on_cpu: the graph computes with sizes and indices, which a GPU's runtime may leave to the CPU. Without
+            it, a network of which any part would run there is refused.
     """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     threads: int | None = None
+    parts_on_cpu: bool = False
 
 
 def reason(error: Exception) -> str:

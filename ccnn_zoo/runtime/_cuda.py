@@ -163,9 +163,9 @@ class GraphSession(OrtSession):
         return {name: value.numpy().copy() for name, value in self._results.items()}
 
     def _replay_tensor(self, tensor: object) -> Mapping[str, ort.OrtValue]:
-        value, device, _ = self._shared(tensor)
+        value, device, index = self._shared(tensor)
         if device != "cpu":
-            self._binding.synchronize_inputs()  # the copy below runs on another stream than the tensor's
+            _nvidia.wait_for_device(index)  # the copy below runs on another stream than the tensor's
         self._run(lambda: self._buffer.update_inplace(value))
         copies = {}
         for name, result in self._results.items():
@@ -220,7 +220,7 @@ def measured(
 def _open_strictly(
     path: Path, options: OpenOptions, providers: list[tuple[str, dict[str, str]]], title: str
 ) -> ort.InferenceSession:
-    chosen = session_options(options.threads, strict=True)
+    chosen = session_options(options.threads, strict=not options.parts_on_cpu)
     try:
         session = ort.InferenceSession(path, chosen, providers=providers, enable_fallback=0)
     except UNREADABLE_ERRORS as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
@@ -19,7 +18,6 @@ ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 # Formats with a signature, which Pillow decodes itself. Of the others EPS runs Ghostscript, and TGA takes any bytes.
 _COMMON_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHER_FORMATS = ("TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "QOI")
-_plugins_lock = threading.Lock()
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -130,8 +128,7 @@ def _identified(path: str) -> Image.Image:
     try:
         return Image.open(path, formats=_COMMON_FORMATS)
     except Image.UnidentifiedImageError:
-        with _plugins_lock:  # a second thread must not look before the first has loaded them all
-            Image.init()
+        Image.init()
     return Image.open(path, formats=[name for name in _OTHER_FORMATS if name in Image.OPEN])
 
 

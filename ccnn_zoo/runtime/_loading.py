@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 from ccnn_zoo._onnx_contents import refused_network
-from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
-from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
+from ccnn_zoo.metadata import DETECTION, ModelMetadata
 
 from ._backend import Backend, OpenOptions
 from ._checks import at_least_one, check_graph, usual_shape
-from ._header import read_header
+from ._header import Header, read_header
 from ._registry import check_device, open_session
 from ._session import ImageClassifier
 
@@ -59,11 +59,12 @@ def load(
         at_least_one("threads", threads)
     at_least_one("batch_size", batch_size)
     check_device(device)
-    path = _locate(os.fspath(path_or_repo_id), revision, precision)
-    problem = refused_network(path)
-    if problem is not None:
-        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
-    header = read_header(path)
+    path = locate(os.fspath(path_or_repo_id), revision, precision)
+    header = read_safely(path)
+    if header.properties.get("task") == DETECTION:
+        raise MetadataError(
+            f"{path} is a detector: load it with ccnn_zoo.runtime.load_detector, or run `ccnn detect` on pictures."
+        )
     if metadata is None:
         metadata = ModelMetadata.from_props(header.properties, source=str(path))
     check_graph(header, metadata, str(path))
@@ -73,7 +74,20 @@ def load(
     return ImageClassifier(session, header, metadata, source=str(path), batch_size=batch_size)
 
 
-def _locate(name: str, revision: str | None, precision: str) -> Path:
+def read_safely(path: Path) -> Header:
+    """Look through an ONNX file before any runtime parses it, and return its header.
+
+    Raises:
+        IntegrityError: it holds what is refused, or is no ONNX network.
+    """
+    problem = refused_network(path)
+    if problem is not None:
+        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
+    return read_header(path)
+
+
+def locate(name: str, revision: str | None, precision: str) -> Path:
+    """Return the ONNX file that a name stands for; those of repositories are compared with their checksums."""
     path = Path(name).expanduser()
     if path.is_file():
         _refuse_revision(name, revision)

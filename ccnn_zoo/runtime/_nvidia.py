@@ -12,6 +12,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from ccnn_zoo.errors import DeviceError
+
 from ._backend import Problem
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -110,7 +112,7 @@ def versions() -> dict[str, str | None]:
     """Return versions of driver, CUDA and cuDNN; None for what is not there."""
     driver = _library("nvcuda.dll" if _WINDOWS else "libcuda.so.1")
     library_problem()  # loads what pip has installed
-    runtime = _library("cudart64_13.dll" if _WINDOWS else "libcudart.so.13")
+    runtime = _cuda_runtime()
     cudnn = _library("cudnn64_9.dll" if _WINDOWS else "libcudnn.so.9")
     return {
         "GPU": gpu_name(),
@@ -120,6 +122,27 @@ def versions() -> dict[str, str | None]:
         "CUDA that onnxruntime was built for": ort.cuda_version or None,
         "cuDNN": _cudnn_version(cudnn),
     }
+
+
+def wait_for_device(device_id: int) -> None:
+    """Wait until a GPU has done all that it was given, on whatever stream.
+
+    Of onnxruntime's own synchronisation only its CUDA provider's waits for other streams, TensorRT's does nothing.
+
+    Raises:
+        DeviceError: CUDA reports an error, of this or of earlier work.
+    """
+    runtime = _cuda_runtime()
+    if runtime is None:
+        raise DeviceError("the CUDA runtime library cannot be loaded any more. Start the process anew.")
+    before = ctypes.c_int()
+    status = runtime.cudaGetDevice(ctypes.byref(before)) or runtime.cudaSetDevice(ctypes.c_int(device_id))
+    status = status or runtime.cudaDeviceSynchronize()
+    runtime.cudaSetDevice(before)
+    if status:
+        runtime.cudaGetErrorString.restype = ctypes.c_char_p
+        text = runtime.cudaGetErrorString(status).decode()
+        raise DeviceError(f"GPU {device_id} failed before the network ran: {text} (error {status}).")
 
 
 def gpu_name() -> str | None:
@@ -134,6 +157,11 @@ def gpu_name() -> str | None:
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR, MINOR
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return f"{name.value.decode()} (compute capability {major.value}.{minor.value})"
+
+
+def _cuda_runtime() -> ctypes.CDLL | None:
+    major = ort.cuda_version.partition(".")[0]
+    return _library(f"cudart64_{major}.dll" if _WINDOWS else f"libcudart.so.{major}")
 
 
 def _driver_release() -> str | None:

@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Session, reason
+from ._nvidia import wait_for_device
 
 ONNXRUNTIME_ERRORS = (
     RuntimeError,
@@ -76,8 +77,7 @@ class OrtSession(Session):
             for name in self._outputs:
                 binding.bind_output(name, device, index)
             if device != "cpu" and self._stream is None:
-                # The session computes on a stream of its own, which knows nothing of the tensor's. Waits for all.
-                binding.synchronize_inputs()
+                wait_for_device(index)  # the session's own stream knows nothing of the tensor's
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             values = binding.get_outputs()
