@@ -101,8 +101,7 @@ class RayClassifier:
     def _stream(
         self, images: Iterator[str | os.PathLike[str]], top_k: int, workers: int
     ) -> Generator[Classification, None, None]:
-        # Processors beyond those of the network are for Ray Data's own small tasks.
-        with _ray.running(self._address, self._processes * self._threads + 1, self._processes * self._gpus):
+        with _ray.running(self._address, self._processes * self._threads, self._processes * self._gpus):
             while paths := [os.fsencode(path) for path in islice(images, PICTURES_A_JOB)]:
                 yield from self._job(paths, top_k, workers)
 

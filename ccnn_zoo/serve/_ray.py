@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
+_logger = logging.getLogger("ccnn_zoo.serve")
+
 LOCAL = "local"
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Of a local Ray; pictures that wait beyond that go to the disk."""
@@ -34,8 +36,8 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[bool]:
     Args:
         address: ``"local"`` starts one; ``"auto"`` or ``"ray://HOST:PORT"`` joins one. Where this process is connected
             already, that connection is used, and left open.
-        cpus: processors that a local Ray may hand out.
-        gpus: GPUs that a local Ray may hand out.
+        cpus: processors that the processes of this block take; all that a local Ray hands out.
+        gpus: GPUs, likewise.
 
     Yields:
         whether the cluster was started for this block alone.
@@ -51,8 +53,9 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[bool]:
     # Ray counts its users by sending reports home; a service does nothing that nobody asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it tells that its bars are off
     local = {
-        "num_cpus": cpus,
+        "num_cpus": cpus + 1,  # one for Ray Data's own small tasks
         "num_gpus": gpus or None,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
@@ -65,9 +68,23 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[bool]:
             f"no Ray cluster at {address!r}: {error}. Start one, or leave the address out."
         ) from error
     try:
+        if address != LOCAL:
+            _say_if_short({"CPU": cpus, "GPU": gpus})
         yield address == LOCAL
     finally:
         ray.shutdown()
+
+
+def _say_if_short(needed: dict[str, float]) -> None:
+    """Say what a busy or small cluster lacks: Ray waits for it in silence, a growing cluster may get it."""
+    import ray
+
+    free = ray.available_resources()
+    for name, amount in needed.items():
+        if free.get(name, 0) < amount:
+            _logger.warning(
+                "the cluster has %g %s free and %g are needed: waiting until they are.", free.get(name, 0), name, amount
+            )
 
 
 def absolute(model: str) -> str:
