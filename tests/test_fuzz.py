@@ -25,7 +25,7 @@ def run(kind: str, folder: Path, cases: int) -> tuple[list[tuple[int, str, str, 
     (folder / "current").write_text("0 the start\n")
     while first < cases and len(deaths) < MOST_DEATHS:
         command = [sys.executable, str(CHILD), kind, str(folder), str(SEED), str(first), str(cases)]
-        child = subprocess.run(command, capture_output=True, text=True)
+        child = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if child.returncode == 0:
             break
         number, what = (folder / "current").read_text().split(maxsplit=1)

@@ -140,6 +140,17 @@ def test_decompression_bombs_are_refused(tmp_path, size, reason):
         _images.read(path, 3, "bomb.png")
 
 
+@pytest.mark.parametrize("name", ["x.eps", "x.png"])
+def test_formats_that_run_programs_are_not_opened(tmp_path, monkeypatch, name):
+    picture().save(tmp_path / name, "EPS")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ImageError, match=r"known format.*JPEG, PNG"):
+        _images.read(tmp_path / name, 3, name)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_bomb_held_in_memory_is_refused_too(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 76)
     with pytest.raises(ImageError, match=r"image 0 has 11 x 7 pixels, more than 76.*MAX_IMAGE_PIXELS"):
