@@ -3,6 +3,7 @@
     python scripts/reproduce.py all --quick                                    # everything, tiny, on digits: minutes
     python scripts/reproduce.py table1 ablation --small --data mnist:DATA      # small relatives on a CPU: an hour
     python scripts/reproduce.py table1 figure2 --data cifar10:DATA --jobs 4    # the paper's recipe: needs a GPU
+    python scripts/reproduce.py table4 --voc DATA                              # VOC2007, detection; --small: BCCD
 
 Every cell of a table is one training in a folder of its own. Finished cells are not run again, and one that was
 interrupted goes on from its last state, so a call that was killed is repeated as it was.
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = args.out or (RESULTS if size != "quick" else RUNS / "quick")
     cells_folder = args.cells or RUNS / "cells"
     try:
-        plan = make_plan(size, args.data, args.seeds, cells_folder)
+        plan = make_plan(size, f"voc:{args.voc}" if args.voc else args.data, args.seeds, cells_folder)
         chosen, cells = [], []
         for name in names:
             experiment = experiments.load(name)
@@ -59,11 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", nargs="+", choices=[*experiments.NAMES, "all"])
+    parser.add_argument("experiment", nargs="+", choices=[*experiments.NAMES, *experiments.WITH_BOXES, "all"])
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="all of it, tiny: shows that it works")
     sizes.add_argument("--small", action="store_true", help="small relatives of the networks, for a CPU")
     parser.add_argument("--data", help="as recipes name data: cifar10:FOLDER, folder:FOLDER, mnist:FOLDER, digits")
+    parser.add_argument("--voc", type=Path, help="for table4: folder that holds VOCdevkit, of VOC2007 or in its layout")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick)")
     parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # so that the names alone import no torch
     from ._document import Document
     from ._plans import Plan
 
+WITH_BOXES = ("table4",)
+"""Those that need pictures with boxes, and are not part of ``all``."""
+
 NAMES = ("table1", "table2", "table3", "figure2", "ablation")
 
 

@@ -133,6 +133,8 @@ def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Pl
     if size == "full":
         return Plan(size, data or "", chosen, {})
     kind, _, folder = (data or "digits").partition(":")
+    if kind in ("voc", "coco"):  # the packaged recipes of detectors as they are
+        return Plan(size, data, chosen, {})
     if (size, kind) not in _EPOCHS:
         raise ConfigurationError(f"--{size} trains on 'digits' or 'mnist:FOLDER', got --data {data!r}")
     length = _EPOCHS[size, kind]
