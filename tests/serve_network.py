@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,13 @@ from ccnn_zoo.metadata import ModelMetadata
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox")
 METADATA = ModelMetadata("ccnn_test", 2, LABELS, (3, 12, 10), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 WEIGHT = np.random.default_rng(7).normal(size=(3, len(LABELS))).astype(np.float32)
+
+
+@contextmanager
+def ray_folder() -> Iterator[dict[str, str]]:
+    """An environment in which Ray keeps its files in a folder of their own; its sockets need a short path."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield os.environ | {"RAY_TMPDIR": folder}
 
 
 def save_network(path: Path, batch: int | str = "N", metadata: ModelMetadata = METADATA) -> Path:

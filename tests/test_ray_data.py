@@ -7,11 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from serve_network import encoded, probabilities_of, save_network
+from serve_network import encoded, probabilities_of, ray_folder, save_network
 
 from ccnn_zoo.errors import ConfigurationError
 
@@ -22,14 +23,16 @@ COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (128, 128, 128)]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """A network and pictures, the folder that relative paths start from."""
     save_network(tmp_path / "network.onnx")
     for number, colour in enumerate(COLOURS):
         (tmp_path / f"{number}.png").write_bytes(encoded(colour))
     (tmp_path / "broken.png").write_bytes(encoded(COLOURS[0])[:40])
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with ray_folder() as environment:
+        monkeypatch.setenv("RAY_TMPDIR", environment["RAY_TMPDIR"])
+        yield tmp_path
 
 
 def workers() -> list[psutil.Process]:

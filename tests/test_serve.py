@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serve_network import LABELS, encoded, probabilities_of, save_network
+from serve_network import LABELS, encoded, probabilities_of, ray_folder, save_network
 
 from ccnn_zoo.errors import ConfigurationError
 
@@ -85,11 +83,8 @@ def service(tmp_path_factory) -> Iterator[Service]:
     log = folder / "log"
     options = ["--device=cpu", "--replicas=2", "--threads=1", "--port=0", "--batch-size=4", "--batch-wait=0.2"]
     options += [f"--max-bytes={MAX_BYTES}", f"--timeout={PATIENCE_S}"]
-    # A socket's path is short; Ray's folder is named by what the user calls the temporary one.
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short, log.open("wb") as stream:
-        process = subprocess.Popen(
-            [CCNN, "serve", network, *options], stdout=stream, stderr=stream, env=os.environ | {"RAY_TMPDIR": short}
-        )
+    with ray_folder() as environment, log.open("wb") as stream:
+        process = subprocess.Popen([CCNN, "serve", network, *options], stdout=stream, stderr=stream, env=environment)
         try:
             until(lambda: process.poll() is not None or b"serving " in log.read_bytes(), "the service did not start")
             assert process.poll() is None, log.read_text()
@@ -216,7 +211,7 @@ def test_sigterm_ends_the_service_when_what_it_had_accepted_is_answered(service)
     assert not alive
 
 
-def test_serves_own_proxies_reach_the_application_and_time_is_limited(tmp_path):
+def test_serves_own_proxies_reach_the_application_and_time_is_limited(tmp_path, monkeypatch):
     """A batch of two never fills with one picture: whoever comes alone meets the time limit."""
     from ray import serve
 
@@ -228,7 +223,9 @@ def test_serves_own_proxies_reach_the_application_and_time_is_limited(tmp_path):
     red = encoded(COLOURS["red"])
     args = {"model": str(save_network(tmp_path / "network.onnx")), "device": "cpu", "threads": "1"}
     args |= {"max_batch_size": 2, "batch_wait_s": 600, "timeout_s": "15", "max_pending": 3}
-    with running("local", 1), contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setenv("RAY_TMPDIR", stack.enter_context(ray_folder())["RAY_TMPDIR"])
+        stack.enter_context(running("local", 1))
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         stack.callback(serve.shutdown)
         serve.run(application(args), name="pets")
