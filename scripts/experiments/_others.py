@@ -64,7 +64,9 @@ def packed_ensemble(recipe: Recipe, data: Data) -> nn.Module:
         set_role(layer.conv.weight, SHARED_WEIGHT)
         model.set_submodule(name, layer)
     for name, module in _of_types(model, nn.BatchNorm2d):
-        model.set_submodule(name, nn.BatchNorm2d(ALPHA * module.num_features))
+        layer = nn.BatchNorm2d(ALPHA * module.num_features)
+        layer.load_state_dict({n: v.repeat(ALPHA) if v.dim() else v for n, v in module.state_dict().items()})
+        model.set_submodule(name, layer)
     for name, module in _of_types(model, nn.Linear):
         layer = PackedLinear(module.in_features, module.out_features, **packed, last=True, implementation="conv1d")
         model.set_submodule(name, layer)
