@@ -48,7 +48,7 @@ def training(plan: Plan, network: str, branches: int, **changes: object) -> Dete
     """Return one training, without its seed."""
     name = "voc07_detection" if plan.full else "bccd_detection"
     recipe = Recipe.load(name)
-    values = {"model": network, "branches": branches, "data": plan.data, **changes}
+    values = {"model": network, "branches": branches, "data": plan.data, **plan.overrides, **changes}
     if branches == 1:
         values["noise_std"] = 0.0
     if plan.full:
