@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +12,14 @@ from PIL import Image, UnidentifiedImageError
 from ray import serve
 
 from ccnn_zoo import runtime
+from ccnn_zoo.errors import CCNNError
 from ccnn_zoo.runtime import Classification
 
 from ._options import ServeOptions
 
-OK, BAD_REQUEST, TOO_LARGE, UNSUPPORTED = 200, 400, 413, 415
+OK, BAD_REQUEST, TOO_LARGE, UNSUPPORTED, FAILED = 200, 400, 413, 415, 500
+
+_logger = logging.getLogger("ccnn_zoo.serve")
 
 
 class Reply(NamedTuple):
@@ -77,11 +81,20 @@ class Replica:
     def _replies(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
         opened = [_opened(picture) for picture in pictures]
         images = [image for image in opened if not isinstance(image, Reply)]
-        results = iter(self._classifier.classify(images, max(top_k)))
+        results = iter(self._classified(images, max(top_k)))
         return [
             image if isinstance(image, Reply) else _reply(next(results), count, len(images))
             for image, count in zip(opened, top_k, strict=True)
         ]
+
+    def _classified(self, images: list[Image.Image], top_k: int) -> list[Classification | Reply]:
+        try:
+            return list(self._classifier.classify(images, top_k))
+        except CCNNError as error:
+            if len(images) > 1:  # whoever shares a batch with a picture that fails shall not fail with it
+                return [result for image in images for result in self._classified([image], top_k)]
+            _logger.exception("a picture failed")
+            return [Reply(FAILED, error=f"the network failed on this picture ({type(error).__name__}); see its log")]
 
 
 def _opened(picture: bytes) -> Image.Image | Reply:
@@ -99,7 +112,9 @@ def _opened(picture: bytes) -> Image.Image | Reply:
     return image
 
 
-def _reply(result: Classification, top_k: int, batch: int) -> Reply:
+def _reply(result: Classification | Reply, top_k: int, batch: int) -> Reply:
+    if isinstance(result, Reply):
+        return result
     if result.error is not None:
         # In memory a picture is called "image 3", which says nothing to whoever sent it.
         return Reply(BAD_REQUEST, error=result.error.replace(result.source, "the picture", 1))
