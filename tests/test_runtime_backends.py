@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hub_network import SIZE, published_folder
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +20,8 @@ from test_runtime import RGB, save_network, weights
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 from ccnn_zoo.runtime import OpenOptions, Problem
+from ccnn_zoo.runtime._onnxruntime import session_options, work_on_cpu
+from ccnn_zoo.runtime._plugin_provider import _devices
 from ccnn_zoo.runtime._probe import NETWORK, SHAPE
 
 BATCH = np.random.default_rng(3).normal(size=(5, 3, 12, 10)).astype(np.float32)
@@ -206,7 +209,7 @@ def test_a_plugin_provider_runs_from_the_path_that_the_user_names(provider_libra
     assert backend.problem() is None
     for _ in range(2):  # the library is registered once in a process
         classifier = runtime.load(fixed_network(tmp_path / "fixed.onnx"), device=backend)
-    assert classifier.provider == "cpu_ep"
+    assert (classifier.provider, classifier.device) == ("cpu_ep", "plugin")
     np.testing.assert_allclose(classifier.predict(BATCH), LOGITS, atol=1e-5)
     with pytest.raises(DeviceError, match=r"cpu_ep cannot run all of .*network\.onnx.*strict=False"):
         runtime.load(network, device=backend)  # it lacks GlobalAveragePool
@@ -235,3 +238,14 @@ def test_options_name_the_usual_batch(network):
     runtime.load(network, device=Seeing(), batch_size=7, threads=2)
     assert seen == [OpenOptions((7, 3, 12, 10), "float32", 2)]
     assert Seeing().open(NETWORK, OpenOptions(SHAPE)).run(np.ones(SHAPE, np.float32))["logits"].shape == (2, 2)
+
+
+def test_work_that_is_left_to_the_cpu_is_seen(provider_library):
+    def opened(*devices) -> ort.InferenceSession:
+        options = session_options(1, recorded=True)
+        if devices:
+            options.add_provider_for_devices(devices, {})
+        return ort.InferenceSession(NETWORK, options)
+
+    assert work_on_cpu(opened()) == ("Conv",)
+    assert work_on_cpu(opened(_devices(Path(provider_library))[0])) == ()

@@ -17,7 +17,7 @@ from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from . import _nvidia
 from ._backend import Backend, OpenOptions, Problem, Session, reason
-from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable
+from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable, work_on_cpu
 
 CONV_SEARCHES = ("heuristic", "exhaustive", "default")
 _OR_CPU = "Or pass device='cpu'."
@@ -220,7 +220,9 @@ def measured(
 def _open_strictly(
     path: Path, options: OpenOptions, providers: list[tuple[str, dict[str, str]]], title: str
 ) -> ort.InferenceSession:
-    chosen = session_options(options.threads, strict=not options.parts_on_cpu)
+    # onnxruntime does arithmetic on sizes on the CPU: where a graph has some, only other work there is refused.
+    counted = options.parts_on_cpu or options.dtype == "uint8"
+    chosen = session_options(options.threads, strict=not counted, recorded=counted)
     try:
         session = ort.InferenceSession(path, chosen, providers=providers, enable_fallback=0)
     except UNREADABLE_ERRORS as error:
@@ -232,6 +234,9 @@ def _open_strictly(
         ) from error
     if session.get_providers()[0] != providers[0][0]:
         raise DeviceError(f"{title} did not start for {path}: onnxruntime chose {session.get_providers()}. {_OR_CPU}")
+    left = work_on_cpu(session) if counted else ()
+    if left:
+        raise DeviceError(f"{title} leaves {', '.join(left)} of {path} to the CPU. {_OR_CPU}")
     return session
 
 

@@ -25,6 +25,24 @@ UNREADABLE_ERRORS = (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_er
 CPU_PROVIDER = "CPUExecutionProvider"
 # DLPack's numbers of devices that onnxruntime's built-in providers know.
 _DEVICES = {1: "cpu", 2: "cuda"}
+_WORK = {
+    "AveragePool",
+    "BatchNormalization",
+    "Conv",
+    "ConvInteger",
+    "ConvTranspose",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "MatMul",
+    "MatMulInteger",
+    "MaxPool",
+    "QLinearConv",
+    "QLinearMatMul",
+    "Relu",
+    "Resize",
+    "Softmax",
+}
 _LEGACY_STREAM = 1  # CUDA's default stream in DLPack
 
 
@@ -49,7 +67,7 @@ class OrtSession(Session):
 
     Args:
         session: the open session.
-        device: onnxruntime's name of the device that holds inputs and outputs: ``"cpu"`` or ``"cuda"``.
+        device: where it runs; for tensors that lie there, onnxruntime's own name of it (``"cuda"``).
         stream: handle of the CUDA stream that the session computes on, if the user gave one.
     """
 
@@ -114,12 +132,13 @@ class OrtSession(Session):
         return value, device, index
 
 
-def session_options(threads: int | None, *, strict: bool = False) -> ort.SessionOptions:
+def session_options(threads: int | None, *, strict: bool = False, recorded: bool = False) -> ort.SessionOptions:
     """Return options for a session.
 
     Args:
         threads: CPU threads of one inference; None lets onnxruntime take all cores.
         strict: refuse a network of which a part would run on the CPU, and all of one whose provider does not start.
+        recorded: keep which provider took which node, for :func:`work_on_cpu`.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # all that onnxruntime would print as an error is also raised
@@ -128,7 +147,29 @@ def session_options(threads: int | None, *, strict: bool = False) -> ort.Session
     if strict:
         # Without this key onnxruntime gives a CPU session when CUDA does not start.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if recorded:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def work_on_cpu(session: ort.InferenceSession) -> tuple[str, ...]:
+    """Return the operators on pictures and features that the CPU provider took; arithmetic on sizes does not count."""
+    on_cpu = (part for part in session.get_provider_graph_assignment_info() if part.ep_name == CPU_PROVIDER)
+    return tuple(sorted({node.op_type for part in on_cpu for node in part.get_nodes()} & _WORK))
+
+
+def check_readable(path: Path) -> None:
+    """Let onnxruntime read a file for a backend whose own parser crashes on malformed ones (OpenVINO's does).
+
+    Raises:
+        IntegrityError: onnxruntime cannot read it either.
+    """
+    options = session_options(1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        ort.InferenceSession(path, options, providers=[CPU_PROVIDER], enable_fallback=0)
+    except ONNXRUNTIME_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> IntegrityError:

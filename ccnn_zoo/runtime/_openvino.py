@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Problem, Session, reason
+from ._onnxruntime import check_readable
 
 if TYPE_CHECKING:
     import openvino
@@ -51,6 +52,7 @@ class OpenVino(Backend):
             raise DeviceError(f"OpenVINO cannot run: {problem} Or pass device='cpu'.")
         import openvino
 
+        check_readable(path)
         core = openvino.Core()
         # OpenVINO takes bfloat16 by itself wherever the CPU has it.
         config = {

@@ -65,7 +65,7 @@ class PluginProvider(Backend):
                 f"{devices[0].ep_name} cannot run all of {path}: {reason(error)} Pass strict=False to let the CPU "
                 "run the rest, or device='cpu'."
             ) from error
-        return OrtSession(session, "cpu")
+        return OrtSession(session, self.name)
 
 
 def _devices(library: Path) -> tuple[ort.OrtEpDevice, ...]:
