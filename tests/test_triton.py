@@ -17,6 +17,7 @@ from serve_network import LABELS, METADATA, save_network
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
+from ccnn_zoo.metadata import DetectorMetadata
 from ccnn_zoo.serve import TritonOptions, write_triton
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
@@ -132,6 +133,26 @@ def test_a_second_output_whose_first_size_is_no_batch_forbids_batching(network, 
     assert [output.label_filename for output in config.output] == ["labels.txt", ""]
     with pytest.raises(ConfigurationError, match="max_batch_size=8 needs"):
         write_triton(network, tmp_path / "models", options=TritonOptions(max_batch_size=8))
+
+
+def test_a_detector_is_run_an_image_at_a_time(tmp_path):
+    shapes = {"boxes": (TensorProto.FLOAT, ["n", 4]), "labels": (TensorProto.INT64, ["n"])}
+    shapes["scores"] = (TensorProto.FLOAT, ["n"])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "height", "width"])
+    outputs = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
+    model = helper.make_model(helper.make_graph([], "detector", [image], outputs))
+    helper.set_model_props(model, DetectorMetadata("ccnn_resnet18", 2, ("cell",), 300, 500).to_props())
+    onnx.save(model, tmp_path / "detector.onnx")
+    config = read(write_triton(tmp_path / "detector.onnx", tmp_path / "models"))
+    assert (config.name, config.max_batch_size) == ("ccnn_resnet18", 0)
+    assert [list(tensor.dims) for tensor in config.input] == [[1, 3, -1, -1]]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [
+        ("boxes", [-1, 4]),
+        ("labels", [-1]),
+        ("scores", [-1]),
+    ]
+    assert config.output[1].data_type == model_config_pb2.TYPE_INT64
+    assert not any(tensor.label_filename for tensor in config.output)
 
 
 def test_text_of_any_kind_survives(tmp_path):

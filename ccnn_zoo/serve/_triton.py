@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 
 from ccnn_zoo._onnx_contents import refused_network
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
-from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.metadata import DETECTION, DetectorMetadata, ModelMetadata
 
 from ._pbtxt import Block, Enum, render
 from ._triton_options import TritonOptions
@@ -30,7 +31,9 @@ _TYPES = {
     onnx.TensorProto.FLOAT: Enum("TYPE_FP32"),
     onnx.TensorProto.FLOAT16: Enum("TYPE_FP16"),
     onnx.TensorProto.UINT8: Enum("TYPE_UINT8"),
+    onnx.TensorProto.INT64: Enum("TYPE_INT64"),
 }
+Metadata: TypeAlias = ModelMetadata | DetectorMetadata
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def write_triton(
     network, folder = Path(network), Path(folder)
     options = options or TritonOptions()
     graph, properties = _read(network)
-    metadata = ModelMetadata.from_props(properties, str(network))
+    kind = DetectorMetadata if properties.get("task") == DETECTION else ModelMetadata
+    metadata = kind.from_props(properties, str(network))
     if name is None:
         precision = properties.get("precision", "fp32")
         name = metadata.architecture if precision == "fp32" else f"{metadata.architecture}_{precision}"
@@ -87,9 +91,10 @@ def write_triton(
     return target
 
 
-def _config(name: str, graph: onnx.GraphProto, metadata: ModelMetadata, options: TritonOptions) -> Block:
+def _config(name: str, graph: onnx.GraphProto, metadata: Metadata, options: TritonOptions) -> Block:
     inputs = [_tensor(value) for value in graph.input]
     outputs = [_tensor(value) for value in graph.output]
+    logits = outputs[0] if isinstance(metadata, ModelMetadata) else None  # what Triton can name the best classes of
     open_batch = all(tensor.shape[0] == -1 for tensor in (*inputs, *outputs))
     batch_size = _batch_size(open_batch, options)
     if options.cuda_graph and any(-1 in tensor.shape for tensor in (*inputs, *outputs)):
@@ -103,7 +108,7 @@ def _config(name: str, graph: onnx.GraphProto, metadata: ModelMetadata, options:
         "backend": "onnxruntime",
         "max_batch_size": batch_size,
         "input": [_described(tensor, batch_size) for tensor in inputs],
-        "output": [_described(tensor, batch_size, label_file=position == 0) for position, tensor in enumerate(outputs)],
+        "output": [_described(tensor, batch_size, label_file=tensor is logits) for tensor in outputs],
         "instance_group": [_instance_group(options)],
         "optimization": _optimization(options),
         "parameters": _parameters(options, metadata),
@@ -162,7 +167,7 @@ def _optimization(options: TritonOptions) -> Block:
     return optimization
 
 
-def _parameters(options: TritonOptions, metadata: ModelMetadata) -> list[Block]:
+def _parameters(options: TritonOptions, metadata: Metadata) -> list[Block]:
     """Return Triton's free parameters: one for the backend, and for clients how pictures are to be prepared."""
     values = {f"ccnn_zoo.{key}": value for key, value in metadata.to_props().items() if key != "labels"}
     if options.threads is not None:
