@@ -1,6 +1,6 @@
 """Run mutated files through the runtime, in a process that may die of them.
 
-    python tests/fuzz_child.py models FOLDER SEED FIRST LAST    # or pictures
+    python tests/fuzz_child.py models FOLDER SEED FIRST LAST    # or openvino, or pictures
 
 Before each case its number goes to ``FOLDER/current``, after it one line to ``FOLDER/outcomes``: a result, an error of
 the package, or what must not be. The file of a single case stays in FOLDER: ``... SEED 1234 1235``.
@@ -95,9 +95,9 @@ def pictures() -> dict[str, bytes]:
     return encoded
 
 
-def classify_with(path: Path) -> str:
+def classify_with(path: Path, device: str = "cpu") -> str:
     """Load a network and classify a picture; NaN and infinity must not come out as probabilities."""
-    classifier = runtime.load(path, device="cpu", threads=1)
+    classifier = runtime.load(path, device=device, threads=1)
     (result,) = classifier.classify(np.full((9, 30, 3), 77, np.uint8))
     return _checked(result)
 
@@ -132,7 +132,7 @@ def outcome(case: Case, run: Callable[[Path], str], path: Path) -> tuple[str, st
 
 def main() -> None:
     kind, folder, seed, first, last = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
-    make, run = (model_case, classify_with) if kind == "models" else (picture_case, classify_picture)
+    make, run = KINDS[kind]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
@@ -142,7 +142,7 @@ def main() -> None:
     (folder / "secret.bin").write_bytes(np.ones(1024, np.float32).tobytes())
     with (folder / "outcomes").open("a") as outcomes, (folder / "current").open("r+") as current:
         for number in range(first, last):
-            case = make(random.Random(f"{kind} {seed} {number}"))
+            case = make(random.Random(f"{make.__name__} {seed} {number}"))
             current.seek(0)
             current.write(f"{number} {case.what:60}\n")
             current.flush()
@@ -155,6 +155,11 @@ def main() -> None:
 
 NETWORKS = networks()
 PICTURES = pictures()
+KINDS = {
+    "models": (model_case, classify_with),
+    "openvino": (model_case, lambda path: classify_with(path, "openvino")),
+    "pictures": (picture_case, classify_picture),
+}
 
 if __name__ == "__main__":
     network = Path(sys.argv[2]) / "network.onnx"

@@ -41,10 +41,13 @@ def run(kind: str, folder: Path, cases: int) -> tuple[list[tuple[int, str, str, 
         ("models", 2000),
         ("pictures", 2000),
         pytest.param("models", 40_000, marks=pytest.mark.slow),
+        pytest.param("openvino", 2000, marks=pytest.mark.slow),
         pytest.param("pictures", 20_000, marks=pytest.mark.slow),
     ],
 )
 def test_mutated_files_end_in_a_result_or_an_error_of_the_package(kind, cases, tmp_path):
+    if kind == "openvino":
+        pytest.importorskip("openvino")
     outcomes, deaths = run(kind, tmp_path, cases)
     assert not deaths, "\n".join(deaths)
     wrong = [f"case {number}, {what}: {reason}" for number, what, result, reason in outcomes if result == "wrong"]
@@ -53,6 +56,6 @@ def test_mutated_files_end_in_a_result_or_an_error_of_the_package(kind, cases, t
     counts = Counter(result for _, _, result, _ in outcomes)
     # Mutations that nobody notices, or that nothing survives, would try nothing.
     assert min(counts["accepted"], counts["refused"]) > cases // 30, counts
-    if kind == "models":
+    if kind != "pictures":
         hostile = {what.split(" in ")[0] for _, what, _, _ in outcomes}
         assert set(HOSTILE) <= hostile
