@@ -224,3 +224,12 @@ def test_what_is_no_checkpoint_of_a_detector_is_refused(tmp_path):
 def test_what_makes_no_detector_is_refused(changes, named):
     with pytest.raises(ConfigurationError, match=named):
         detector(**changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [name for name in timm.list_models("ccnn_*") if "1202" not in name])
+@pytest.mark.parametrize("fpn", [False, True])
+@torch.no_grad()
+def test_every_network_is_a_backbone(backbone, fpn):
+    model = settled(detector(backbone, branches=2, fpn=fpn))
+    assert same(model(pictures()), ccnn_zoo.fold(model)(pictures()))

@@ -179,6 +179,17 @@ def test_bad_annotations_of_coco_are_named_at_once(tmp_path):
     assert len(str(caught.value).splitlines()) == 7
 
 
+@pytest.mark.parametrize(("part", "key"), [("images", "id"), ("images", "file_name"), ("categories", "name")])
+def test_what_lacks_a_name_in_coco_is_refused(tmp_path, part, key):
+    folder = coco_folder(tmp_path)
+    path = folder / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    del content[part][0][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=f"lacks '{key}'"):
+        load_detection_data(f"coco:{folder}")
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

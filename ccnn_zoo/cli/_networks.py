@@ -36,6 +36,8 @@ def train(
     Ctrl-C saves the run's state; the same command with --resume goes on from it.
 
     Example:  ccnn train --recipe digits --branches 8 --set lr=0.05 --output runs/digits8
+
+    Detection:  ccnn train --recipe bccd_detection --data voc:FOLDER --output runs/cells
     """
     from accelerate import PartialState
 

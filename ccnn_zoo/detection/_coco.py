@@ -33,9 +33,12 @@ def coco(place: str, *, skip: bool = False) -> DetectionData:
     root = Path(place).expanduser()
     files = {part: _file(root, kinds) for part, kinds in (("training", ("train",)), ("test", ("val", "test")))}
     contents = {part: _parsed(path) for part, path in files.items()}
-    categories = sorted(contents["training"]["categories"], key=lambda each: each["id"])
-    collector = Collector(tuple(each["name"] for each in categories))
-    parts = {part: _pictures(root, files[part], contents[part], collector) for part in files}
+    try:
+        categories = sorted(contents["training"]["categories"], key=lambda each: each["id"])
+        collector = Collector(tuple(each["name"] for each in categories))
+        parts = {part: _pictures(root, files[part], contents[part], collector) for part in files}
+    except (KeyError, TypeError) as error:
+        raise ConfigurationError(f"an image or category in {root}/annotations lacks {error}. {_EXPECTED}") from error
     skipped = refuse_or_skip(str(root), collector.problems, skip=skip)
     require_pictures(str(root), parts)
     return DetectionData(
