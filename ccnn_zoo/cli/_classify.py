@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccnn_zoo.errors import ConfigurationError, ImageError, RepositoryError
+from ccnn_zoo.errors import ConfigurationError
+
+from ._pictures import pictures_below, printable
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Classification, ImageClassifier
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from ._journal import Journal
 
     Classifier = ImageClassifier | RayClassifier
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".pgm", ".ppm")
 
 
 def classify(
@@ -77,13 +76,13 @@ def classify(
 def _print(classifier: Classifier, images: list[Path], top_k: int, workers: int, as_json: bool) -> int:
     failed = 0
     with _bar(images, shown=not sys.stdout.isatty()) as progress:
-        for result in classifier.classify_stream(_pictures(images), top_k, workers=workers):
+        for result in classifier.classify_stream(pictures_below(images), top_k, workers=workers):
             progress.show(result)
             failed += result.error is not None
             if as_json:
                 typer.echo(json.dumps(asdict(result)))
             elif result.error is None:
-                typer.echo(_printable(_line(result)))
+                typer.echo(printable(_line(result)))
     return failed
 
 
@@ -111,7 +110,7 @@ def _write(classifier: Classifier, images: list[Path], top_k: int, workers: int,
 
 
 def _fill(journal: Journal, classifier: Classifier, images: list[Path], top_k: int, workers: int) -> None:
-    pictures = (picture for picture in _pictures(images) if journal.claim(picture))
+    pictures = (picture for picture in pictures_below(images) if journal.claim(picture))
     with _bar(images, shown=True, done=len(journal)) as progress:
         for result in classifier.classify_stream(pictures, top_k, workers=workers):
             progress.show(result)
@@ -153,7 +152,7 @@ class _Progress:
         self._console = Console(stderr=True)
         columns = TextColumn("classified"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=self._console)
-        self._task = self._bar.add_task("", total=sum(1 for _ in _pictures(images)), completed=done)
+        self._task = self._bar.add_task("", total=sum(1 for _ in pictures_below(images)), completed=done)
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -165,13 +164,13 @@ class _Progress:
     def show(self, result: Classification) -> None:
         self._bar.advance(self._task)
         if result.error is not None:
-            self._console.print(_printable(result.error), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(result.error), markup=False, highlight=False, soft_wrap=True)
 
 
 class _NoProgress:
     def show(self, result: Classification) -> None:
         if result.error is not None:
-            typer.echo(_printable(result.error), err=True)
+            typer.echo(printable(result.error), err=True)
 
 
 def _bar(images: list[Path], *, shown: bool, done: int = 0) -> AbstractContextManager[_Progress | _NoProgress]:
@@ -179,47 +178,6 @@ def _bar(images: list[Path], *, shown: bool, done: int = 0) -> AbstractContextMa
     return _Progress(images, done) if shown and sys.stderr.isatty() else nullcontext(_NoProgress())
 
 
-def _pictures(paths: list[Path]) -> Iterator[str]:
-    """Yield the named files, and the pictures in folders and their sub-folders in the order of their names."""
-    for path in paths:
-        if not path.is_dir():
-            yield os.fspath(path)
-            continue
-        empty = True
-        for picture in _below(os.fspath(path)):
-            empty = False
-            yield picture
-        if empty:
-            raise ImageError(f"{path} holds no pictures ({', '.join(PICTURES)}). Name files, or another folder.")
-
-
-def _below(folder: str) -> Iterator[str]:
-    """Yield pictures below a folder; of one folder at a time the names are held, nothing of its files."""
-    names, folders = [], set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.add(entry.name)
-                    names.append(entry.name)
-                elif entry.name.lower().endswith(PICTURES):
-                    names.append(entry.name)
-    except OSError as error:
-        raise RepositoryError(f"cannot list {folder}: {error.strerror}. Leave it out, or make it readable.") from error
-    names.sort()
-    for name in names:
-        path = os.path.join(folder, name)
-        if name in folders:
-            yield from _below(path)
-        else:
-            yield path
-
-
 def _line(result: Classification) -> str:
     classes = ", ".join(f"{p.label} {100 * p.probability:.1f}%" for p in result.predictions)
     return f"{os.fspath(result.source)}: {classes}"
-
-
-def _printable(text: str) -> str:
-    """Names of files need not be UTF-8, what is printed must be."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
