@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             experiment = experiments.load(name)
             try:
                 cells += experiment.cells(plan)
-                chosen.append(experiment)
+                chosen.append((name, experiment))
             except MissingDataError as error:
                 if "all" not in args.experiment:
                     raise
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         records = run_cells(cells, cells_folder, args.jobs, args.threads, run=not args.report)
     except CCNNError as error:
         sys.exit(f"error: {error}")
-    command = " ".join(["scripts/reproduce.py", *names, *([] if size == "full" else [f"--{size}"])])
-    for experiment in chosen:
+    for name, experiment in chosen:
+        command = f"scripts/reproduce.py {name}{'' if size == 'full' else f' --{size}'}"
         print(experiment.report(plan, records).write(out, command))
 
 

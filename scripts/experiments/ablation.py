@@ -88,7 +88,9 @@ def report(plan: Plan, records: Records) -> Document:
     found = {row.label: measured(plan, records, row) for row in rows(plan) if row.missing is None}
     lines += [
         f"K = {BRANCHES} branches or members everywhere. Error, negative log-likelihood (NLL) and expected calibration "
-        "error (ECE, 15 bins) of the test images; deployed is folded; multiply-adds of one image.",
+        "error (ECE, 15 bins) of the test images. Branches disagree: share of the test images on which two branches "
+        "alone say different classes. R moved: root mean square of its change in training. Deployed is folded; "
+        "multiply-adds are those of one image.",
         "",
         *_comparison(plan, found),
         "",
