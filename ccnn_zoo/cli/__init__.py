@@ -21,6 +21,7 @@ COMMANDS = {
     "publish": "_publish:publish",
     "download": "_publish:download",
     "classify": "_classify:classify",
+    "detect": "_detect:detect",
     "serve": "_serve:serve",
     "analyze": "_analyze:analyze",
     "doctor": "_doctor:doctor",
