@@ -1,0 +1,258 @@
+"""Time plain and calibrated ResNet-18 side by side in torch, onnxruntime (fp32, fp16, int8) and OpenVINO.
+
+    python scripts/bench_inference.py --networks /tmp/networks --output docs/inference_speed.md
+
+The networks are exported to a folder and found there again by the next run. Rounds alternate between all ways, so that
+other load on the machine falls on all alike; each way's fastest and median round are shown, and its processor time,
+which other load changes little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+from bench_machine import gemm_seconds, machine
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import ccnn_zoo
+from ccnn_zoo import export, runtime
+from ccnn_zoo._files import replacing
+from ccnn_zoo.errors import CCNNError
+from ccnn_zoo.runtime._preprocess import preprocess
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
+SEED = 0
+BASE = ("plain", "onnxruntime fp32")
+GEMM = 1536
+PRECISIONS = {"onnxruntime fp32": "fp32", "onnxruntime fp16": "fp16", "onnxruntime int8": "int8", "OpenVINO": "fp32"}
+
+
+@dataclass
+class Way:
+    """One network in one engine, and what its rounds took.
+
+    Args:
+        network: ``"plain"`` or ``"K=2"`` and so on.
+        engine: what runs it.
+        run: classifies one batch.
+    """
+
+    network: str
+    engine: str
+    run: Callable[[], object]
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=Path, required=True, help="folder for the exported networks")
+    parser.add_argument("--branches", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--most", type=int, nargs="+", default=[8, 2], help="most branches timed at each batch size")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[20, 3], help="of each batch size")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precisions", nargs="+", default=list(export.FILES), help="what to export if not there")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile, which needs a C compiler")
+    parser.add_argument("--measure", action="store_true", help="export what measures fastest on this machine")
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="photographs to calibrate int8 on")
+    parser.add_argument("--export-only", action="store_true", help="stop before timing")
+    parser.add_argument("--output", type=Path, help="write the tables to this Markdown file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    models = {"plain": _model(1)} | {f"K={k}": _model(k) for k in args.branches}
+    notes = [note for name, model in models.items() for note in _export(model, args.networks / name, args)]
+    if args.export_only:
+        return
+    lines = _description(args)
+    for batch, rounds, most in zip(args.batches, args.rounds, args.most, strict=True):
+        branches = [k for k in args.branches if k <= most]
+        timed = {name: models[name] for name in ("plain", *(f"K={k}" for k in branches))}
+        ways, peak = _measure(timed, batch, rounds, args)
+        lines += ["", *_table(ways, timed, batch, peak), "", *_verdicts(ways, batch, branches)]
+    text = "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
+    print(text)
+    if args.output:
+        with replacing(args.output) as path:
+            path.write_text(text)
+
+
+def _model(branches: int) -> torch.nn.Module:
+    torch.manual_seed(SEED)
+    if branches == 1:
+        return timm.create_model("resnet18").eval()
+    return timm.create_model("ccnn_resnet18", branches=branches).eval()
+
+
+def _export(model: torch.nn.Module, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Export in every precision what is not there yet; return what the reader must know of it."""
+    notes = []
+    photos = _photographs(model, args.photos)
+    for precision in args.precisions:
+        path, note = folder / export.FILES[precision], folder / f"{precision}.txt"
+        if not path.exists() and not note.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            calibration = photos if precision == "int8" else None
+            try:
+                report = export.to_onnx(
+                    model, path, precision=precision, images=photos[:4], calibration=calibration, measure=args.measure
+                )
+            except CCNNError as error:
+                note.write_text(f"- {folder.name}, {precision}: not exported. {error}\n")
+            else:
+                print(report)
+        notes += note.read_text().splitlines() if note.exists() else []
+    return notes
+
+
+def _photographs(model: torch.nn.Module, folder: Path) -> torch.Tensor:
+    metadata = export.metadata_of(model)
+    paths = sorted(folder.glob("*.JPEG"))[::3]
+    if not paths:
+        raise SystemExit(f"no photographs at {folder}; name a folder with --photos")
+    images = [preprocess(Image.open(path).convert("RGB"), metadata) for path in paths]
+    return torch.from_numpy(np.stack(images))
+
+
+def _description(args: argparse.Namespace) -> list[str]:
+    try:
+        import openvino
+
+        openvino_version = f", openvino {openvino.__version__}"
+    except ImportError:
+        openvino_version = ""
+    return [
+        "# Speed of inference",
+        "",
+        f"Written by `scripts/bench_inference.py`. {machine()}, {args.threads} threads, python "
+        f"{platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, onnxruntime "
+        f"{onnxruntime.__version__}{openvino_version}. Seed {SEED}, weights untrained, images of 224x224.",
+        "",
+        "Other work shared this machine while this ran. All ways of one table ran in turn, round by round, so that the "
+        "load fell on all alike: trust ratios, not milliseconds, and those of the fastest rounds and of processor time "
+        "more than medians. *Ratio* is the time against plain ResNet-18 in onnxruntime fp32 (below 1 is faster), from "
+        "the fastest rounds; *by CPU* is the same from the processor time of all threads. *Peak* is the share of the "
+        f"arithmetic rate of a {GEMM}x{GEMM} float32 matrix product (torch), measured in the same rounds.",
+    ]
+
+
+def _measure(
+    models: dict[str, torch.nn.Module], batch: int, rounds: int, args: argparse.Namespace
+) -> tuple[list[Way], float]:
+    """Return every way with its times, and the operations a second of the fastest matrix product."""
+    rng = np.random.default_rng(SEED)
+    images = rng.normal(size=(batch, 3, 224, 224)).astype(np.float32)
+    ways = [way for name, model in models.items() for way in _ways(name, model, images, args)]
+    gemm = []
+    for _ in range(rounds + 1):
+        gemm.append(gemm_seconds(GEMM))
+        for way in ways:
+            wall, processor = time.perf_counter(), time.process_time()
+            way.run()
+            way.wall.append(time.perf_counter() - wall)
+            way.processor.append(time.process_time() - processor)
+    for way in ways:  # the first round warms up
+        del way.wall[0], way.processor[0]
+    return ways, 2 * GEMM**3 / min(gemm)
+
+
+def _ways(name: str, model: torch.nn.Module, images: np.ndarray, args: argparse.Namespace) -> list[Way]:
+    folded = ccnn_zoo.fold(model).eval()
+    tensor = torch.from_numpy(images)
+    ways = [Way(name, "torch eager", _in_torch(folded, tensor))]
+    if args.compile:
+        ways.append(Way(name, "torch.compile", _in_torch(torch.compile(folded), tensor)))
+    for engine, precision in PRECISIONS.items():
+        path = args.networks / name / export.FILES[precision]
+        device = "openvino" if engine == "OpenVINO" else "cpu"
+        if path.exists():
+            try:
+                classifier = runtime.load(path, device=device, threads=args.threads, batch_size=len(images))
+            except CCNNError as error:
+                print(f"{name}, {engine}: {error}")
+            else:
+                ways.append(Way(name, engine, lambda c=classifier: c.predict(images)))
+    return ways
+
+
+def _in_torch(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], object]:
+    def run() -> object:
+        with torch.inference_mode():
+            return model(images)
+
+    return run
+
+
+def _table(ways: list[Way], models: dict[str, torch.nn.Module], batch: int, peak: float) -> list[str]:
+    base = next(way for way in ways if (way.network, way.engine) == BASE)
+    operations = {name: batch * _operations(model) for name, model in models.items()}
+    rows = [
+        f"| {way.network} | {way.engine} | {1000 * min(way.wall):.1f} | {1000 * statistics.median(way.wall):.1f} | "
+        f"{1000 * _percentile(way.wall, 0.9):.1f} | {1000 * _percentile(way.wall, 0.99):.1f} | "
+        f"{batch / min(way.wall):.1f} | {min(way.wall) / min(base.wall):.2f} | "
+        f"{min(way.processor) / min(base.processor):.2f} | {operations[way.network] / min(way.wall) / peak:.0%} |"
+        for way in ways
+    ]
+    return [
+        f"## Batch {batch}",
+        "",
+        f"{len(base.wall)} rounds; the matrix product reached {peak / 1e9:.0f} GFLOP/s, plain ResNet-18 needs "
+        f"{operations['plain'] / batch / 1e9:.2f} GFLOP an image.",
+        "",
+        "| network | engine | fastest, ms | median | 90 % | 99 % | images/s | ratio | by CPU | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _verdicts(ways: list[Way], batch: int, branches: list[int]) -> list[str]:
+    """Say of each aim whether it holds, by the fastest rounds and by processor time."""
+    times = {(way.network, way.engine): (min(way.wall), min(way.processor)) for way in ways}
+    base = times[BASE]
+
+    def line(text: str, key: tuple[str, str], over: tuple[float, float], bound: float, *, least: bool = False) -> str:
+        if key not in times:
+            return f"- {text}: not measured."
+        pairs = zip(times[key], over, strict=True)
+        wall, processor = ((o / t) if least else (t / o) for t, o in pairs)
+        holds = [value >= bound if least else value <= bound for value in (wall, processor)]
+        verdict = "holds" if all(holds) else "does not hold" if not any(holds) else "holds in one of the two measures"
+        return f"- {text}: {wall:.2f} by the clock, {processor:.2f} by processor time. **{verdict}**"
+
+    aims = [
+        line(f"K={k} in fp32 takes at most 1.0 x {k} times plain", (f"K={k}", BASE[1]), tuple(k * b for b in base), 1.0)
+        for k in branches
+    ]
+    aims.append(line("int8 K=2 takes at most 0.7 times plain fp32", ("K=2", "onnxruntime int8"), base, 0.7))
+    for name in ("plain", *(f"K={k}" for k in branches)):
+        text, eager = f"{name}: onnxruntime is at least 1.3 times faster than torch", times[name, "torch eager"]
+        aims.append(line(text, (name, BASE[1]), eager, 1.3, least=True))
+    return [f"Aims at batch {batch}:", "", *aims]
+
+
+def _operations(model: torch.nn.Module) -> int:
+    """Count multiplications and additions of one image in the folded network."""
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        ccnn_zoo.fold(model).eval()(torch.zeros(1, 3, 224, 224))
+    return counter.get_total_flops()
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(math.ceil(share * len(values)), len(values)) - 1]
+
+
+if __name__ == "__main__":
+    main()
