@@ -7,6 +7,8 @@ What each precision may differ from torch, and why, stands in ``export/_compare.
 """
 
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference
+from ._detection import DetectionReport, detector_metadata_of, detector_to_onnx
+from ._detection_compare import BOX_TOLERANCE, SCORE_TOLERANCE, PictureDifference
 from ._export import to_folder, to_onnx
 from ._images import ImageBatches
 from ._measure import Timing
@@ -17,17 +19,23 @@ from ._report import ExportReport
 
 __all__ = [
     "BATCH_SIZES",
+    "BOX_TOLERANCE",
     "DEFAULT_OPSET",
     "FILES",
     "HALF_TOLERANCE",
     "INT8_LOSS",
     "INT8_TOLERANCE",
+    "SCORE_TOLERANCE",
     "TOLERANCE",
     "BatchDifference",
+    "DetectionReport",
     "ExportReport",
     "ImageBatches",
+    "PictureDifference",
     "PreprocessingDifference",
     "Timing",
+    "detector_metadata_of",
+    "detector_to_onnx",
     "metadata_of",
     "to_folder",
     "to_onnx",

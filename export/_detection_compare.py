@@ -2,9 +2,9 @@
 
 A detection of the file belongs to one of torch if both have the same label and their boxes differ by no more than
 :data:`BOX_TOLERANCE` at every side. What has no partner is forgiven only where torch itself is undecided: if the
-picture changes by :data:`NUDGE`, a thousandth of what a photograph's last bit is worth, the detection must come or go
-in torch too. That happens where a score lies at the threshold, at the number of detections that are kept, or where two
-boxes overlap just so much that one of them is dropped.
+network's input changes by :data:`NUDGE`, a thousandth of what a photograph's last bit is worth, the detection must
+come or go in torch too. That happens where a score lies at the threshold, at the number of detections that are kept,
+or where two boxes overlap just so much that one of them is dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from ccnn_zoo.errors import ExportError
@@ -32,8 +32,8 @@ BOX_TOLERANCE = 0.5
 SCORE_TOLERANCE = 1e-3
 """Allowed difference of a score, which lies in [0, 1]."""
 
-NUDGE = 4e-6
-"""Standard deviation of the noise by which a picture with values in [0, 1] is changed to find ties."""
+NUDGE = 1e-5
+"""Standard deviation of the noise by which a normalised picture and its padding are changed to find ties."""
 
 _NUDGES = 8
 
@@ -153,10 +153,17 @@ def _check_ties(
     """Refuse detections without a partner, except where torch itself is undecided."""
     generator = torch.Generator().manual_seed(0)
     extra, missing = set(lonely[0]), set(lonely[1])
-    for _ in range(_NUDGES):
-        nudged = _in_torch(detector, picture + NUDGE * torch.randn(picture.shape, generator=generator))
-        extra -= {i for i, _ in _partners(ours, nudged)}
-        missing &= {i for i, _ in _partners(theirs, nudged)}
+
+    def nudge(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0] + NUDGE * torch.randn(inputs[0].shape, generator=generator),)
+
+    with detector.backbone.register_forward_pre_hook(nudge):
+        for _ in range(_NUDGES):
+            if not extra and not missing:
+                break
+            nudged = _in_torch(detector, picture)
+            extra -= {i for i, _ in _partners(ours, nudged)}
+            missing &= {i for i, _ in _partners(theirs, nudged)}
     for found, those, who, other in ((ours, extra, "exported graph", "network"), (theirs, missing, "network", "graph")):
         if those:
             first = min(those)

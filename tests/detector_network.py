@@ -1,0 +1,58 @@
+"""Small detectors with seeded weights that find many objects of all kinds, sure of some and unsure of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+
+from ccnn_zoo.detection import create_detector
+
+LABELS = ["red", "green", "blue"]
+_SMALL = {"num_classes": 3, "labels": LABELS, "min_size": 96, "max_size": 160, "representation_size": 32}
+_THIN = {"backbone_kwargs": {"channels": [8, 8, 16, 16]}}
+
+
+@torch.no_grad()
+def seeded_detector(backbone: str = "ccnn_resnet18", **changes: object) -> FasterRCNN:
+    """Return a detector in eval mode whose scores and boxes spread as a trained one's do, without the training."""
+    thin = _THIN if backbone == "ccnn_resnet18" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = create_detector(backbone, **{**_SMALL, **thin, "branches": 2, **changes})
+        pictures = [rectangles(120, 160, 1), rectangles(150, 100, 2)]
+        box = {"boxes": torch.tensor([[10.0, 10, 60, 60]]), "labels": torch.tensor([1])}
+        detector.train()(pictures, [box, box])  # batch normalisation gets statistics
+    detector.eval()
+    heads, predictor = detector.rpn.head, detector.roi_heads.box_predictor
+    for layer, deviation in (
+        *((heads.cls_logits, 2.0), (heads.bbox_pred, 0.3)),
+        *((predictor.cls_score, 2.0), (predictor.bbox_pred, 1.0)),
+    ):
+        _spread(layer, deviation, lambda: detector(pictures))
+    return detector
+
+
+def rectangles(height: int, width: int, seed: int) -> Tensor:
+    """Return a picture (3, H, W) in [0, 1]: coloured rectangles on noise."""
+    generator = torch.Generator().manual_seed(seed)
+    picture = 0.3 * torch.rand(3, height, width, generator=generator)
+    side = max(1, min(height, width) // 4)
+    for _ in range(6):
+        top = int(torch.randint(0, height - side + 1, (), generator=generator))
+        left = int(torch.randint(0, width - side + 1, (), generator=generator))
+        picture[:, top : top + side, left : left + side] = torch.rand(3, 1, 1, generator=generator)
+    return picture
+
+
+def _spread(layer: nn.Module, deviation: float, run: Callable[[], object]) -> None:
+    """Give every output of a layer the mean 0 and this standard deviation on some pictures."""
+    outputs: list[Tensor] = []
+    with layer.register_forward_hook(lambda _, inputs, output: outputs.append(output.movedim(1, -1).flatten(0, -2))):
+        run()
+    values = torch.cat(outputs)
+    factor = deviation / values.std(0).clamp(min=1e-6)
+    layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.copy_((layer.bias - values.mean(0)) * factor)
