@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Also in the processes to come, and before torch is imported.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
 
+    from experiments._cells import key_of
     from experiments._plans import MissingDataError, make_plan
     from experiments._running import run_cells
 
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for name, experiment in chosen:
         command = f"scripts/reproduce.py {name}{'' if size == 'full' else f' --{size}'}"
-        print(experiment.report(plan, records).write(out, command))
+        wanted = len({key_of(cell.settings()) for cell in experiment.cells(plan)})
+        print(experiment.report(plan, records).write(out, command, wanted))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,8 +34,14 @@ class Document:
     records: list[Record]
     pictures: dict[str, Figure] = field(default_factory=dict)
 
-    def write(self, place: Path, command: str) -> Path:
-        """Write ``NAME.md``, ``NAME.json`` and the pictures into ``place``; return the first."""
+    def write(self, place: Path, command: str, wanted: int) -> Path:
+        """Write ``NAME.md``, ``NAME.json`` and the pictures into ``place``; return the first.
+
+        Args:
+            place: folder.
+            command: by which it was made.
+            wanted: number of cells that the experiment has.
+        """
         for name, figure in self.pictures.items():
             with replacing(place / name) as temporary:
                 FigureCanvasAgg(figure).print_png(temporary)
@@ -43,6 +49,9 @@ class Document:
             values = [record.as_json() for record in self.records]
             temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         head = [f"# {self.title}", "", f"Written by `{command}`; the cells' records are in {self.name}.json.", ""]
+        if len(self.records) < wanted:
+            ended = f"{len(self.records)} of {wanted} trainings"
+            head += [f"**Not finished: {ended}.** Figures are over the seeds that are there.", ""]
         path = place / f"{self.name}.md"
         with replacing(path) as temporary:
             lines = [*head, *self.lines, "", "## How", "", *provenance(self.records)]

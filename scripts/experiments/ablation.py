@@ -5,8 +5,9 @@ What is chosen, is chosen by held-out images (:mod:`experiments._choices`); what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any
 
 from . import _choices, _others
@@ -15,7 +16,7 @@ from ._classification import Training, predictions
 from ._document import Document, table
 from ._plans import Plan, need_data
 from ._scores import mean_prediction, scores
-from ._statistics import Spread, difference, spread
+from ._statistics import Difference, Spread, difference, spread
 
 BRANCHES = 4
 NEAR = 0.15
@@ -192,7 +193,7 @@ def _equal(found: dict[str, list[Record]], cost: str, reference: str) -> Iterato
     yield from table([f"less {reference}", *FIGURES.values()], gaps)
 
 
-def _gap(found: dict[str, list[Record]], label: str, reference: str, name: str) -> Any:
+def _gap(found: dict[str, list[Record]], label: str, reference: str, name: str) -> Difference:
     return difference(_test(found[label], name), _test(found[reference], name))
 
 
@@ -201,7 +202,7 @@ def _test(records: Sequence[Record], name: str) -> Spread:
 
 
 def _conclusions(found: dict[str, list[Record]]) -> Iterator[str]:
-    questions: list[tuple[str, str, str]] = [
+    questions = [
         ("Calibrated against plain, equal trained parameters", OURS, PLAIN),
         ("Learning R against freezing it at random", OURS, "calibrated, R frozen at random"),
         ("Descent against the printed ascent", OURS, "calibrated, R by ascent, as printed"),
@@ -211,14 +212,16 @@ def _conclusions(found: dict[str, list[Record]]) -> Iterator[str]:
         ("Calibrated against BatchEnsemble, both costs equal", OURS, "BatchEnsemble"),
         ("Dense mixing against a plain network with as many trained parameters", DENSE, ROOT_WIDER),
     ]
-    helped: Callable[[str], bool] = lambda name: _gap(found, OURS, PLAIN, name).beyond  # noqa: E731
     for question, ours, reference in questions:
         if ours in found and reference in found:
             parts = [f"{text} {_gap(found, ours, reference, n).text(3)}" for n, text in FIGURES.items()]
             yield f"- {question}: {'; '.join(parts)}."
-    better = [text for name, text in FIGURES.items() if helped(name) and _gap(found, OURS, PLAIN, name).value < 0]
-    worse = [text for name, text in FIGURES.items() if helped(name) and _gap(found, OURS, PLAIN, name).value > 0]
-    if not better and not worse:
+    gaps = {text: _gap(found, OURS, PLAIN, name) for name, text in FIGURES.items()}
+    better = [text for text, gap in gaps.items() if gap.beyond and gap.value < 0]
+    worse = [text for text, gap in gaps.items() if gap.beyond and gap.value > 0]
+    if any(isnan(gap.margin) for gap in gaps.values()):
+        yield "\n**Fewer than two seeds of both: no spread is known, and nothing can be concluded.**"
+    elif not better and not worse:
         yield "\n**Here calibration neither helps nor harms beyond the spread.**"
     else:
         sides = [f"{word}: {', '.join(side)}" for word, side in (("better", better), ("worse", worse)) if side]
