@@ -16,6 +16,7 @@ import pytest
 from hub_network import SIZE, published_folder
 from onnx import TensorProto, helper, numpy_helper
 from test_runtime import RGB, save_network, weights
+from test_runtime_shapes import network_of_pictures
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
@@ -23,6 +24,7 @@ from ccnn_zoo.runtime import OpenOptions, Problem
 from ccnn_zoo.runtime._onnxruntime import session_options, work_on_cpu
 from ccnn_zoo.runtime._plugin_provider import _devices
 from ccnn_zoo.runtime._probe import NETWORK, SHAPE
+from ccnn_zoo.runtime._registry import find, names
 
 BATCH = np.random.default_rng(3).normal(size=(5, 3, 12, 10)).astype(np.float32)
 LOGITS = BATCH.astype(float).mean(axis=(2, 3)) @ weights(RGB)
@@ -63,8 +65,6 @@ def test_the_probe_network_is_what_its_script_writes(tmp_path):
 def test_backends_that_are_installed_pass_their_probe(device):
     if device == "openvino":
         pytest.importorskip("openvino")
-    from ccnn_zoo.runtime._registry import find
-
     backend = find(device)
     assert backend.problem() is None
     backend.probe()
@@ -130,6 +130,7 @@ def test_no_other_package_can_take_a_built_in_name(tmp_path, monkeypatch, networ
     entry_point(tmp_path, "cpu", "other_package:B", "raise SystemExit('taken')")
     monkeypatch.syspath_prepend(tmp_path)
     assert runtime.load(network, device="cpu").provider == "CPUExecutionProvider"
+    assert names().count("cpu") == 1
 
 
 def test_a_backends_problem_is_an_error_before_anything_is_downloaded():
@@ -169,6 +170,13 @@ def test_openvino_names_files_that_it_cannot_read(tmp_path):
     for device in ("openvino", "cpu"):
         with pytest.raises(IntegrityError, match=r"odd\.onnx .*NoSuchOperator.*again"):
             runtime.load(tmp_path / "odd.onnx", device=device)
+
+
+def test_openvino_refuses_to_resize(tmp_path):
+    pytest.importorskip("openvino")
+    onnx.save(network_of_pictures(), tmp_path / "pictures.onnx")
+    with pytest.raises(DeviceError, match=r"OpenVINO resizes pictures otherwise than .*without --preprocess"):
+        runtime.load(tmp_path / "pictures.onnx", device="openvino")
 
 
 def test_torch_runs_the_trained_weights_as_onnxruntime_runs_their_export():
