@@ -17,7 +17,7 @@ from ccnn_zoo.cli import main
 from ccnn_zoo.train import load_data
 
 CCNN = Path(sys.executable).with_name("ccnn")
-COMMANDS = ("demo", "train", "export", "publish", "download", "classify", "serve", "list")
+COMMANDS = ("demo", "train", "export", "publish", "download", "classify", "serve", "doctor", "list")
 
 
 def ccnn(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -112,6 +113,17 @@ from ccnn_zoo import runtime
 runtime.load({str(network)!r})
 """)
     assert run.stderr.strip() == "ccnn_zoo.runtime WARNING"
+
+
+@needs_no_cuda
+def test_the_gpu_script_says_what_is_missing_and_writes_nothing(tmp_path):
+    script = Path(__file__).parents[1] / "scripts" / "check_gpu.py"
+    command = [sys.executable, script, "--output", tmp_path / "gpu.md"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr == f"no GPU to check: {PROBLEM.reason}\nTo mend it:  {PROBLEM.remedy}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_libraries_that_are_named_as_missing_really_are():
