@@ -95,8 +95,8 @@ def _classifying(args: argparse.Namespace) -> list[str]:
     paths = sorted(map(str, args.photos.glob("*.JPEG")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        to_onnx(timm.create_model("ccnn_resnet18", branches=2), path)
-        classifier = runtime.load(path, device="cpu", batch_size=16)
+        to_onnx(timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True), path)
+        classifier = runtime.load(path, device="cpu")
 
         def way(workers: int) -> Callable[[], int]:
             return lambda: sum(1 for _ in classifier.classify_stream(paths, workers=workers))
