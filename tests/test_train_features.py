@@ -82,6 +82,16 @@ def relabelled(model: nn.Module) -> nn.Module:
     return other
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_every_member_of_an_ensemble_learns_from_every_image(soft):
+    logits = torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([1, 7, 0, 3])
+    wanted = F.one_hot(targets, 10).float() * 0.7 + 0.03 if soft else targets
+    objective = Objective(replace(TINY, label_smoothing=0.0), classes=10)
+    one_by_one = torch.stack([F.cross_entropy(member, wanted) for member in logits]).mean()
+    torch.testing.assert_close(objective.loss(logits.flatten(0, 1), wanted), one_by_one)
+
+
 def test_epochs_without_evaluation_change_no_weight(tmp_path):
     recipe = replace(TINY, epochs=3, validation=0.2)
     (tmp_path / "rare").mkdir()
