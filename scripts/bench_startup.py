@@ -69,7 +69,7 @@ def main() -> None:
             "onnxruntime alone, random input": [sys.executable, "-c", BARE, network],
             "onnxruntime and Pillow, the picture": [sys.executable, "-c", PREPROCESSED, network, picture],
             "`ccnn classify`": [CCNN, "classify", picture, "--model", network, "--device", "cpu"],
-            "`ccnn --version` of nothing: Python alone": [sys.executable, "-c", "pass"],
+            "Python alone": [sys.executable, "-c", "pass"],
         }
         runs = {name: [] for name in ways}
         for round_ in range(args.rounds + 1):
