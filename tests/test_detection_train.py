@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +199,23 @@ def test_the_command_line_goes_on_after_ctrl_c(recipe, tmp_path, monkeypatch):
         patch.setattr(Trainer, "_pass", interrupted)
         assert CliRunner().invoke(app, arguments).exit_code == 130
     assert CliRunner().invoke(app, [*arguments, "--resume"]).exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo between processes")
+def test_two_processes_measure_what_one_does(tmp_path):
+    # Five test pictures fill no whole number of batches, nor of processes.
+    folder = voc_folder(tmp_path / "data", train=8, test=5)
+    replace(TINY, data=f"voc:{folder}", evaluate_every=1).to_yaml(tmp_path / "tiny.yaml")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["train", "--recipe", tmp_path / "tiny.yaml", "--output", tmp_path / "run"]
+    command = [*launcher, Path(sys.executable).parent / "ccnn", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    detector, record = load_detector(tmp_path / "run/last.safetensors")
+    data = load_detection_data(f"voc:{folder}")
+    found = evaluate_detector(detector, data.test, data.labels).voc.map_percent
+    assert record.metrics["test_map_percent"] == pytest.approx(found)
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="needs ../shared/data/bccd")
