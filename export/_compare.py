@@ -2,8 +2,7 @@
 
 Two implementations of float32 arithmetic round differently, in proportion to the numbers they add up. So fp32 may
 differ by :data:`TOLERANCE` for logits up to 1, and by 1e-4 of the largest logit above that. Where all logits are
-smaller than 0.01, an absolute 1e-4 would accept anything, and 1% of the largest is allowed. What the differences
-really are stands in the report; for ResNets they are near 1e-6 of the largest logit.
+smaller than 0.01, an absolute 1e-4 would accept anything, and 1% of the largest is allowed.
 
 fp16 keeps 11 bits: storing a value moves it by up to 2^-11, 0.05 %. Independent errors of N layers add up to
 sqrt(N) times that, 0.3 % for ResNet-18's forty stored tensors and 0.7 % for two hundred. :data:`HALF_TOLERANCE`, 2 %

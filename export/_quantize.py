@@ -29,6 +29,7 @@ from ._images import ImageBatches, single_images
 CALIBRATION_IMAGES = 512
 """Images on which ranges are measured; more are left unread."""
 
+_FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime has kernels of these from int8 to float32
 _CHUNK = 16  # images at once: every intermediate result is there at the same time
 
 
@@ -74,6 +75,11 @@ class Quantizer:
         with _quiet():
             # What its symbolic shape inference would add, onnx infers for convolutional networks.
             quant_pre_process(given, self._source, skip_symbolic_shape=True)
+        graph = onnx.load(self._source).graph
+        outputs = {value.name for value in graph.output}
+        last = [node for node in graph.node if outputs.intersection(node.output)]
+        # Logits in steps of 1/255 of their range would tie: what makes them gives float32.
+        self._last = [node.name for node in last if node.op_type not in _FLOAT_OUTPUT]
 
     def __call__(self, excluded: Collection[str] = ()) -> ModelProto:
         """Return the quantised graph; the nodes called ``excluded`` stay in float32."""
@@ -87,7 +93,8 @@ class Quantizer:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=list(excluded),
+                nodes_to_exclude=[*self._last, *excluded],
+                extra_options={"OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)},
                 calibration_cache_path=Path(self._folder.name, "ranges.json"),
             )
         model = onnx.load(target)

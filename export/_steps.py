@@ -97,11 +97,13 @@ class Exporter:
         # A network may draw random numbers in eval mode too; the caller's go on as if nothing had run.
         with torch.random.fork_rng(devices=[]), ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ccnn-export-")))
+            if self._options.size == ANY:
+                self._check_any_size()
             core, expected, summary = self._translate(folder)
             if set(files) != {"fp32"}:
                 self._compare({"fp32": runner(core)}, every_image=False)
             if self._options.size == ANY:
-                self._compare_at_another_size(core)
+                compare(self._network, {"fp32": runner(core)}, self._other_size(), batch_sizes=(2,))
             variants = {precision: self._variant(precision, core, stack) for precision in files}
             preprocessing = self._measure_preprocessing(core)
             graphs, judged = {}, {}
@@ -214,10 +216,19 @@ class Exporter:
             every_image=every_image,
         )
 
-    def _compare_at_another_size(self, core: ModelProto) -> None:
+    def _other_size(self) -> Probe:
         channels, height, width = self._metadata.input_size
-        probe = Probe(None, (channels, height + 32, width + 64), len(self._metadata.labels), 2)
-        compare(self._network, {"fp32": runner(core)}, probe, batch_sizes=(2,))
+        return Probe(None, (channels, height + 32, width + 64), len(self._metadata.labels), 2)
+
+    @torch.no_grad()
+    def _check_any_size(self) -> None:
+        images = self._other_size().batch
+        try:
+            self._network(images)
+        except (RuntimeError, AssertionError) as error:  # timm's own checks are assertions
+            raise ExportError(
+                f"size='any': the network cannot run images of {tuple(images.shape[1:])} ({error}). Leave size out."
+            ) from error
 
 
 def _report(
