@@ -4,10 +4,11 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo install test test-all lint lint-imports timm-suite timm-suite-all constraints clean
+.PHONY: help demo detect-demo install test test-all lint lint-imports timm-suite timm-suite-all constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
+	@echo "make detect-demo VOC=FOLDER   train, export and run a detector on real pictures, draw what it finds"
 	@echo "make test      lint, the ordinary tests, and timm's own tests on one network of each class"
 	@echo "make test-all  the slow tests too: every network in timm's own suite"
 	@echo "make clean     remove what the above made"
@@ -23,6 +24,11 @@ install: $(INSTALLED)
 
 demo: install
 	$(BIN)/ccnn demo
+
+# Pictures with boxes are the user's own: none come with the project.
+detect-demo: install
+	@test -n "$(VOC)" || { echo "name a VOC folder: make detect-demo VOC=../shared/data/bccd"; exit 1; }
+	$(BIN)/ccnn detect-demo --data "voc:$(VOC)"
 
 # One thread a worker: two workers with two threads each get into each other's way.
 test: lint lint-imports timm-suite
@@ -55,4 +61,4 @@ constraints: install
 		$(BIN)/python -m pip freeze --exclude-editable | sed 's/^onnxruntime-gpu==\(.*\)/&\nonnxruntime==\1/'; } > constraints.txt
 
 clean:
-	rm -rf .venv build dist ccnn-demo
+	rm -rf .venv build dist ccnn-demo ccnn-detect-demo

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import timm
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -89,6 +90,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRe
             f"it was written by ccnn-zoo {_writer(texts)}, load it with that"
         ) from error
     return model.eval(), record
+
+
+def holds_detector(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is the checkpoint of a detector, which ``ccnn_zoo.detection.load_detector`` reads."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "detector" in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
 
 
 def config_json(model: nn.Module) -> str:

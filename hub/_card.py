@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._names import CONFIG, CURVES, HEAT_MAP, NETWORK, TAG
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 _TEXT = Template("""
 # $name
@@ -131,25 +134,31 @@ def card_of(folder: Path, details: Mapping[str, Any], address: str | None) -> by
         address: name on the Hub, ``"org/name"`` or ``"org/name@revision"``; None for a repository on disk, whose
             examples run in its own folder.
     """
-    from huggingface_hub import ModelCard
-
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     name = address.partition("@")[0].partition("/")[2] if address else details["architecture"]
-    header = _header(details, config, name).to_yaml()
-    # Not card.save, which takes the line ends of the system: the sum must be the same everywhere.
-    body = _body(details, config, name, address, _pictures(folder))
-    return ModelCard(f"---\n{header}\n---\n{body}").content.encode()
+    return card_text(_header(details, config, name), _body(details, config, name, address, drawn_pictures(folder)))
 
 
-def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) -> Any:
-    from huggingface_hub import EvalResult, ModelCardData
+def card_text(header: ModelCardData, body: str) -> bytes:
+    """Return a card; not by ``card.save``, which takes the line ends of the system: sums are the same everywhere."""
+    from huggingface_hub import ModelCard
 
-    record = details["record"]
-    dataset = re.sub(r"[^a-z0-9]+", "-", record["data"].lower()).strip("-")
-    results = [
+    return ModelCard(f"---\n{header.to_yaml()}\n---\n{body}").content.encode()
+
+
+def dataset_of(record: Mapping[str, Any]) -> str:
+    """Return the name of the data as the Hub writes such names."""
+    return re.sub(r"[^a-z0-9]+", "-", record["data"].lower()).strip("-")
+
+
+def eval_results(record: Mapping[str, Any], task: str) -> list[EvalResult]:
+    """Return the metrics of a record for a card's header."""
+    from huggingface_hub import EvalResult
+
+    return [
         EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
+            task_type=task,
+            dataset_type=dataset_of(record),
             dataset_name=record["data"],
             metric_type=metric,
             metric_name=metric.replace("_", " "),
@@ -157,6 +166,13 @@ def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) ->
         )
         for metric, value in record["metrics"].items()
     ]
+
+
+def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
+    record = details["record"]
+    dataset, results = dataset_of(record), eval_results(record, "image-classification")
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
@@ -169,7 +185,8 @@ def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) ->
     )
 
 
-def _pictures(folder: Path) -> str:
+def drawn_pictures(folder: Path) -> str:
+    """Return the lines that show the pictures of a repository."""
     captions = {
         CURVES: "Training and test error over epochs",
         HEAT_MAP: "R of each branch (row) in some layers (columns)",
@@ -188,7 +205,7 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
     return _TEXT.substitute(
         name=name,
         architecture=details["architecture"],
-        data=_cell(record["data"]),
+        data=one_line(record["data"]),
         branches=f"{branches} branches" if branches > 1 else "1 branch",
         timm_name=f"hf-hub:{address}" if address else "local-dir:.",
         runtime_name=f'"{repo_id}"{pinned}' if address else '"."',
@@ -202,8 +219,8 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
         width=width,
         height=height,
         network=_network_table(details, config),
-        measured=_table(("metric", "value"), _measurements(details)),
-        training=_table(("option", "value"), _options(record)),
+        measured=table(("metric", "value"), _measurements(details)),
+        training=table(("option", "value"), options_of(record)),
     )
 
 
@@ -218,7 +235,7 @@ def _network_table(details: Mapping[str, Any], config: Mapping[str, Any]) -> str
         "input (channels, height, width)": " x ".join(map(str, config["pretrained_cfg"]["input_size"])),
         "classes": f"{config['num_classes']}: {', '.join(map(str, labels[:20]))}{', …' if len(labels) > 20 else ''}",
     }
-    return _table(("", ""), rows.items())
+    return table(("", ""), rows.items())
 
 
 def _measurements(details: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
@@ -239,7 +256,8 @@ def _accuracy(export: Mapping[str, Any]) -> str:
     return f"{export['accuracy']:.2f} %, {export['accuracy_loss']:.2f}"
 
 
-def _options(record: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+def options_of(record: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    """Yield what a training was told, and its versions, for a table."""
     yield "data", record["data"]
     yield "epochs", record["epochs"]
     yield "seed", record["seed"]
@@ -250,12 +268,13 @@ def _options(record: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
         yield f"version of {name}", value
 
 
-def _table(header: tuple[str, str], rows: Iterable[tuple[str, object]]) -> str:
-    lines = [header, ("---", "---"), *((_cell(name), _cell(value)) for name, value in rows)]
+def table(header: tuple[str, str], rows: Iterable[tuple[str, object]]) -> str:
+    """Return a table of two columns in Markdown."""
+    lines = [header, ("---", "---"), *((one_line(name), one_line(value)) for name, value in rows)]
     return "\n".join(f"| {left} | {right} |" for left, right in lines)
 
 
-def _cell(value: object) -> str:
+def one_line(value: object) -> str:
     """Return a value so that it breaks neither a table nor a line."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", r"\|")

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.metadata import DETECTION
 
 from . import _local, _upload
 from ._card import card_of
+from ._card_detector import detector_card_of
 from ._contents import refused_content
 from ._manifest import Manifest, all_files, sums_of, verify_folder
 from ._names import (
@@ -91,13 +93,13 @@ def publish(
     hides them).
 
     Args:
-        source: a trained network made by ``timm.create_model``, a checkpoint file of ``ccnn train``, or the folder of a
-            repository. A folder is published as it is; only a card that was generated for a local repository is
-            written anew when it goes to the Hub, whose name its examples then show.
+        source: a trained network made by ``timm.create_model`` or ``ccnn_zoo.detection.create_detector``, a checkpoint
+            file of ``ccnn train``, or the folder of a repository. A folder is published as it is; only a card that was
+            generated for a local repository is written anew when it goes to the Hub, whose name its examples then show.
         repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
         record: how the network was trained; needed where ``source`` is a network. By default the checkpoint's.
         images: what :func:`ccnn_zoo.export.to_onnx` verifies the exported networks on; with their classes, the accuracy
-            of each is measured too.
+            of each is measured too. For a detector, pictures as ``detector_to_onnx`` takes them.
         curves: PNG file of the error curves, for the card.
         networks: further ONNX files by precision (``"fp16"``, ``"int8"``); None in a file's place exports the network
             in this precision. The fp32 one is always exported.
@@ -199,15 +201,35 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     given = {precision: path for precision, path in staging.networks.items() if path is not None}
     files += [_add_network(precision, Path(path), folder) for precision, path in given.items()]
     exported = [precision for precision in staging.networks if precision not in given]
-    details = stage_network(source, folder, staging.record, staging.images, exported, staging.calibration)
+    if _is_detector(source):
+        from ._stage_detector import stage_detector
+
+        if staging.networks or staging.calibration is not None:
+            raise ConfigurationError("detectors are published in fp32 only: leave fp16, int8 and calibration out")
+        details = stage_detector(source, folder, staging.record, staging.images)
+    else:
+        details = stage_network(source, folder, staging.record, staging.images, exported, staging.calibration)
     files += [PRECISIONS[precision] for precision in exported]
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)
     details["networks"] = {name: path for name, path in PRECISIONS.items() if path == NETWORK or path in files}
-    (folder / CARD).write_bytes(card_of(folder, details, address))
+    (folder / CARD).write_bytes(_card(folder, details, address))
     manifest = Manifest.of(folder, files, details)
     manifest.write(folder)
     return manifest
+
+
+def _is_detector(source: nn.Module | str | os.PathLike[str]) -> bool:
+    from torchvision.models.detection import FasterRCNN
+
+    from ccnn_zoo.checkpoint import holds_detector
+
+    return isinstance(source, FasterRCNN) or (isinstance(source, str | os.PathLike) and holds_detector(source))
+
+
+def _card(folder: Path, details: Mapping[str, Any], address: str | None) -> bytes:
+    make = detector_card_of if details.get("task") == DETECTION else card_of
+    return make(folder, details, address)
 
 
 def _add_curves(curves: Path, folder: Path) -> str:
@@ -245,7 +267,7 @@ def _stage_folder(source: Path, folder: Path, address: str | None) -> Manifest:
     manifest.write(folder)
     verify_folder(folder, str(source))  # as copied
     if address is not None and _is_generated(folder, manifest):
-        (folder / CARD).write_bytes(card_of(folder, manifest.details, address))
+        (folder / CARD).write_bytes(_card(folder, manifest.details, address))
         manifest = Manifest.of(folder, manifest.files, manifest.details)
         manifest.write(folder)
     return manifest
@@ -254,7 +276,7 @@ def _stage_folder(source: Path, folder: Path, address: str | None) -> Manifest:
 def _is_generated(folder: Path, manifest: Manifest) -> bool:
     """Whether the card is the one generated for a repository on disk, so that no word of anybody gets lost."""
     try:
-        return (folder / CARD).read_bytes() == card_of(folder, manifest.details, address=None)
+        return (folder / CARD).read_bytes() == _card(folder, manifest.details, None)
     except (KeyError, TypeError, ValueError):  # a manifest of another version, or made by hand
         return False
 

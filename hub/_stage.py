@@ -59,11 +59,8 @@ def stage_network(
         record = record or recorded
     else:
         raise ConfigurationError(f"source must be a network, a checkpoint file or a folder, got {source!r}")
-    if record is None:
-        raise ConfigurationError(
-            "record is missing: a network is published with its TrainingRecord, or from its checkpoint, which holds one"
-        )
-    _check_metrics(record)
+    record = require_record(record)
+    check_metrics(record)
     _check_model(model)
     details = _describe(model)
     _write_weights(model, folder, details)
@@ -85,7 +82,17 @@ def _measured(report: ExportReport) -> dict[str, Any]:
     return {name: value for name, value in report.to_dict().items() if name != "path"}
 
 
-def _check_metrics(record: TrainingRecord) -> None:
+def require_record(record: TrainingRecord | None) -> TrainingRecord:
+    """Refuse a network without a record."""
+    if record is None:
+        raise ConfigurationError(
+            "record is missing: a network is published with its TrainingRecord, or from its checkpoint, which holds one"
+        )
+    return record
+
+
+def check_metrics(record: TrainingRecord) -> None:
+    """Refuse metrics that are no finite numbers."""
     for name, value in record.metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigurationError(
@@ -106,11 +113,11 @@ def _write_weights(model: nn.Module, folder: Path, details: dict[str, Any]) -> N
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     described = {name: value if isinstance(value, str) else json.dumps(value) for name, value in details.items()}
     metadata = {"format": "pt", "library": f"ccnn-zoo {version('ccnn-zoo')}", **described}
-    (folder / WEIGHTS).write_bytes(_with_sorted_metadata(safetensors.torch.save(weights, metadata)))
+    (folder / WEIGHTS).write_bytes(with_sorted_metadata(safetensors.torch.save(weights, metadata)))
     _check_rebuilt(folder, weights)
 
 
-def _with_sorted_metadata(file: bytes) -> bytes:
+def with_sorted_metadata(file: bytes) -> bytes:
     """safetensors writes metadata in random order; the same network must have the same sum every time."""
     end = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:end])
@@ -148,9 +155,10 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "architecture": model.pretrained_cfg["architecture"],
         "branches": getattr(model, "branches", 1),
         "merge": getattr(model, "merge", "mean"),
-        "parameters": {"shared": _count(model), "folded": _count(fold(model))},
+        "parameters": {"shared": count(model), "folded": count(fold(model))},
     }
 
 
-def _count(model: nn.Module) -> int:
+def count(model: nn.Module) -> int:
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -22,6 +22,7 @@ COMMANDS = {
     "download": "_publish:download",
     "classify": "_classify:classify",
     "detect": "_detect:detect",
+    "detect-demo": "_detect_demo:detect_demo",
     "serve": "_serve:serve",
     "analyze": "_analyze:analyze",
     "doctor": "_doctor:doctor",

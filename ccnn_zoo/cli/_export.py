@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,21 +56,17 @@ def export(
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
     Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
+    Example:  ccnn export runs/cells -o detector.onnx
     Example:  ccnn export runs/digits -o digits.onnx --triton models --triton-set instances=2
     """
     from ._triton import triton_options
 
     how = triton_options(triton_set or [], asked=triton is not None)  # before torch is imported
 
-    from ccnn_zoo.export import to_folder, to_onnx
-    from ccnn_zoo.serve import write_triton
-
     from . import _sources
 
     precisions = list(dict.fromkeys(precision or ["fp32"]))
-    model, record = _sources.load_network(source)
-    options = _sources.export_images(data or (record.recipe.get("data") if record else None), precisions)
-    options |= {
+    options = {
         "branch_outputs": branch_outputs,
         "batch": batch,
         "size": _parsed_size(size),
@@ -79,17 +75,39 @@ def export(
     }
     if opset is not None:
         options["opset"] = opset
+    checkpoint = _sources.detector_checkpoint(source)
+    if checkpoint is None:
+        reports = _export_classifier(source, output, data, precisions, options)
+        _write_reports(reports, report, beside=report_beside)
+        _show(reports)
+        written = [one.path for one in reports.values()]
+    else:
+        from . import _detectors
+
+        found = _detectors.export_detector(checkpoint, output, data, precisions, options)
+        _detectors.show_report(found, [report, found.path.with_suffix(".json") if report_beside else None])
+        written = [found.path]
+    if triton is not None:
+        from ccnn_zoo.serve import write_triton
+
+        for path in written:
+            typer.echo(write_triton(path, triton, options=how))
+
+
+def _export_classifier(
+    source: str, output: Path, data: str | None, precisions: list[str], options: dict[str, Any]
+) -> dict[str, ExportReport]:
+    from ccnn_zoo.export import to_folder, to_onnx
+
+    from . import _sources
+
+    model, record = _sources.load_network(source)
+    options |= _sources.export_images(data or (record.recipe.get("data") if record else None), precisions)
     if output.suffix == ".onnx" and not output.is_dir():
         if len(precisions) > 1:
             raise ConfigurationError(f"{output} is one file for {', '.join(precisions)}. Name a folder.")
-        reports = {precisions[0]: to_onnx(model, output, precision=precisions[0], **options)}
-    else:
-        reports = to_folder(model, output, precisions, **options)
-    _write_reports(reports, report, beside=report_beside)
-    _show(reports)
-    if triton is not None:
-        for one in reports.values():
-            typer.echo(write_triton(one.path, triton, options=how))
+        return {precisions[0]: to_onnx(model, output, precision=precisions[0], **options)}
+    return to_folder(model, output, precisions, **options)
 
 
 def _parsed_size(text: str | None) -> tuple[int, int] | str | None:

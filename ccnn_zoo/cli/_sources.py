@@ -11,7 +11,7 @@ import numpy as np
 import timm
 
 from ccnn_zoo import hub
-from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
@@ -52,6 +52,21 @@ def checkpoint_path(source: str) -> Path:
     return path / CHECKPOINT if (path / CHECKPOINT).is_file() else path
 
 
+def detector_checkpoint(source: str) -> Path | None:
+    """Return the checkpoint that ``source`` names if it is a detector's: a file, a training folder or a repository.
+
+    Raises:
+        IntegrityError: a file of the repository differs from its checksum.
+    """
+    path = checkpoint_path(source)
+    if path.is_dir() or source.startswith("local:"):
+        folder = Path(source.removeprefix("local:")).expanduser()
+        path = folder / "model.safetensors"
+        if holds_detector(path):
+            hub.download(f"local:{folder}")  # compares the files with their sums
+    return path if path.is_file() and holds_detector(path) else None
+
+
 def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, Any]:
     """Return what publishing a checkpoint takes besides it, else nothing.
 
@@ -67,13 +82,15 @@ def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, A
     """
     if not path.is_file():
         return {}
-    _, record = load_checkpoint(path)
     curves = path.with_name("curves.png")
-    return {
-        "images": None,
-        **export_images(record.recipe.get("data"), precisions),
-        "curves": curves if curves.is_file() else None,
-    }
+    if holds_detector(path):
+        from ._detectors import beside_detector
+
+        found = beside_detector(path)
+    else:
+        _, record = load_checkpoint(path)
+        found = export_images(record.recipe.get("data"), precisions)
+    return {"images": None, **found, "curves": curves if curves.is_file() else None}
 
 
 def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]:
