@@ -1,6 +1,6 @@
 """Time plain and calibrated ResNet-18 side by side in torch, onnxruntime (fp32, fp16, int8) and OpenVINO.
 
-    python scripts/bench_inference.py --networks /tmp/networks --output docs/inference_speed.md
+    python scripts/bench_inference.py --output docs/inference_speed.md
 
 The networks are exported to a folder and found there again by the next run. Rounds alternate between all ways, so that
 other load on the machine falls on all alike; each way's fastest and median round are shown, and its processor time,
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -56,14 +59,25 @@ class Way:
     processor: list[float] = field(default_factory=list)
 
 
+class _Table(NamedTuple):
+    """What all ways of one table have in common."""
+
+    threads: int
+    batch: int
+    rounds: int
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", type=Path, required=True, help="folder for the exported networks")
+    default = Path(tempfile.gettempdir()) / "ccnn-bench-networks"
+    parser.add_argument("--networks", type=Path, default=default, help="folder for the exported networks")
     parser.add_argument("--branches", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--most", type=int, nargs="+", default=[8, 2], help="most branches timed at each batch size")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--rounds", type=int, nargs="+", default=[20, 3], help="of each batch size")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        default=["1:1:20:8", "2:1:20:8", "2:32:4:8"],
+        help="THREADS:BATCH:ROUNDS:MOST of each table; MOST is the largest number of branches in it",
+    )
     parser.add_argument("--precisions", nargs="+", default=list(export.FILES), help="what to export if not there")
     parser.add_argument("--compile", action="store_true", help="add torch.compile, which needs a C compiler")
     parser.add_argument("--measure", action="store_true", help="export what measures fastest on this machine")
@@ -71,17 +85,18 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true", help="stop before timing")
     parser.add_argument("--output", type=Path, help="write the tables to this Markdown file")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     models = {"plain": _model(1)} | {f"K={k}": _model(k) for k in args.branches}
     notes = [note for name, model in models.items() for note in _export(model, args.networks / name, args)]
     if args.export_only:
         return
     lines = _description(args)
-    for batch, rounds, most in zip(args.batches, args.rounds, args.most, strict=True):
+    for table in args.tables:
+        threads, batch, rounds, most = map(int, table.split(":"))
+        torch.set_num_threads(threads)
         branches = [k for k in args.branches if k <= most]
         timed = {name: models[name] for name in ("plain", *(f"K={k}" for k in branches))}
-        ways, peak = _measure(timed, batch, rounds, args)
-        lines += ["", *_table(ways, timed, batch, peak), "", *_verdicts(ways, batch, branches)]
+        ways, peak = _measure(timed, _Table(threads, batch, rounds), args)
+        lines += ["", *_table(ways, timed, _Table(threads, batch, rounds), peak), "", *_verdicts(ways, branches)]
     text = "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
     print(text)
     if args.output:
@@ -136,27 +151,27 @@ def _description(args: argparse.Namespace) -> list[str]:
     return [
         "# Speed of inference",
         "",
-        f"Written by `scripts/bench_inference.py`. {machine()}, {args.threads} threads, python "
+        f"Written by `scripts/bench_inference.py`. {machine()}, python "
         f"{platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, onnxruntime "
         f"{onnxruntime.__version__}{openvino_version}. Seed {SEED}, weights untrained, images of 224x224.",
         "",
-        "Other work shared this machine while this ran. All ways of one table ran in turn, round by round, so that the "
-        "load fell on all alike: trust ratios, not milliseconds, and those of the fastest rounds and of processor time "
-        "more than medians. *Ratio* is the time against plain ResNet-18 in onnxruntime fp32 (below 1 is faster), from "
-        "the fastest rounds; *by CPU* is the same from the processor time of all threads. *Peak* is the share of the "
-        f"arithmetic rate of a {GEMM}x{GEMM} float32 matrix product (torch), measured in the same rounds.",
+        "Other work shared this machine while this ran; each table says the load. All ways of one table ran in turn, "
+        "round by round, so that the load fell on all alike. *Ratio* is the time against plain ResNet-18 in "
+        "onnxruntime fp32, from the fastest rounds (below 1 is faster). *By CPU* is the same from processor time: with "
+        "one thread it hardly depends on the load, and is the figure to trust; with more, threads that wait for each "
+        f"other spend it too. *Peak* is the share of the arithmetic rate of a {GEMM}x{GEMM} float32 matrix product in "
+        "torch in the same rounds, by processor time; above 100 % the convolutions are faster than that product, which "
+        "itself stops short of what the cores can do. What has no row was not exported for this run.",
     ]
 
 
-def _measure(
-    models: dict[str, torch.nn.Module], batch: int, rounds: int, args: argparse.Namespace
-) -> tuple[list[Way], float]:
+def _measure(models: dict[str, torch.nn.Module], table: _Table, args: argparse.Namespace) -> tuple[list[Way], float]:
     """Return every way with its times, and the operations a second of the fastest matrix product."""
     rng = np.random.default_rng(SEED)
-    images = rng.normal(size=(batch, 3, 224, 224)).astype(np.float32)
-    ways = [way for name, model in models.items() for way in _ways(name, model, images, args)]
+    images = rng.normal(size=(table.batch, 3, 224, 224)).astype(np.float32)
+    ways = [way for name, model in models.items() for way in _ways(name, model, images, table.threads, args)]
     gemm = []
-    for _ in range(rounds + 1):
+    for _ in range(table.rounds + 1):
         gemm.append(gemm_seconds(GEMM))
         for way in ways:
             wall, processor = time.perf_counter(), time.process_time()
@@ -168,7 +183,7 @@ def _measure(
     return ways, 2 * GEMM**3 / min(gemm)
 
 
-def _ways(name: str, model: torch.nn.Module, images: np.ndarray, args: argparse.Namespace) -> list[Way]:
+def _ways(name: str, model: torch.nn.Module, images: np.ndarray, threads: int, args: argparse.Namespace) -> list[Way]:
     folded = ccnn_zoo.fold(model).eval()
     tensor = torch.from_numpy(images)
     ways = [Way(name, "torch eager", _in_torch(folded, tensor))]
@@ -179,7 +194,7 @@ def _ways(name: str, model: torch.nn.Module, images: np.ndarray, args: argparse.
         device = "openvino" if engine == "OpenVINO" else "cpu"
         if path.exists():
             try:
-                classifier = runtime.load(path, device=device, threads=args.threads, batch_size=len(images))
+                classifier = runtime.load(path, device=device, threads=threads, batch_size=len(images))
             except CCNNError as error:
                 print(f"{name}, {engine}: {error}")
             else:
@@ -195,20 +210,22 @@ def _in_torch(model: torch.nn.Module, images: torch.Tensor) -> Callable[[], obje
     return run
 
 
-def _table(ways: list[Way], models: dict[str, torch.nn.Module], batch: int, peak: float) -> list[str]:
+def _table(ways: list[Way], models: dict[str, torch.nn.Module], table: _Table, peak: float) -> list[str]:
     base = next(way for way in ways if (way.network, way.engine) == BASE)
+    batch = table.batch
     operations = {name: batch * _operations(model) for name, model in models.items()}
     rows = [
         f"| {way.network} | {way.engine} | {1000 * min(way.wall):.1f} | {1000 * statistics.median(way.wall):.1f} | "
         f"{1000 * _percentile(way.wall, 0.9):.1f} | {1000 * _percentile(way.wall, 0.99):.1f} | "
         f"{batch / min(way.wall):.1f} | {min(way.wall) / min(base.wall):.2f} | "
-        f"{min(way.processor) / min(base.processor):.2f} | {operations[way.network] / min(way.wall) / peak:.0%} |"
+        f"{min(way.processor) / min(base.processor):.2f} | {operations[way.network] / min(way.processor) / peak:.0%} |"
         for way in ways
     ]
     return [
-        f"## Batch {batch}",
+        f"## Batch {batch}, {table.threads} thread{'s' * (table.threads > 1)}",
         "",
-        f"{len(base.wall)} rounds; the matrix product reached {peak / 1e9:.0f} GFLOP/s, plain ResNet-18 needs "
+        f"{len(base.wall)} rounds, load {os.getloadavg()[0]:.0f} at the end; the matrix product reached "
+        f"{peak / 1e9:.0f} GFLOP a second of processor time, plain ResNet-18 needs "
         f"{operations['plain'] / batch / 1e9:.2f} GFLOP an image.",
         "",
         "| network | engine | fastest, ms | median | 90 % | 99 % | images/s | ratio | by CPU | peak |",
@@ -217,7 +234,7 @@ def _table(ways: list[Way], models: dict[str, torch.nn.Module], batch: int, peak
     ]
 
 
-def _verdicts(ways: list[Way], batch: int, branches: list[int]) -> list[str]:
+def _verdicts(ways: list[Way], branches: list[int]) -> list[str]:
     """Say of each aim whether it holds, by the fastest rounds and by processor time."""
     times = {(way.network, way.engine): (min(way.wall), min(way.processor)) for way in ways}
     base = times[BASE]
@@ -239,7 +256,7 @@ def _verdicts(ways: list[Way], batch: int, branches: list[int]) -> list[str]:
     for name in ("plain", *(f"K={k}" for k in branches)):
         text, eager = f"{name}: onnxruntime is at least 1.3 times faster than torch", times[name, "torch eager"]
         aims.append(line(text, (name, BASE[1]), eager, 1.3, least=True))
-    return [f"Aims at batch {batch}:", "", *aims]
+    return ["Aims:", "", *aims]
 
 
 def _operations(model: torch.nn.Module) -> int:
