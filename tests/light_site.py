@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -43,6 +43,9 @@ def light_site(folder: Path, *names: str) -> Path:
         (folder / "ccnn_zoo" / child.name).symlink_to(child)
     for child in ("export", "hub"):
         (folder / "ccnn_zoo" / child).symlink_to(REPOSITORY / child)
+    info = folder / "ccnn_zoo-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ccnn-zoo\nVersion: {version('ccnn-zoo')}\n")
     return folder
 
 
