@@ -30,7 +30,17 @@ PICTURES = ROOT.parent / "shared" / "data" / "imagenet-sample"
 DOCUMENT = ROOT / "docs" / "serving_load.md"
 
 
-def sent(url: str, requests: int, connections: int, folder: Path = PICTURES) -> subprocess.Popen[str]:
+@dataclass
+class Case:
+    """A network of the document, its pictures, and how many requests it is asked."""
+
+    name: str
+    network: Path
+    pictures: Path
+    requests: int
+
+
+def sent(url: str, requests: int, connections: int, folder: Path) -> subprocess.Popen[str]:
     """Start a process that sends pictures, and go on."""
     command = [sys.executable, CLIENT, url, str(folder), f"--requests={requests}"]
     return subprocess.Popen([*command, f"--connections={connections}"], stdout=subprocess.PIPE, text=True)
@@ -78,20 +88,20 @@ def served(network: Path, arguments: argparse.Namespace) -> Iterator[Service]:
             process.terminate()
 
 
-def alone(network: Path, arguments: argparse.Namespace) -> tuple[float, dict[str, str]]:
+def alone(case: Case, arguments: argparse.Namespace) -> tuple[float, dict[str, str]]:
     """Return the pictures per second of as many processes with the runtime alone, and its label of each picture."""
     with ProcessPoolExecutor(arguments.replicas, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(rate, network, arguments.threads) for _ in range(arguments.replicas)]
+        jobs = [pool.submit(rate, case, arguments.threads) for _ in range(arguments.replicas)]
         results = [job.result() for job in jobs]
     return sum(speed for speed, _ in results), results[0][1]
 
 
-def rate(network: Path, threads: int) -> tuple[float, dict[str, str]]:
+def rate(case: Case, threads: int) -> tuple[float, dict[str, str]]:
     """Return one process's pictures per second, fastest of three rounds, and the label of each picture."""
     from ccnn_zoo import runtime
 
-    classifier = runtime.load(network, device="cpu", threads=threads, batch_size=16)
-    paths = sorted(PICTURES.iterdir())
+    classifier = runtime.load(case.network, device="cpu", threads=threads, batch_size=16)
+    paths = sorted(case.pictures.iterdir())
     labels = {Path(result.source).name: result.label for result in classifier.classify_stream(paths, 1)}
     speeds = []
     for _ in range(3):
@@ -101,10 +111,12 @@ def rate(network: Path, threads: int) -> tuple[float, dict[str, str]]:
     return max(speeds), labels
 
 
-def measured(service: Service, requests: int, connections: int, labels: dict[str, str], *, kill: bool = False) -> Row:
+def measured(
+    service: Service, case: Case, requests: int, connections: int, labels: dict[str, str], *, kill: bool = False
+) -> Row:
     """Send pictures, killing one replica after the other meanwhile if so asked; return a row of the table."""
     before = {name: service.metric(name) for name in METRICS}
-    client = sent(service.url, requests, connections)
+    client = sent(service.url, requests, connections, case.pictures)
     kills = 0
     while kill and client.poll() is None:
         replicas = service.replicas()
@@ -144,8 +156,8 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def exported(folder: Path) -> dict[str, tuple[Path, int]]:
-    """Export the networks of the table; return each one's file and how many requests it is asked."""
+def cases(folder: Path) -> Iterator[Case]:
+    """Export the networks of the document one after the other."""
     import timm
     import torch
 
@@ -153,15 +165,16 @@ def exported(folder: Path) -> dict[str, tuple[Path, int]]:
     from ccnn_zoo.export import to_onnx
 
     torch.manual_seed(0)
-    small = timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True)
-    large = timm.create_model("ccnn_resnet18", branches=2)
-    networks = {
-        "`ccnn_resnet18_cifar.cifar10`, 32 x 32, trained": (folder / "small.onnx", 1000),
-        "`ccnn_resnet18`, K=2, 224 x 224, random weights": (folder / "large.onnx", 150),
-    }
-    to_onnx(small, folder / "small.onnx")
-    to_onnx(large, folder / "large.onnx", labels=[f"class {number}" for number in range(1000)])
-    return networks
+    small, large = folder / "small.onnx", folder / "large.onnx"
+    to_onnx(timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True), small)
+    yield Case("`ccnn_resnet18_cifar.cifar10`, 32 x 32, trained", small, PICTURES, 1000)
+    labels = [f"class {number}" for number in range(1000)]
+    to_onnx(timm.create_model("ccnn_resnet18", branches=2), large, labels=labels)
+    some = folder / "pictures"
+    some.mkdir()
+    for picture in sorted(PICTURES.iterdir())[:25]:
+        (some / picture.name).symlink_to(picture)
+    yield Case("`ccnn_resnet18`, K=2, 224 x 224, random weights", large, some, 60)
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -170,18 +183,25 @@ def bench(arguments: argparse.Namespace) -> None:
 
     sections = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (network, requests) in exported(Path(folder)).items():
-            reference, labels = alone(network, arguments)
-            with served(network, arguments) as service:
-                measured(service, 50, 4, labels)  # first requests open connections between processes
-                rows = [measured(service, requests, connections, labels) for connections in (1, 8, 32)]
-                rows.append(measured(service, 2 * requests, 32, labels, kill=True))
-            reference = max(reference, alone(network, arguments)[0])
+        for case in cases(Path(folder)):
+            reference, labels = alone(case, arguments)
+            with served(case.network, arguments) as service:
+                measured(service, case, 50, 4, labels)  # first requests open connections between processes
+                rows = [measured(service, case, case.requests, connections, labels) for connections in (1, 8, 32)]
+                rows.append(measured(service, case, 2 * case.requests, 32, labels, kill=True))
+            reference = max(reference, alone(case, arguments)[0])
             table = [row.text(reference) for row in rows]
-            sections += [f"## {name}", "", f"The runtime alone: {reference:.1f} pictures/s.", "", *HEAD, *table, ""]
-            print("\n".join(sections), flush=True)
-    with replacing(arguments.output) as path:
-        path.write_text("\n".join([*introduction(arguments), *sections]).rstrip() + "\n", encoding="utf-8")
+            sections += [
+                f"## {case.name}",
+                "",
+                f"{len(list(case.pictures.iterdir()))} pictures. The runtime alone: {reference:.1f} pictures/s.",
+                "",
+                *HEAD,
+                *table,
+                "",
+            ]
+            with replacing(arguments.output) as path:  # after each network: the large one takes its time
+                path.write_text("\n".join([*introduction(arguments), *sections]).rstrip() + "\n", encoding="utf-8")
 
 
 def introduction(arguments: argparse.Namespace) -> list[str]:
@@ -198,7 +218,7 @@ def introduction(arguments: argparse.Namespace) -> list[str]:
         f"Written by `scripts/bench_serve.py`: {names[0]}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, {versions}; load average {os.getloadavg()[2]:.1f} over the last 15 minutes, the "
         f"client's own processes included. `ccnn serve --replicas {arguments.replicas} --threads {arguments.threads}`, "
-        f"Ray, the service and the client share the machine. Pictures are {len(list(PICTURES.iterdir()))} JPEGs of "
+        f"Ray, the service and the client share the machine. Pictures are JPEGs of "
         "ImageNet's size, sent in turn; each connection sends its next one when it has its answer. Seed 0.",
         "",
         "`ratio` is to the runtime alone on the same pictures, in as many processes with as many threads, which needs "
