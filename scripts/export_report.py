@@ -85,8 +85,8 @@ def section(rows: list[str], timings: list[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     yield from rows
     yield ""
-    yield "Test images as in [models.md](models.md), all of them; int8 calibrated on 512 training images. Differences at"
-    yield "batch sizes 1, 3 and 32. What `--measure` found for eight images, as ratios to fp32:"
+    yield "All test images, as in [models.md](models.md); int8 calibrated on 512 training images. Differences at batch"
+    yield "sizes 1, 3 and 32. What `--measure` found for eight images, as ratios to fp32:"
     yield ""
     yield "| checkpoint | fp32 | int8, grouped | int8, separate convolutions | int8 as chosen |"
     yield "|---|---|---|---|---|"

@@ -41,7 +41,7 @@ def trained(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def repository(trained, tmp_path_factory) -> str:
     repo_id = f"local:{tmp_path_factory.mktemp('hub') / 'digits'}"
-    run = ccnn("publish", trained, repo_id)
+    run = ccnn("publish", trained, repo_id, "--fp16", "--int8")
     assert run.returncode == 0, run.stderr
     return repo_id
 
@@ -69,6 +69,18 @@ def test_export_says_what_it_checked(trained, tmp_path):
     assert "20 Conv" in run.stdout
     assert re.search("same class as torch +on 100 % of 360 images", run.stdout)
     assert re.search(r"accuracy +\d+\.\d\d %, 0\.00 points less than torch", run.stdout)
+
+
+def test_publishing_exports_the_precisions_that_are_asked_for(repository):
+    folder = Path(repository.removeprefix("local:"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for precision, file in {"fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}.items():
+        assert (folder / "onnx" / file).is_file()
+        measured = manifest["further_exports"][precision]
+        assert measured["images"] == 360
+        assert measured["torch_accuracy"] == pytest.approx(100 - manifest["record"]["metrics"]["test_error_percent"])
+        assert measured["accuracy_loss"] < 3
+    assert manifest["further_exports"]["int8"]["calibration_images"] == 512
 
 
 def test_published_networks_classify_pictures_and_folders(repository, tmp_path):
