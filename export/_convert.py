@@ -52,7 +52,7 @@ def convert(
     outputs = [OUTPUT, BRANCH_OUTPUT] if branch_outputs else [OUTPUT]
     free = {0: BATCH, **({2: "height", 3: "width"} if any_size else {})}
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 _BothOutputs(network) if branch_outputs else network,
                 (example,),
@@ -102,7 +102,7 @@ def count_convolutions(network: nn.Module, image: Tensor) -> Counter[Convolution
     Raises:
         ExportError: the network cannot run images of this size.
     """
-    recorder = _ConvolutionRecorder()
+    recorder = ConvolutionRecorder()
     try:
         with recorder:
             network(image)
@@ -114,7 +114,7 @@ def count_convolutions(network: nn.Module, image: Tensor) -> Counter[Convolution
     return recorder.found
 
 
-class _ConvolutionRecorder(TorchDispatchMode):
+class ConvolutionRecorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[ConvolutionKey] = Counter()
@@ -129,7 +129,7 @@ class _ConvolutionRecorder(TorchDispatchMode):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep to itself what torch.onnx tells its developers; what matters to the user is raised."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

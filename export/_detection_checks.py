@@ -19,7 +19,7 @@ from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import DetectorMetadata
 
 from . import _graph
-from ._convert import _ConvolutionRecorder
+from ._convert import ConvolutionRecorder
 from ._detection_graph import BOXES, DETECTIONS, LABELS, SCORES
 from ._graph import INPUT, ConvolutionKey, GraphSummary
 
@@ -35,7 +35,7 @@ _INTERFACE = [
 @torch.no_grad()
 def convolutions_of(detector: nn.Module, picture: Tensor) -> Counter[ConvolutionKey]:
     """Run a picture (3, H, W) and return how often each kind of convolution ran: (weight shape, groups)."""
-    with _ConvolutionRecorder() as recorder:
+    with ConvolutionRecorder() as recorder:
         detector([picture])
     return recorder.found
 
@@ -58,17 +58,17 @@ def check_detector_file(
     refused = refused_network(path)
     if refused:
         raise ExportError(f"the exported graph {refused}, which the runtime refuses")
-    model = _graph._load(path)
+    model = _graph.load_graph(path)
     nodes = model.graph.node
     flow = sorted({node.op_type for node in nodes} & set(_CONTROL_FLOW))
     if flow:
         raise ExportError(f"the exported graph has control flow ({', '.join(flow)}), which not every runtime has")
-    _graph._check_self_contained(model, nodes)
-    _graph._check_batch_norms(model, nodes)
-    _graph._check_convolutions(model, nodes, convolutions)
-    _graph._check_no_calibration(model, _calibrations(detector))
+    _graph.check_self_contained(model, nodes)
+    _graph.check_batch_norms(model, nodes)
+    _graph.check_convolutions(model, nodes, convolutions)
+    _graph.check_no_calibration(model, _calibrations(detector))
     _check_interface(model, metadata, opset)
-    return _graph._summary(model, nodes)
+    return _graph.summarised(model, nodes)
 
 
 def _calibrations(detector: nn.Module) -> Iterator[NDArray[np.float32]]:

@@ -27,7 +27,7 @@ from torchvision.ops import nms
 from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import DetectorMetadata
 
-from ._convert import _quiet
+from ._convert import quiet
 
 BOXES, LABELS, SCORES = "boxes", "labels", "scores"
 DETECTIONS = "detections"
@@ -104,7 +104,7 @@ def _translated(network: nn.Module, name: str, opset: int) -> ModelProto:
     example = (torch.zeros(1, 3, 3 * _STRIDE, 4 * _STRIDE), torch.tensor([90.0, 120.0]), torch.tensor([180.0, 240.0]))
     rows, columns = torch.export.Dim("rows", min=1), torch.export.Dim("columns", min=1)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 network.eval(),
                 example,

@@ -55,7 +55,7 @@ def to_onnx(
             ``"int8"``, quantised per channel by ranges that are measured on ``calibration``.
         images: preprocessed images to compare on, best all that were held out: a float tensor (N, C, H, W), or an
             iterable of such tensors or of single images (C, H, W), or of pairs of these with their classes, from
-            which the accuracy is measured; read once. None compares on seeded noise.
+            which the accuracy is measured; read once. None compares on ``calibration``, or on seeded noise.
         calibration: for int8, images in the same forms, best of the training set; the first 512 are taken.
         labels: names of the classes, see :func:`metadata_of`.
         opset: version of ONNX's operators, 18 or later.

@@ -69,12 +69,12 @@ def check_file(path: Path, expected: Expected) -> GraphSummary:
     Raises:
         ExportError: the file is not what ``expected`` says; names the first reason.
     """
-    model = _load(path)
+    model = load_graph(path)
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
-    _check_self_contained(model, nodes)
-    _check_no_calibration(model, expected.calibrations)
+    check_self_contained(model, nodes)
+    check_no_calibration(model, expected.calibrations)
     _check_interface(model, expected)
-    return _summary(model, nodes)
+    return summarised(model, nodes)
 
 
 def check_graph(path: Path, expected: Expected) -> GraphSummary:
@@ -83,18 +83,18 @@ def check_graph(path: Path, expected: Expected) -> GraphSummary:
     Raises:
         ExportError: the file is not what ``expected`` says; names the first reason.
     """
-    model = _load(path)
+    model = load_graph(path)
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
-    _check_self_contained(model, nodes)
+    check_self_contained(model, nodes)
     _check_operators(nodes)
-    _check_batch_norms(model, nodes)
-    _check_convolutions(model, nodes, expected.convolutions)
-    _check_no_calibration(model, expected.calibrations)
+    check_batch_norms(model, nodes)
+    check_convolutions(model, nodes, expected.convolutions)
+    check_no_calibration(model, expected.calibrations)
     _check_interface(model, expected)
-    return _summary(model, nodes)
+    return summarised(model, nodes)
 
 
-def _summary(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
+def summarised(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
     return GraphSummary(
         nodes=dict(sorted(Counter(node.op_type for node in nodes).items())),
         parameters=sum(array.size for _, array in _constants(model) if _is_weight(array)),
@@ -102,7 +102,7 @@ def _summary(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
     )
 
 
-def _load(path: Path) -> ModelProto:
+def load_graph(path: Path) -> ModelProto:
     try:
         # Without external data: a weight that lies elsewhere is refused by name, not sought.
         model = onnx.load(path, load_external_data=False)
@@ -119,7 +119,7 @@ def _check_single_file(model: ModelProto) -> None:
             raise ExportError(f"the weight {name!r} lies in another file; one self-contained file is wanted")
 
 
-def _check_self_contained(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+def check_self_contained(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     if model.functions:
         names = ", ".join(function.name for function in model.functions)
         raise ExportError(f"the exported graph calls functions of its own ({names}); only plain operators are wanted")
@@ -140,7 +140,7 @@ def _check_operators(nodes: Iterable[NodeProto]) -> None:
             raise ExportError(f"the exported graph has a {node.op_type} ({node.name!r}); only plain Conv is wanted")
 
 
-def _check_batch_norms(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+def check_batch_norms(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     """Refuse those that could have been folded; pre-activation networks have others, after an addition."""
     nodes = list(nodes)
     convolutions = {node.output[0]: node for node in nodes if node.op_type == "Conv"}
@@ -154,7 +154,7 @@ def _check_batch_norms(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
             )
 
 
-def _check_convolutions(model: ModelProto, nodes: Iterable[NodeProto], expected: Counter[ConvolutionKey]) -> None:
+def check_convolutions(model: ModelProto, nodes: Iterable[NodeProto], expected: Counter[ConvolutionKey]) -> None:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: Counter[ConvolutionKey] = Counter()
     for node in nodes:
@@ -175,7 +175,7 @@ def _described(convolutions: Counter[ConvolutionKey]) -> str:
     return ", ".join(kinds) or "none"
 
 
-def _check_no_calibration(model: ModelProto, calibrations: Iterable[NDArray[np.float32]]) -> None:
+def check_no_calibration(model: ModelProto, calibrations: Iterable[NDArray[np.float32]]) -> None:
     # For K=1, R is identically 1 and the weights hold nothing that could be told from any other 1.
     secrets = {_squeezed(values) for values in calibrations if len(values) > 1}
     for name, array in _constants(model):

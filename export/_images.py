@@ -28,6 +28,7 @@ class Probe:
         input_size: (C, H, W) of one image.
         classes: number of classes, which bounds the targets of labelled images.
         count: images in :attr:`batch`.
+        substitute: (N, C, H, W) to compare on in the place of noise.
 
     Attributes:
         batch: (count, C, H, W), the first images of the caller (again from the first where they are fewer), or noise.
@@ -39,11 +40,19 @@ class Probe:
     """
 
     def __init__(
-        self, images: ImageBatches | None, input_size: tuple[int, int, int], classes: int, count: int = BATCH
+        self,
+        images: ImageBatches | None,
+        input_size: tuple[int, int, int],
+        classes: int,
+        count: int = BATCH,
+        substitute: Tensor | None = None,
     ) -> None:
         self._stream: Iterator[_Labelled] = iter(())
         self._first: list[_Labelled] = []
         self.given, self.labelled = images is not None, False
+        if images is None and substitute is not None:
+            self.batch = substitute[torch.arange(count) % len(substitute)]
+            return
         if images is None:
             self.batch = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
             return

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
 
 from ccnn_zoo.errors import ConfigurationError
 
@@ -33,41 +34,34 @@ _FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime has kernels of these from int8
 _CHUNK = 16  # images at once: every intermediate result is there at the same time
 
 
+def calibration_images(calibration: ImageBatches, input_size: tuple[int, int, int], classes: int) -> Tensor:
+    """Return the images to measure ranges on, (N, C, H, W), at most :data:`CALIBRATION_IMAGES`.
+
+    Args:
+        calibration: preprocessed images, best of the training set.
+        input_size: (C, H, W) of one.
+        classes: number of classes, for images that come with theirs.
+
+    Raises:
+        ConfigurationError: there are none, or one does not fit.
+    """
+    found = islice(single_images(calibration, input_size, classes, "calibration"), CALIBRATION_IMAGES)
+    chosen = [image for image, _ in found]
+    if not chosen:
+        raise ConfigurationError("calibration is empty. Pass a few hundred preprocessed images.")
+    return torch.stack(chosen)
+
+
 class Quantizer:
     """Quantises one graph any number of times, measuring the ranges once.
 
     Args:
         model: in float32, with any batch.
-        calibration: preprocessed images, best of the training set.
-        input_size: (C, H, W) of one.
-        classes: number of classes, for images that come with theirs.
-
-    Attributes:
-        images: number of images that the ranges are measured on.
-
-    Raises:
-        ConfigurationError: there are no images, or one does not fit.
+        images: float32 (N, C, H, W), on which the ranges are measured.
     """
 
-    def __init__(
-        self, model: ModelProto, calibration: ImageBatches, input_size: tuple[int, int, int], classes: int
-    ) -> None:
-        found = islice(single_images(calibration, input_size, classes, "calibration"), CALIBRATION_IMAGES)
-        chosen = [image for image, _ in found]
-        if not chosen:
-            raise ConfigurationError("calibration is empty. Pass a few hundred preprocessed images.")
-        self.images = len(chosen)
-        self._batches = [batch.numpy() for batch in torch.stack(chosen).split(_CHUNK)]
-        self._prepare(model)
-
-    def of(self, model: ModelProto) -> Quantizer:
-        """Return a quantiser of another graph by the same images."""
-        other = object.__new__(Quantizer)
-        other.images, other._batches = self.images, self._batches
-        other._prepare(model)
-        return other
-
-    def _prepare(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, images: Tensor) -> None:
+        self._batches = [batch.numpy() for batch in images.split(_CHUNK)]
         self._folder = tempfile.TemporaryDirectory(prefix="ccnn-int8-")
         self._source = Path(self._folder.name, "prepared.onnx")
         given = Path(self._folder.name, "given.onnx")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from ._measure import Timing, choose_fp32, choose_int8, timer
 from ._metadata import metadata_of
 from ._options import ANY, ExportOptions, check_precision
 from ._preprocess import PreprocessingDifference, check_supported, measure_preprocessing, with_preprocessing
-from ._quantize import Quantizer
+from ._quantize import Quantizer, calibration_images
 from ._report import ExportReport
 
 LARGEST_FILE = 2**31 - 1
@@ -81,7 +81,10 @@ class Exporter:
             check_supported(self._metadata)
         self._batch_sizes = BATCH_SIZES if options.batch is None else (options.batch,)
         classes = len(self._metadata.labels)
-        self._probe = Probe(options.images, self._metadata.input_size, classes, max(self._batch_sizes))
+        size, count = self._metadata.input_size, max(self._batch_sizes)
+        self._calibration = calibration_images(options.calibration, size, classes) if "int8" in precisions else None
+        # Noise lies outside of the ranges that int8 is given.
+        self._probe = Probe(options.images, size, classes, count, substitute=self._calibration)
         self._network = deepcopy(model).to("cpu", torch.float32).eval()
 
     def write(self, files: Mapping[str, Path], named: Mapping[str, Path]) -> dict[str, ExportReport]:
@@ -155,21 +158,17 @@ class Exporter:
         return _Variant(to_half(graph, kept), emulate(graph, kept), kept, timing=timing)
 
     def _quantised(self, core: ModelProto, timed: np.ndarray, stack: ExitStack) -> _Variant:
-        calibration = self._options.calibration
-        first = Quantizer(core, calibration, self._metadata.input_size, len(self._metadata.labels))
-        stack.callback(first.close)
+        images = self._calibration
+
+        def quantizer_of(graph: ModelProto) -> Quantizer:
+            quantizer = Quantizer(graph, images)
+            stack.callback(quantizer.close)
+            return quantizer
+
         if not self._options.measure:
-            return _Variant(first(), calibration_images=first.images)
-
-        def quantizer_of(graph: ModelProto) -> Callable[[Collection[str]], ModelProto]:
-            if graph is core:
-                return first
-            other = first.of(graph)
-            stack.callback(other.close)
-            return other
-
+            return _Variant(quantizer_of(core)(), calibration_images=len(images))
         graph, timing = choose_int8(core, quantizer_of, timer(timed), len(timed))
-        return _Variant(graph, calibration_images=first.images, timing=timing)
+        return _Variant(graph, calibration_images=len(images), timing=timing)
 
     def _measure_preprocessing(self, core: ModelProto) -> PreprocessingDifference | None:
         if not self._options.preprocess:

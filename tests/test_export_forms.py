@@ -198,7 +198,7 @@ def test_int8_stays_only_where_it_was_measured_faster(grouped):
     graph, images, expected = grouped
 
     def quantizer_of(given: ModelProto) -> Quantizer:
-        return Quantizer(given, torch.from_numpy(images), (1, 8, 8), 10)
+        return Quantizer(given, torch.from_numpy(images))
 
     def in_float(model: ModelProto) -> int:
         made = {name: node.op_type for node in model.graph.node for name in node.output}

@@ -214,7 +214,7 @@ def test_one_file_that_fails_leaves_none_and_keeps_the_old(thin, tmp_path):
     old.write_bytes(b"old")
     too_dark = 1e-3 * pictures(20)  # their range clips every real image
     with pytest.raises(ExportError, match=r"differs from the network by .* of their spread .*allowed in int8"):
-        export.to_folder(thin, tmp_path, ["fp32", "int8"], calibration=too_dark)
+        export.to_folder(thin, tmp_path, ["fp32", "int8"], images=pictures(20), calibration=too_dark)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [old]
     assert old.read_bytes() == b"old"
 
