@@ -125,7 +125,8 @@ def _report(args: argparse.Namespace, runs: dict[str, list[Run]]) -> list[str]:
         f"{_version('onnxruntime-gpu') or _version('onnxruntime')}, torch {_version('torch') or 'not installed'}.",
         "",
         f"From the start of the process to its end, fastest of {args.rounds} alternating rounds; in brackets the "
-        "median. Other work shares the machine: the ratios are what counts.",
+        "median. Where other work takes the cores, seconds grow and CPU seconds hardly do: the latter, and the "
+        "ratios, are what counts then.",
         "",
         "| what | seconds | ratio | CPU seconds | ratio | resident MB | more than onnxruntime alone |",
         "|---|---|---|---|---|---|---|",
