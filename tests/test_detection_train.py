@@ -15,7 +15,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ccnn_zoo.cli import app
-from ccnn_zoo.detection import create_detector, evaluate_detector, load_detection_data, load_detector, train_detector
+from ccnn_zoo.detection import (
+    create_detector,
+    detect,
+    evaluate_detector,
+    load_detection_data,
+    load_detector,
+    train_detector,
+)
 from ccnn_zoo.errors import ConfigurationError, TrainingInterrupted
 from ccnn_zoo.train import Recipe, TrainingResult, read_history, train
 from ccnn_zoo.train._network import build_optimizer, build_scheduler
@@ -90,6 +97,8 @@ def test_the_precision_in_the_record_is_that_of_the_detector(trained, recipe):
     # Pictures of one size: batches of them give what each alone gives, up to rounding.
     assert figures.voc.map_percent == pytest.approx(trained.record.metrics["test_map_percent"], abs=0.5)
     assert set(figures.coco) >= {"AP", "AP50"}
+    found = detect(trained.model, data.test)
+    assert {each["labels"].dtype.kind for each in found} == {"i"}
 
 
 def test_a_run_that_was_interrupted_ends_in_the_same_weights(recipe, tmp_path, monkeypatch):

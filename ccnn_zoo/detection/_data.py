@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -78,3 +80,8 @@ class DetectionView(Dataset[DetectionBatch]):
             boxes = torch.stack((picture.width - boxes[:, 2], boxes[:, 1], picture.width - boxes[:, 0], boxes[:, 3]), 1)
         labels, ignored = torch.from_numpy(picture.labels[kept]), torch.from_numpy(picture.ignored[kept])
         return image, {"boxes": boxes, "labels": labels, "ignored": ignored}
+
+
+def as_numpy(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Return tensors as arrays on the CPU; half precision, which numpy does not have in all forms, as float32."""
+    return {name: (each.float() if each.is_floating_point() else each).cpu().numpy() for name, each in tensors.items()}

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ccnn_zoo.train._images import open_rgb
 
 from ._coco_figures import coco_evaluate
+from ._data import as_numpy
 from ._pictures import AnnotatedPicture
 from ._voc_protocol import Detections, VocResult, voc_evaluate
 
@@ -42,7 +43,7 @@ def detect(
     found = []
     for picture in pictures:
         image = pil_to_tensor(open_rgb(picture.path)).to(device).float().div_(255)
-        found.append({name: tensor.float().cpu().numpy() for name, tensor in detector([image])[0].items()})
+        found.append(as_numpy(detector([image])[0]))
     return found
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN
@@ -22,7 +21,7 @@ from ccnn_zoo.train._task import Outcome
 from ccnn_zoo.train._trainer import Trainer
 
 from ._checkpoint import save_detector
-from ._data import DetectionBatch, DetectionView, load_detection_data
+from ._data import DetectionBatch, DetectionView, as_numpy, load_detection_data
 from ._detector import create_detector
 from ._pictures import AnnotatedPicture
 from ._voc_protocol import voc_evaluate
@@ -135,7 +134,7 @@ class Detection:
         for images, targets in batches:
             with accelerator.autocast():
                 found = model(images)
-            each = [(_numpy(one), _numpy(other)) for one, other in zip(found, targets, strict=True)]
+            each = [(as_numpy(one), as_numpy(other)) for one, other in zip(found, targets, strict=True)]
             if accelerator.num_processes > 1:
                 each = accelerator.gather_for_metrics(each, use_gather_object=True)
             pairs += each
@@ -161,11 +160,6 @@ def _split(
     for number, picture in enumerate(pictures):
         parts[number in held].append(picture)
     return parts
-
-
-def _numpy(tensors: dict[str, Tensor]) -> dict[str, NDArray]:
-    # Half precision is none of numpy's in all its forms.
-    return {name: (each.float() if each.is_floating_point() else each).cpu().numpy() for name, each in tensors.items()}
 
 
 def _as_is(batch: DetectionBatch) -> DetectionBatch:

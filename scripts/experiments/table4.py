@@ -195,7 +195,7 @@ def _picture(record: Record, data: str) -> Figure:
             _draw(axes, box, label, "--", "")
         for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True):
             if score >= _SHOWN_FROM:
-                _draw(axes, box, label, "-", f"{loaded.labels[label - 1]} {score:.2f}")
+                _draw(axes, box, label, "-", f"{loaded.labels[int(label) - 1]} {score:.2f}")
     return figure
 
 
