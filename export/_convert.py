@@ -115,6 +115,8 @@ def count_convolutions(network: nn.Module, image: Tensor) -> Counter[Convolution
 
 
 class ConvolutionRecorder(TorchDispatchMode):
+    """Counts the convolutions that run inside of it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[ConvolutionKey] = Counter()

@@ -95,6 +95,7 @@ def check_graph(path: Path, expected: Expected) -> GraphSummary:
 
 
 def summarised(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
+    """Count what a file holds."""
     return GraphSummary(
         nodes=dict(sorted(Counter(node.op_type for node in nodes).items())),
         parameters=sum(array.size for _, array in _constants(model) if _is_weight(array)),
@@ -103,6 +104,7 @@ def summarised(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
 
 
 def load_graph(path: Path) -> ModelProto:
+    """Read a file that is valid ONNX and needs no other; else ExportError."""
     try:
         # Without external data: a weight that lies elsewhere is refused by name, not sought.
         model = onnx.load(path, load_external_data=False)
@@ -120,6 +122,7 @@ def _check_single_file(model: ModelProto) -> None:
 
 
 def check_self_contained(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Refuse functions, and operators that are not ONNX's own."""
     if model.functions:
         names = ", ".join(function.name for function in model.functions)
         raise ExportError(f"the exported graph calls functions of its own ({names}); only plain operators are wanted")
@@ -155,6 +158,7 @@ def check_batch_norms(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
 
 
 def check_convolutions(model: ModelProto, nodes: Iterable[NodeProto], expected: Counter[ConvolutionKey]) -> None:
+    """Refuse other convolutions than those that the network runs."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: Counter[ConvolutionKey] = Counter()
     for node in nodes:
@@ -176,6 +180,7 @@ def _described(convolutions: Counter[ConvolutionKey]) -> str:
 
 
 def check_no_calibration(model: ModelProto, calibrations: Iterable[NDArray[np.float32]]) -> None:
+    """Refuse an R, by its name or its values."""
     # For K=1, R is identically 1 and the weights hold nothing that could be told from any other 1.
     secrets = {_squeezed(values) for values in calibrations if len(values) > 1}
     for name, array in _constants(model):
