@@ -82,7 +82,8 @@ def identity() -> ModelProto:
     "settings",
     [
         {"interpolation": "bicubic", "crop_pct": 0.95},
-        {"interpolation": "bilinear", "crop_pct": 0.875},
+        {"interpolation": "bicubic", "crop_pct": 1.0},  # with the edges
+        {"interpolation": "bilinear", "crop_pct": 1.0},
         {"interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "squash"},
     ],
     ids=str,
