@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from ._cells import Records
+from ._cells import Records, key_of
 from ._classification import Training
 from ._document import table
 from ._plans import Plan
@@ -43,6 +43,7 @@ def report(plan: Plan, records: Records, training: Maker) -> Iterator[str]:
     yield ""
     yield "Each option changes the default in one thing. The default is that of the package's networks and recipes."
     default = plan.with_seeds([training(plan)])
+    others = len({key_of(cell.settings()) for cell in cells(plan, training)}) - 1
     for choice, options in CHOICES.items():
         found = {
             option: {
@@ -60,7 +61,9 @@ def report(plan: Plan, records: Records, training: Maker) -> Iterator[str]:
             [_row(option, figures, base) for option, figures in found.items()],
         )
         yield ""
-        yield _sentence({option: figures["error_percent"] for option, figures in found.items()}, base["error_percent"])
+        yield _sentence(
+            {option: figures["error_percent"] for option, figures in found.items()}, base["error_percent"], others
+        )
 
 
 def _row(option: str, figures: dict[str, Spread], base: dict[str, Spread]) -> list[str]:
@@ -72,7 +75,7 @@ def _row(option: str, figures: dict[str, Spread], base: dict[str, Spread]) -> li
     return row
 
 
-def _sentence(errors: dict[str, Spread], base: Spread) -> str:
+def _sentence(errors: dict[str, Spread], base: Spread, others: int) -> str:
     lowest = min((o for o in errors if errors[o].values), key=lambda o: errors[o].mean, default=None)
     if lowest is None:
         return "Nothing was run."
@@ -80,5 +83,8 @@ def _sentence(errors: dict[str, Spread], base: Spread) -> str:
     if errors[lowest] == base:
         return "The default has the lowest validation error of these."
     if gap.beyond:
-        return f"Lowest: {lowest}, {gap.text()}. It should be the default, as far as these data go."
+        return (
+            f"Lowest: {lowest}, {gap.text()}. A candidate for the default, if fresh seeds and other data agree: this "
+            f"page compares {others} options with it."
+        )
     return f"Lowest: {lowest}, {gap.text()}. That is no reason to leave the default."
