@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
     plan = Plan("small", f"voc:{voc_folder(place / 'shapes')}", (0, 1), {"epochs": 1, "evaluate_every": 1})
     cells = [cell for cell in table4.cells(plan) if not cell.recipe.validation or cell.recipe.seed == 0]
     records = run_cells(cells, place / "cells", 1, 1)
-    path = table4.report(plan, records).write(place / "out", "scripts/reproduce.py table4")
+    path = table4.report(plan, records).write(place / "out", "scripts/reproduce.py table4", len(cells))
     return plan, cells, records, path
 
 

@@ -184,7 +184,7 @@ def _picture(record: Record, data: str) -> Figure:
     """Return four test pictures, the annotated objects dashed and the detections drawn through."""
     loaded = load_detection_data(data, skip_bad_annotations=True)
     detections = kept_detections(record)
-    figure = Figure(figsize=(9, 7), dpi=80, layout="constrained")
+    figure = Figure(figsize=(9, 7), dpi=60, layout="constrained")
     chosen = range(0, len(loaded.test), max(1, len(loaded.test) // 4))[:4]
     for axes, number in zip(figure.subplots(2, 2).flat, chosen, strict=False):
         picture, found = loaded.test[number], detections[number]
@@ -204,7 +204,7 @@ def _draw(axes: object, box: object, label: int, style: str, text: str) -> None:
     colour = f"C{int(label) - 1}"
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=style))
     if text:
-        axes.text(x1 + 2, y1 + 2, text, fontsize=5, va="top", color="white", backgroundcolor=colour)
+        axes.text(x1 + 2, y1 + 2, text, fontsize=6, va="top", color="white", backgroundcolor=colour)
 
 
 def _caption(record: Record) -> str:
