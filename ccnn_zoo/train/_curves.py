@@ -59,7 +59,7 @@ def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:
     axes.set_ylim(bottom=0)
     if right is not None:
         right.set(ylabel="mean average precision (%)", ylim=(0, 100))
-        right.legend(loc="center right")
+        right.legend(loc="lower right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
