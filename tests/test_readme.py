@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -22,6 +24,9 @@ def blocks(language: str) -> list[str]:
 def folder(tmp_path) -> Path:
     for name in ("cat.jpg", "dog.png"):
         Image.effect_noise((90, 60), 50).convert("RGB").save(tmp_path / name)
+    (tmp_path / "photos").mkdir()
+    for name in ("cat.jpg", "dog.png"):
+        shutil.copy(tmp_path / name, tmp_path / "photos")
     return tmp_path
 
 
@@ -36,16 +41,17 @@ def test_python_snippets_run_in_their_order(folder):
 
 def test_commands_run_in_their_order(folder):
     (commands,) = [block for block in blocks("bash") if block.startswith("ccnn")]
-    assert len(commands.splitlines()) == 5
+    assert len(commands.splitlines()) == 7
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands.splitlines():
         if command.startswith("ccnn train"):
             command += " --epochs 1"  # the only change: a test need not wait
         run = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        if command.startswith("ccnn classify"):
+        if command.startswith("ccnn classify cat.jpg"):
             assert re.fullmatch(r"cat\.jpg: (\d \d+\.\d%(, |\n)){3}", run.stdout)
     assert "ccnn_resnet18_cifar" in run.stdout
+    assert pq.read_table(folder / "photos.parquet").column("source").to_pylist() == ["photos/cat.jpg", "photos/dog.png"]
 
 
 def test_every_file_that_the_documents_link_to_is_there():
