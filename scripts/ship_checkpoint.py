@@ -9,6 +9,7 @@ The test error on the card is measured anew from the file that ships; the run's 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from ccnn_zoo._files import replacing, sha256_of
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
-from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
+from ccnn_zoo.train import CHECKPOINT, Recipe, evaluation_batches, load_data
 
 FOLDER = Path(__file__).resolve().parents[1] / "ccnn_zoo" / "checkpoints"
 
@@ -52,8 +53,9 @@ def test_error_percent(checkpoint: Path, record: TrainingRecord) -> float:
 
 def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, error: float) -> str:
     """Return the card's text."""
-    architecture, _, tag = args.name.partition(".")
+    architecture = args.name.partition(".")[0]
     recipe = record.recipe
+    options = "".join(f" {option}" for option in changes(Recipe(**recipe), Recipe.load(args.recipe)))
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return f"""\
 # {args.name}
@@ -68,15 +70,23 @@ def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, err
 | versions | {versions} |
 | SHA-256 | `{sha256_of(checkpoint)}` |
 
-Trained on two CPU cores by
+Trained on CPU cores by
 
 ```bash
-ccnn train --recipe {args.recipe} --data {recipe["data"]} --output runs/{tag}
-python scripts/ship_checkpoint.py runs/{tag} {args.name} --recipe {args.recipe}
+ccnn train --recipe {args.recipe} --data {recipe["data"]} --output runs/{args.run.name}{options}
+python scripts/ship_checkpoint.py runs/{args.run.name} {args.name} --recipe {args.recipe}
 ```
 {f"{chr(10)}{args.note}{chr(10)}" if args.note else ""}
 The error is that of the last epoch; no epoch or setting was chosen by the test images. Apache-2.0.
 """
+
+
+def changes(run: Recipe, packaged: Recipe) -> list[str]:
+    """Return the command-line options by which a run differs from its packaged recipe, but for the data's place."""
+    usual = packaged.decisive()
+    changed = {name: value for name, value in run.decisive().items() if value != usual[name] and name != "data"}
+    named = [f"--{name} {changed.pop(name)}" for name in ("branches", "epochs", "seed") if name in changed]
+    return named + [f"--set {name}={json.dumps(value)}" for name, value in changed.items()]
 
 
 if __name__ == "__main__":
