@@ -182,7 +182,7 @@ def test_cuda_options_reach_onnxruntime_by_its_names():
         ({"conv_search": "fast"}, "conv_search must be one of .*measure.*'fast'"),
         ({"device_id": -1}, "device_id .*-1"),
         ({"stream": 0}, "stream of your own, got 0"),
-        ({"stream": object()}, "stream of your own"),
+        ({"stream": "mine"}, "stream of your own"),
     ],
     ids=str,
 )
