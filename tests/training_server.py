@@ -74,7 +74,7 @@ def run(recipe: str, output: str, processes: int, signalled: tuple[int, int, flo
     with open(reader, encoding="utf-8") as stderr:
         if signalled is not None:
             rank, number, seconds = signalled
-            if any("after step" in line for line in stderr):
+            if any("goes on" in line or "to go on" in line for line in stderr):
                 time.sleep(seconds)
                 os.kill(children[rank], number)
         sys.stderr.write(stderr.read())

@@ -45,9 +45,10 @@ class TrainingProgress:
         self._bar.stop()
 
     def show_start(self, step: int) -> None:
-        """Show from where a run goes on."""
+        """Show from where a run goes on, or that it begins."""
         self._bar.update(self._task, completed=step)
-        self._console.print(f"{self._title}: goes on after step {step}", markup=False, highlight=False, soft_wrap=True)
+        start = f"goes on after step {step}" if step else "begins: no state to go on from"
+        self._console.print(f"{self._title}: {start}", markup=False, highlight=False, soft_wrap=True)
 
     def show_step(
         self, epoch: int, step: int, loss: float, error_percent: float | None, images_per_second: float

@@ -120,7 +120,7 @@ class Trainer:
             bar = TrainingProgress(title, self.epochs, self.steps, shown=progress and main)
             with self.stop, self.logs, bar as shown:
                 self.logs.begin(self.step)
-                if self.step > 0:
+                if resume:
                     shown.show_start(self.step)
                 for epoch in range(len(self.history) + 1, self.epochs + 1):
                     result = self._epoch(epoch, shown)
