@@ -32,7 +32,7 @@ detect-demo: install
 
 # One thread a worker: two workers with two threads each get into each other's way.
 test: lint lint-imports timm-suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: lint lint-imports timm-suite-all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
