@@ -164,8 +164,13 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(TrainingProgress, "show_step", show_step)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        train(TINY, tmp_path, progress=False)
+    # A shell's background jobs ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train(TINY, tmp_path, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, TrainingInterrupted)
     assert not (tmp_path / "resume").exists()
 
