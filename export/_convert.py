@@ -51,19 +51,39 @@ def convert(
     example = torch.zeros(2, *metadata.input_size)
     outputs = [OUTPUT, BRANCH_OUTPUT] if branch_outputs else [OUTPUT]
     free = {0: BATCH, **({2: "height", 3: "width"} if any_size else {})}
+    model = translate(
+        _BothOutputs(network) if branch_outputs else network,
+        (example,),
+        metadata.architecture,
+        prefix="network." if branch_outputs else "",
+        input_names=[INPUT],
+        output_names=outputs,
+        dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
+        opset_version=opset,
+    )
+    onnx.helper.set_model_props(model, metadata.to_props())
+    return model
+
+
+def translate(
+    network: nn.Module, example: tuple[Tensor, ...], what: str, *, prefix: str = "", **options: Any
+) -> onnx.ModelProto:
+    """Translate a module that is folded and in eval mode, and let onnxscript's optimiser fold what it can.
+
+    Args:
+        network: the module.
+        example: its arguments.
+        what: name of the network, for the error message.
+        prefix: what a wrapper put before the names of the weights; taken away again.
+        options: further arguments of ``torch.onnx.export``.
+
+    Raises:
+        ExportError: the module has something that torch.onnx cannot translate.
+    """
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _BothOutputs(network) if branch_outputs else network,
-                (example,),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=outputs,
-                dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
-                opset_version=opset,
-                external_data=False,
-                optimize=False,
-                verbose=False,
+                network, example, dynamo=True, external_data=False, optimize=False, verbose=False, **options
             )
             # Before the optimiser, which would fold a batch norm twice into convolutions that are then unlike.
             ir.passes.common.CommonSubexpressionEliminationPass()(program.model)
@@ -71,17 +91,14 @@ def convert(
     except OnnxExporterError as error:
         reason = error.__cause__ or error
         raise ExportError(
-            f"torch.onnx cannot translate {metadata.architecture}: {type(reason).__name__}: "
-            f"{str(reason).strip().splitlines()[0]}"
+            f"torch.onnx cannot translate {what}: {type(reason).__name__}: {str(reason).strip().splitlines()[0]}"
         ) from error
-    if branch_outputs:
+    if prefix:
         for value in tuple(program.model.graph.initializers.values()):
-            value.name = value.name.removeprefix("network.")
+            value.name = value.name.removeprefix(prefix)
     # Nodes remember the source lines they came from, with paths of this machine.
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
-    model = program.model_proto
-    onnx.helper.set_model_props(model, metadata.to_props())
-    return model
+    return program.model_proto
 
 
 class _BothOutputs(nn.Module):

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from ccnn_zoo._onnx_contents import refused_network
-from ccnn_zoo.errors import ExportError, MetadataError
+from ccnn_zoo.errors import ExportError
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import DetectorMetadata
 
@@ -67,30 +65,9 @@ def check_detector_file(
     _graph.check_batch_norms(model, nodes)
     _graph.check_convolutions(model, nodes, convolutions)
     _graph.check_no_calibration(model, _calibrations(detector))
-    _check_interface(model, metadata, opset)
+    _graph.check_interface(model, opset, _INTERFACE, metadata)
     return _graph.summarised(model, nodes)
 
 
 def _calibrations(detector: nn.Module) -> Iterator[NDArray[np.float32]]:
     return (m.calibration.detach().numpy() for m in detector.modules() if isinstance(m, CalibratedConv2d))
-
-
-def _check_interface(model: ModelProto, metadata: DetectorMetadata, opset: int) -> None:
-    opsets = [entry.version for entry in model.opset_import]
-    if opsets != [opset]:
-        raise ExportError(f"the exported graph has opset {opsets} instead of {opset}; pass another opset")
-    found = [_described(value) for value in (*model.graph.input, *model.graph.output)]
-    if found != _INTERFACE:
-        raise ExportError(f"the exported graph maps {found}, not {_INTERFACE}")
-    try:
-        written = DetectorMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
-    except MetadataError as error:
-        raise ExportError(f"the metadata of the exported file cannot be read back: {error}") from error
-    if written != metadata:
-        raise ExportError(f"the exported file carries {written}, not {metadata}")
-
-
-def _described(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    kind = value.type.tensor_type
-    sides = (side.dim_param or side.dim_value for side in kind.shape.dim)
-    return (value.name, TensorProto.DataType.Name(kind.elem_type), *sides)

@@ -16,18 +16,15 @@ import onnx.parser
 import torch
 import torch.nn.functional as F
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnxscript import ir
 from torch import Tensor, nn
-from torch.onnx import OnnxExporterError
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import nms
 
-from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import DetectorMetadata
 
-from ._convert import quiet
+from ._convert import translate
 
 BOXES, LABELS, SCORES = "boxes", "labels", "scores"
 DETECTIONS = "detections"
@@ -103,32 +100,16 @@ def convert_detector(detector: FasterRCNN, metadata: DetectorMetadata, opset: in
 def _translated(network: nn.Module, name: str, opset: int) -> ModelProto:
     example = (torch.zeros(1, 3, 3 * _STRIDE, 4 * _STRIDE), torch.tensor([90.0, 120.0]), torch.tensor([180.0, 240.0]))
     rows, columns = torch.export.Dim("rows", min=1), torch.export.Dim("columns", min=1)
-    try:
-        with quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                network.eval(),
-                example,
-                dynamo=True,
-                input_names=list(_BETWEEN),
-                output_names=[BOXES, LABELS, SCORES],
-                dynamic_shapes=({2: _STRIDE * rows, 3: _STRIDE * columns}, None, None),
-                opset_version=opset,
-                external_data=False,
-                optimize=False,
-                verbose=False,
-            )
-            ir.passes.common.CommonSubexpressionEliminationPass()(program.model)
-            program.optimize()
-    except OnnxExporterError as error:
-        reason = error.__cause__ or error
-        raise ExportError(
-            f"torch.onnx cannot translate the detector on {name}: {type(reason).__name__}: "
-            f"{str(reason).strip().splitlines()[0]}"
-        ) from error
-    for value in tuple(program.model.graph.initializers.values()):
-        value.name = value.name.removeprefix("detector.")
-    ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
-    return program.model_proto
+    return translate(
+        network.eval(),
+        example,
+        f"the detector on {name}",
+        prefix="detector.",
+        input_names=list(_BETWEEN),
+        output_names=[BOXES, LABELS, SCORES],
+        dynamic_shapes=({2: _STRIDE * rows, 3: _STRIDE * columns}, None, None),
+        opset_version=opset,
+    )
 
 
 def _prepare(detector: FasterRCNN, ir_version: int, opset: int) -> ModelProto:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ccnn_zoo.errors import ExportError, MetadataError
-from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
 
 ConvolutionKey = tuple[tuple[int, ...], int]
 """Shape of a convolution's weight, and its groups."""
@@ -196,11 +196,7 @@ def _squeezed(array: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
 
 
 def _check_interface(model: ModelProto, expected: Expected) -> None:
-    opsets = [entry.version for entry in model.opset_import]
-    if opsets != [expected.opset]:
-        raise ExportError(f"the exported graph has opset {opsets} instead of {expected.opset}; pass another opset")
     metadata = expected.metadata
-    found = [_interface(value) for value in (*model.graph.input, *model.graph.output)]
     channels, *sides = metadata.input_size
     image: tuple[str | int, ...] = (INPUT, "FLOAT", expected.batch, channels, *(expected.size or sides))
     if metadata.preprocessing_in_graph:
@@ -208,10 +204,28 @@ def _check_interface(model: ModelProto, expected: Expected) -> None:
     wanted = [image, (OUTPUT, "FLOAT", expected.batch, len(metadata.labels))]
     if expected.branch_outputs:
         wanted.append((BRANCH_OUTPUT, "FLOAT", metadata.branches, expected.batch, len(metadata.labels)))
+    check_interface(model, expected.opset, wanted, metadata)
+
+
+def check_interface(
+    model: ModelProto,
+    opset: int,
+    wanted: list[tuple[int | str, ...]],
+    metadata: ModelMetadata | DetectorMetadata,
+) -> None:
+    """Compare a graph's opset, its inputs and outputs (name, type, sides), and its metadata.
+
+    Raises:
+        ExportError: one of them is another.
+    """
+    opsets = [entry.version for entry in model.opset_import]
+    if opsets != [opset]:
+        raise ExportError(f"the exported graph has opset {opsets} instead of {opset}; pass another opset")
+    found = [_interface(value) for value in (*model.graph.input, *model.graph.output)]
     if found != wanted:
         raise ExportError(f"the exported graph maps {found}, not {wanted}")
     try:
-        written = ModelMetadata.from_props({entry.key: entry.value for entry in model.metadata_props})
+        written = type(metadata).from_props({entry.key: entry.value for entry in model.metadata_props})
     except MetadataError as error:
         raise ExportError(f"the metadata of the exported file cannot be read back: {error}") from error
     if written != metadata:
