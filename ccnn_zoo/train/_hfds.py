@@ -8,16 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.readers import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._images import open_rgb
-
-_TEST_SPLITS = ("test", "validation", "val")
+from ._images import TEST_SPLITS, open_rgb, photographs
 
 
 class ReaderImages(Dataset[tuple[Image.Image, int]]):
@@ -53,23 +50,14 @@ def hfds(name: str) -> dict[str, Any]:
         name: ``"hfds/"`` and what ``datasets.load_dataset`` takes: a name on the Hub, or a folder.
     """
     train, labels = _split(name, "train")
-    for number, split in enumerate(_TEST_SPLITS, 1):
+    for number, split in enumerate(TEST_SPLITS, 1):
         try:
             test, _ = _split(name, split)
             break
         except ConfigurationError:
-            if number == len(_TEST_SPLITS):
+            if number == len(TEST_SPLITS):
                 raise
-    return {
-        "name": name.removeprefix("hfds/"),
-        "train": train,
-        "test": test,
-        "labels": labels,
-        "input_size": (3, 224, 224),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "crop_pct": 0.875,
-    }
+    return photographs(name.removeprefix("hfds/"), train, test, labels)
 
 
 def _split(name: str, split: str) -> tuple[ReaderImages, tuple[str, ...]]:

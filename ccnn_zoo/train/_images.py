@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ccnn_zoo.errors import ImageError
+
+TEST_SPLITS = ("test", "validation", "val")
+"""What libraries of data sets call the test part, the first that is there."""
 
 
 class ArrayImages(Dataset[tuple[Image.Image, int]]):
@@ -72,6 +76,20 @@ class FileImages(Dataset[tuple[Image.Image, int]]):
 
 
 Images: TypeAlias = ArrayImages | FileImages
+
+
+def photographs(name: str, train: Dataset, test: Dataset, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of ``Data`` for images of any size, with preprocessing as for ImageNet."""
+    return {
+        "name": name,
+        "train": train,
+        "test": test,
+        "labels": labels,
+        "input_size": (3, 224, 224),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": 0.875,
+    }
 
 
 def open_rgb(path: str | Path | BinaryIO) -> Image.Image:

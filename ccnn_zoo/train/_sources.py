@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.datasets import MNIST, ImageFolder
 
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
-from ._images import ArrayImages, FileImages, stacked
+from ._images import ArrayImages, FileImages, photographs, stacked
 
 _MNIST_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
@@ -82,16 +81,7 @@ def folder(place: str) -> dict[str, Any]:
     """Any folder of images, decoded as they are asked for; preprocessing as for ImageNet."""
     root = _existing(place, "the image folder")
     train, test, labels = _splits(root)
-    return {
-        "name": root.resolve().name,
-        "train": train,
-        "test": test,
-        "labels": labels,
-        "input_size": (3, 224, 224),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "crop_pct": 0.875,
-    }
+    return photographs(root.resolve().name, train, test, labels)
 
 
 def _small(name: str, train: ArrayImages, test: ArrayImages, labels: tuple[str, ...]) -> dict[str, Any]:

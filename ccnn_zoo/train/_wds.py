@@ -17,17 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
-from ._images import open_rgb
+from ._images import TEST_SPLITS, open_rgb, photographs
 
 _INFO = ("_info.json", "info.json")
 _PICTURES = ("jpg", "jpeg", "png", "webp")
-_TEST_SPLITS = ("test", "validation", "val")
 _EXPECTED = (
     'Expected FOLDER/_info.json with {"splits": {"train": {"filenames": [...]}, "validation": {...}}}, as timm reads '
     "it, and shards whose samples are NAME.jpg (jpeg, png, webp) and NAME.cls, or NAME.json."
@@ -58,9 +56,7 @@ class ShardImages(Dataset[tuple[Image.Image, int]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         shard, offset, size = self._places[index]
         path = self._shards[shard]
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read(size)
+        content = _read(path, _Place(offset, size))
         try:
             return open_rgb(io.BytesIO(content)), int(self.targets[index])
         except ImageError as error:
@@ -86,21 +82,12 @@ def wds(name: str) -> dict[str, Any]:
         raise ConfigurationError(f"{root.absolute()} has no _info.json. {_EXPECTED}")
     try:
         splits = json.loads(info.read_text())["splits"]
-        test = next(split for split in _TEST_SPLITS if split in splits)
+        test = next(split for split in TEST_SPLITS if split in splits)
         parts = [_read_split(root, splits[split]) for split in ("train", test)]
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise ConfigurationError(f"{info} cannot be used ({type(error).__name__}: {error}). {_EXPECTED}") from error
     classes = 1 + max(int(part.targets.max()) for part in parts)
-    return {
-        "name": root.resolve().name,
-        "train": parts[0],
-        "test": parts[1],
-        "labels": _labels(root / "classes.txt", classes),
-        "input_size": (3, 224, 224),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "crop_pct": 0.875,
-    }
+    return photographs(root.resolve().name, parts[0], parts[1], _labels(root / "classes.txt", classes))
 
 
 def _read_split(root: Path, split: Mapping[str, Any]) -> ShardImages:
@@ -136,10 +123,7 @@ def _samples(path: Path) -> dict[str, dict[str, _Place]]:
 def _target(path: Path, key: str, files: Mapping[str, _Place], field: str) -> int:
     kind = "cls" if "cls" in files else "json"
     try:
-        place = files[kind]
-        with path.open("rb") as file:
-            file.seek(place.offset)
-            text = file.read(place.size)
+        text = _read(path, files[kind])
         target = int(text) if kind == "cls" else int(json.loads(text)[field])
         if target < 0:
             raise ValueError(f"class {target} is negative")
@@ -149,6 +133,12 @@ def _target(path: Path, key: str, files: Mapping[str, _Place], field: str) -> in
             f"({type(error).__name__}: {error})"
         ) from error
     return target
+
+
+def _read(path: Path, place: _Place) -> bytes:
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.size)
 
 
 def _labels(path: Path, classes: int) -> tuple[str, ...]:
