@@ -31,8 +31,8 @@ def load_start(model: nn.Module, source: str) -> None:
     if model.pretrained_cfg.get("label_names") != trained.pretrained_cfg.get("label_names"):
         head = f"{model.pretrained_cfg['classifier']}."
         given |= {name: tensor for name, tensor in own.items() if name.startswith(head)}
-    unfit = [name for name in own.keys() | given.keys() if name not in own or name not in given]
-    unfit += [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
+    unfit = own.keys() ^ given.keys()
+    unfit |= {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
     if unfit:
         raise ConfigurationError(
             f"start_from={source!r} is another network than {model.pretrained_cfg['architecture']} as the recipe has "
