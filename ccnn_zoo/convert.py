@@ -46,6 +46,9 @@ def calibrate(
 
     Networks without a classifier return the features of all branches, branch-major.
 
+    Set the number of classes first: ``reset_classifier`` of a timm network that was calibrated puts a plain layer,
+    which reads the features of all branches, in the place of the one in which they meet by ``merge``.
+
     Args:
         model: network of plain ``nn.Conv2d``, batch and group normalisation, element-wise and pooling layers, which
             ends in linear layers or in a 1x1 convolution that timm's ``get_classifier`` names.
