@@ -16,12 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import psutil
 import pytest
 from serve_network import LABELS, encoded, probabilities_of, ray_folder, save_network
-
-from ccnn_zoo.errors import ConfigurationError
 
 pytest.importorskip("ray", reason="the extra serve is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -247,31 +244,6 @@ def test_serves_own_proxies_reach_the_application_and_time_is_limited(tmp_path, 
             response = http.client.HTTPResponse(connection)
             response.begin()
             assert response.status == 408
-
-
-def test_a_picture_that_the_network_fails_on_fails_alone(tmp_path):
-    from ccnn_zoo.serve import ServeOptions
-    from ccnn_zoo.serve._replica import Replica
-
-    model = onnx.load(save_network(tmp_path / "network.onnx"))
-    model.graph.node.insert(1, onnx.helper.make_node("Log", ["pooled"], ["logarithm"]))
-    model.graph.node[2].input[0] = "logarithm"  # of what is darker than the mean it is no number
-    onnx.save(model, tmp_path / "network.onnx")
-    replica = Replica(ServeOptions(str(tmp_path / "network.onnx"), device="cpu"))
-    bright, dark = encoded((255, 255, 255)), encoded((0, 0, 0))
-    good, bad, broken, last = replica._replies([bright, dark, b"junk", bright], [1, 1, 1, 2])
-    assert (good.status, bad.status, broken.status, last.status) == (200, 500, 415, 200)
-    assert "IntegrityError" in bad.error
-    assert (len(good.predictions), len(last.predictions)) == (1, 2)
-
-
-def test_an_application_names_what_it_does_not_know():
-    from ccnn_zoo.serve import application
-
-    with pytest.raises(ConfigurationError, match="replica is none of them"):
-        application({"model": "x.onnx", "replica": 2})
-    with pytest.raises(ConfigurationError, match="model is missing"):
-        application({})
 
 
 def _refuses(host: str, port: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 # Formats with a signature, which Pillow decodes itself. Of the others EPS runs Ghostscript, and TGA takes any bytes.
 _COMMON_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHER_FORMATS = ("TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "QOI")
+FORMATS = (*_COMMON_FORMATS, *_OTHER_FORMATS)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -112,7 +113,7 @@ def _opened(path: str, name: str) -> Image.Image:
             raise ImageError(f"{name} is a folder; pass the files in it")
         if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
             raise ImageError(f"{name} is neither a file nor a folder. Save the picture to a file first.")
-        file = _identified(path)
+        file = identified(path)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -123,13 +124,14 @@ def _opened(path: str, name: str) -> Image.Image:
         return _decoded(file, name)
 
 
-def _identified(path: str) -> Image.Image:
+def identified(source: str | BinaryIO) -> Image.Image:
+    """Open a picture of a known format, as ``PIL.Image.open`` does of any; its pixels are not decoded yet."""
     Image.preinit()
     try:
-        return Image.open(path, formats=_COMMON_FORMATS)
+        return Image.open(source, formats=_COMMON_FORMATS)
     except Image.UnidentifiedImageError:
         Image.init()
-    return Image.open(path, formats=[name for name in _OTHER_FORMATS if name in Image.OPEN])
+    return Image.open(source, formats=[name for name in _OTHER_FORMATS if name in Image.OPEN])
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
@@ -151,8 +153,7 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
 def _unreadable(name: str, error: Exception) -> ImageError:
     # On damaged bytes Pillow's plugins raise nearly any exception; only its calls are guarded so widely.
     if isinstance(error, Image.UnidentifiedImageError):
-        formats = ", ".join((*_COMMON_FORMATS, *_OTHER_FORMATS))
-        return ImageError(f"{name} is not an image of a known format, or is damaged. Known are {formats}.")
+        return ImageError(f"{name} is not an image of a known format, or is damaged. Known are {', '.join(FORMATS)}.")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return ImageError(f"{name} cannot be read: {reason}")
 

@@ -140,11 +140,7 @@ class Front:
         except TimeoutError as error:
             late = f"the body did not arrive within {self._options.timeout_s:g} s"
             raise HTTPException(408, late, {"Connection": "close"}) from error
-        try:
-            async with asyncio.timeout(self._options.timeout_s):
-                reply = await self._answered(self._handle.classify, picture, top_k)
-        except TimeoutError as error:
-            raise HTTPException(504, f"no replica answered within {self._options.timeout_s:g} s") from error
+        reply = await self._answered(self._handle.classify, picture, top_k)
         if reply.status != OK:
             raise HTTPException(reply.status, reply.error)
         self._metrics.batches.observe(reply.batch)
@@ -152,6 +148,13 @@ class Front:
         return JSONResponse({"predictions": [dict(zip(names, p, strict=True)) for p in reply.predictions]})
 
     async def _answered(self, method: DeploymentHandle, *arguments: object) -> Any:
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                return await self._tried(method, *arguments)
+        except TimeoutError as error:
+            raise HTTPException(504, f"no replica answered within {self._options.timeout_s:g} s") from error
+
+    async def _tried(self, method: DeploymentHandle, *arguments: object) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await method.remote(*arguments)

@@ -14,6 +14,7 @@ from ray import serve
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import CCNNError
 from ccnn_zoo.runtime import Classification
+from ccnn_zoo.runtime._images import FORMATS, identified
 
 from ._options import ServeOptions
 
@@ -100,9 +101,9 @@ class Replica:
 def _opened(picture: bytes) -> Image.Image | Reply:
     """Read a picture's header; its pixels are decoded by the runtime, which refuses too many of them."""
     try:
-        image = Image.open(io.BytesIO(picture))
+        image = identified(io.BytesIO(picture))  # never all that Pillow knows: of EPS it lets Ghostscript run the body
     except UnidentifiedImageError:
-        return Reply(UNSUPPORTED, error="the body is no picture of a known format (JPEG, PNG, WebP, GIF, TIFF, BMP)")
+        return Reply(UNSUPPORTED, error=f"the body is no picture of a known format ({', '.join(FORMATS)})")
     except Image.DecompressionBombError as error:
         return Reply(TOO_LARGE, error=f"the picture has too many pixels: {error}")
     except Exception as error:  # on damaged bytes Pillow's plugins raise nearly any exception
