@@ -88,7 +88,14 @@ class _Session(Session):
     def run_tensor(self, tensor: object) -> Mapping[str, object]:
         import torch
 
-        return {self._output: self._forward(torch.from_dlpack(tensor))}
+        try:
+            images = torch.from_dlpack(tensor)
+        except (BufferError, RuntimeError, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"torch cannot read this {type(tensor).__name__} ({reason(error)}). Pass one without gradient: "
+                "tensor.detach()."
+            ) from error
+        return {self._output: self._forward(images).to(images.device)}
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         import torch

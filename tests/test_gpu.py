@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hub_network import SIZE, published_folder
 from onnx import TensorProto, helper, numpy_helper
 
 from ccnn_zoo import runtime
@@ -16,6 +17,7 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.runtime import Cuda, TensorRT
 from ccnn_zoo.runtime._nvidia import cuda_problem, tensorrt_problem
+from ccnn_zoo.torch_backend import Torch
 
 PROBLEM = cuda_problem()
 TENSORRT_PROBLEM = tensorrt_problem()
@@ -88,10 +90,30 @@ def test_device_tensors_go_in_and_come_out_without_a_copy(network, on_cpu):
     np.testing.assert_allclose(logits.cpu(), on_cpu.predict(batch(0).numpy()), **TOLERANCE)
 
 
-def test_a_tensor_in_cpu_memory_runs_on_the_gpu_and_comes_back(network, on_cpu):
-    logits = runtime.load(network, device="cuda").predict(batch(1))
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["plain", "graph"])
+@pytest.mark.parametrize("pinned", [False, True], ids=["pageable", "pinned"])
+def test_a_tensor_in_cpu_memory_runs_on_the_gpu_and_comes_back(network, on_cpu, cuda_graph, pinned):
+    classifier = runtime.load(network, device=Cuda(cuda_graph=cuda_graph), batch_size=SHAPE[0])
+    logits = classifier.predict(batch(1).pin_memory() if pinned else batch(1))
     assert logits.device.type == "cpu"
     np.testing.assert_allclose(logits, on_cpu.predict(batch(1).numpy()), **TOLERANCE)
+
+
+def test_the_reference_brings_the_logits_to_the_tensors_memory():
+    classifier = runtime.load(published_folder(), device=Torch("cuda"))
+    images = torch.randn(4, *SIZE)
+    for tensor in (images, images.to(GPU)):
+        assert classifier.predict(tensor).device == tensor.device
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_tensor_is_taken_from_a_thread_whose_current_gpu_is_another(network, on_cpu):
+    classifier = runtime.load(network, device=Cuda(device_id=1))
+    with torch.cuda.device(0):
+        logits = classifier.predict(batch(1).to("cuda:1"))
+        with pytest.raises(ConfigurationError, match="batch lies on GPU 0, the network runs on GPU 1"):
+            classifier.predict(batch(1).to("cuda:0"))
+    np.testing.assert_allclose(logits.cpu(), on_cpu.predict(batch(1).numpy()), **TOLERANCE)
 
 
 def test_a_network_on_the_cpu_refuses_a_gpus_tensor(on_cpu):
@@ -184,4 +206,7 @@ def test_tensorrt_gives_the_cpus_answers(network, on_cpu, tmp_path, fp16):
     expected = on_cpu.predict(images.numpy())
     np.testing.assert_allclose(classifier.predict(images.numpy()), expected, **TOLERANCE)
     np.testing.assert_allclose(classifier.predict(images.to(GPU)).cpu(), expected, **TOLERANCE)
+    engines = set(tmp_path.iterdir())
+    np.testing.assert_allclose(classifier.predict(images.numpy()[:3]), expected[:3], **TOLERANCE)
+    assert set(tmp_path.iterdir()) == engines, "fewer images are no new shape"
     assert any(tmp_path.iterdir())  # the engine is kept

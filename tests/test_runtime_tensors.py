@@ -1,9 +1,11 @@
-"""Tensors of other libraries in and out through DLPack, and sessions with fixed buffers, as far as a CPU shows it."""
+"""Tensors of other libraries in and out through DLPack, as far as a CPU shows it."""
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,10 +14,10 @@ import pytest
 import torch
 from test_runtime import RGB, onnx_network, save_network, weights
 
-from ccnn_zoo import runtime
+from ccnn_zoo import runtime, torch_backend
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 from ccnn_zoo.runtime import OpenOptions
-from ccnn_zoo.runtime._cuda import GraphSession, measured
+from ccnn_zoo.runtime._onnxruntime import OrtSession
 
 SHAPE = (4, *RGB.input_size)
 BATCH = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
@@ -69,6 +71,48 @@ def test_a_library_without_from_dlpack_gets_onnxruntimes_value(classifier):
     np.testing.assert_allclose(np.from_dlpack(logits), logits_of(BATCH), atol=1e-5)
 
 
+class Pinned:
+    """CPU memory that CUDA has pinned, as DLPack describes it: of device type 3."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __dlpack__(self, **_: object) -> object:
+        capsule = self.array.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        # The tensor's address comes first, the device type next.
+        ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)).value = 3
+        return capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 3, 1
+
+
+def test_pinned_memory_is_taken_without_a_copy(classifier, network):
+    array = BATCH.numpy().copy()
+    value, device, index = classifier._session._shared(Pinned(array))
+    assert (value.data_ptr(), device, index) == (array.ctypes.data, "cpu", 0)
+    np.testing.assert_allclose(np.from_dlpack(classifier.predict(Pinned(array))), logits_of(BATCH), atol=1e-5)
+    with pytest.raises(ConfigurationError, match="contiguous"):
+        classifier.predict(Pinned(array.swapaxes(2, 3).copy().swapaxes(2, 3)))
+
+
+def test_a_tensor_on_another_gpu_than_the_networks_is_refused(network):
+    opened = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
+    elsewhere = SimpleNamespace(__dlpack_device__=lambda: (2, 1))
+    with pytest.raises(ConfigurationError, match="batch lies on GPU 1, the network runs on GPU 3"):
+        OrtSession(opened, "cuda", device_id=3).run_tensor(elsewhere)
+
+
+def test_torch_refuses_what_it_cannot_read():
+    session = torch_backend._Session(torch.nn.Identity(), "logits", "cpu")
+    assert session.run_tensor(BATCH)["logits"].data_ptr() == BATCH.data_ptr()
+    with pytest.raises(ConfigurationError, match=r"torch cannot read this .*detach"):
+        session.run_tensor(BATCH.clone().requires_grad_())
+
+
 @pytest.mark.parametrize("device", ["openvino", "cpu"])
 @pytest.mark.parametrize(
     ("tensor", "message"),
@@ -118,77 +162,6 @@ def test_several_sessions_in_several_threads_keep_apart(network):
     with ThreadPoolExecutor(6) as pool:
         for batch, logits in zip(batches, pool.map(run, range(24)), strict=True):
             np.testing.assert_allclose(logits, logits_of(batch), atol=1e-5)
-
-
-def graph_session(path: Path) -> GraphSession:
-    """The buffers of CUDA graphs, in CPU memory: all but the recording itself."""
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return GraphSession(session, OpenOptions(SHAPE), "cpu", 0)
-
-
-def test_fixed_buffers_are_filled_anew_for_every_run(network):
-    session = graph_session(network)
-    addresses = {name: value.data_ptr() for name, value in session._results.items()} | {"": session._buffer.data_ptr()}
-    assert session.fixed_batch == 4
-    batches = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) for i in range(12)]
-    with ThreadPoolExecutor(4) as pool:
-        arrays = pool.map(lambda batch: session.run(batch.numpy())["logits"], batches)
-        tensors = pool.map(lambda batch: session.run_tensor(batch)["logits"], batches)
-        for batch, array, tensor in zip(batches, list(arrays), list(tensors), strict=True):
-            np.testing.assert_allclose(array, logits_of(batch), atol=1e-5)
-            np.testing.assert_allclose(torch.from_dlpack(tensor).numpy(), logits_of(batch), atol=1e-5)
-    after = {name: value.data_ptr() for name, value in session._results.items()} | {"": session._buffer.data_ptr()}
-    assert after == addresses
-
-
-def test_fixed_buffers_need_outputs_of_known_size(tmp_path):
-    model = onnx_network(RGB)
-    model.graph.node.append(onnx.helper.make_node("NonZero", ["logits"], ["where"]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("where", onnx.TensorProto.INT64, [2, "found"]))
-    onnx.save(model, tmp_path / "free.onnx")
-    session = ort.InferenceSession(tmp_path / "free.onnx", providers=["CPUExecutionProvider"])
-    with pytest.raises(ConfigurationError, match=r"outputs of known size, where .*Leave cuda_graph out"):
-        GraphSession(session, OpenOptions(SHAPE), "cpu", 0)
-
-
-def test_measuring_opens_every_candidate_and_keeps_the_one_it_found_fastest(network):
-    opened = {}
-
-    def open_(candidate: str) -> runtime.Session:
-        opened[candidate] = runtime.Cpu().open(network, OpenOptions(SHAPE))
-        return opened[candidate]
-
-    found = measured(open_, ("heuristic", "exhaustive", "default"), OpenOptions(SHAPE), rounds=3)
-    assert list(found.seconds) == list(opened) == ["heuristic", "exhaustive", "default"]
-    assert found.fastest == min(found.seconds, key=found.seconds.get)
-    assert found.session is opened[found.fastest]
-
-
-def test_cuda_options_reach_onnxruntime_by_its_names():
-    name, options = runtime.Cuda(device_id=1, cuda_graph=True, stream=0x7F00).provider("exhaustive")
-    assert name == "CUDAExecutionProvider"
-    assert options == {
-        "device_id": "1",
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "enable_cuda_graph": "1",
-        "has_user_compute_stream": "1",
-        "user_compute_stream": "32512",
-    }
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"conv_search": "fast"}, "conv_search must be one of .*measure.*'fast'"),
-        ({"device_id": -1}, "device_id .*-1"),
-        ({"stream": 0}, "stream of your own, got 0"),
-        ({"stream": "mine"}, "stream of your own"),
-    ],
-    ids=str,
-)
-def test_cuda_options_are_checked_where_they_enter(options, message):
-    with pytest.raises(ConfigurationError, match=message):
-        runtime.Cuda(**options)
 
 
 def test_a_failed_run_names_the_provider_and_the_remedy(network):

@@ -37,8 +37,8 @@ class Cuda(Backend):
             than running them. Every run takes as many images as ``batch_size`` says, fewer are padded; runs of one
             session wait for each other.
         stream: handle of a CUDA stream of your own to compute on, e.g. ``torch.cuda.Stream().cuda_stream``.
-            Tensors are then ordered by the stream, and nothing waits for the whole device. Keep the stream alive
-            as long as the session.
+            Tensors are then ordered by the stream, and nothing waits for the whole device, but for ``cuda_graph``.
+            Keep the stream alive as long as the session.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -71,18 +71,22 @@ class Cuda(Backend):
         chosen = {"device_id": str(self.device_id), "cudnn_conv_algo_search": conv_search.upper()}
         if self.cuda_graph:
             chosen["enable_cuda_graph"] = "1"
-        return _nvidia.CUDA_PROVIDER, chosen | _stream_options(self.stream)
+        if self.stream is not None:
+            chosen |= {"has_user_compute_stream": "1", "user_compute_stream": str(self.stream)}
+        return _nvidia.CUDA_PROVIDER, chosen
 
     def _open(self, path: Path, options: OpenOptions, conv_search: str) -> OrtSession:
         session = _open_strictly(path, options, [self.provider(conv_search)], "CUDA")
         if self.cuda_graph:
             return GraphSession(session, options, "cuda", self.device_id)
-        return OrtSession(session, "cuda", self.stream)
+        return OrtSession(session, "cuda", self.stream, self.device_id)
 
 
 @dataclass(frozen=True)
 class TensorRT(Backend):
     """onnxruntime's TensorRT provider; what TensorRT leaves runs on CUDA. Building an engine takes minutes.
+
+    An engine is for one shape: every run takes as many images as ``batch_size`` says, fewer are padded.
 
     Args:
         device_id: number of the GPU.
@@ -108,14 +112,24 @@ class TensorRT(Backend):
 
     def open(self, path: Path, options: OpenOptions) -> Session:
         _require(self.problem(), "TensorRT")
-        chosen = {"device_id": str(self.device_id), "trt_fp16_enable": str(int(self.fp16))}
+        session = OrtSession(
+            _open_strictly(path, options, self.providers(), "TensorRT"), "cuda", self.stream, self.device_id
+        )
+        session.fixed_batch = options.shape[0]
+        return session
+
+    def providers(self) -> list[tuple[str, dict[str, str]]]:
+        """Return onnxruntime's names and options of this provider and of CUDA, which runs the rest."""
+        # Unlike CUDA's, TensorRT's options read "True" and "False" alone, and infer has_user_compute_stream.
+        chosen = {"device_id": str(self.device_id), "trt_fp16_enable": str(bool(self.fp16))}
         if self.cache is not None:
-            chosen |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(self.cache)}
-        providers = [
-            ("TensorrtExecutionProvider", chosen | _stream_options(self.stream)),
+            chosen |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(self.cache)}
+        if self.stream is not None:
+            chosen["user_compute_stream"] = str(self.stream)
+        return [
+            ("TensorrtExecutionProvider", chosen),
             Cuda(self.device_id, stream=self.stream).provider("heuristic"),
         ]
-        return OrtSession(_open_strictly(path, options, providers, "TensorRT"), "cuda", self.stream)
 
 
 class GraphSession(OrtSession):
@@ -125,9 +139,8 @@ class GraphSession(OrtSession):
     """
 
     def __init__(self, session: ort.InferenceSession, options: OpenOptions, device: str, device_id: int) -> None:
-        super().__init__(session, device)
+        super().__init__(session, device, device_id=device_id)
         self.fixed_batch = options.shape[0]
-        self._device_id = device_id
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="ccnn-cuda-graph")
         self._caller.submit(self._capture, options).result()
 
@@ -135,7 +148,7 @@ class GraphSession(OrtSession):
         return self._caller.submit(self._replay, batch).result()
 
     def run_tensor(self, tensor: object) -> Mapping[str, ort.OrtValue]:
-        """Copy the tensor into the graph's buffer, on the device; the outputs are copies, made for this run."""
+        """Copy the tensor into the graph's buffer; the outputs are copies in its memory, made for this run."""
         return self._caller.submit(self._replay_tensor, tensor).result()
 
     def _capture(self, options: OpenOptions) -> None:
@@ -144,7 +157,7 @@ class GraphSession(OrtSession):
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(self._input.name, self._buffer)
         for output in self._session.get_outputs():
-            shape = (options.shape[0], *output.shape[1:])
+            shape = self._with_batch(output.shape)
             if output.type not in _NUMPY or not all(isinstance(side, int) for side in shape):
                 raise ConfigurationError(
                     f"cuda_graph needs outputs of known size, {output.name} is {output.type} {output.shape}. "
@@ -154,24 +167,43 @@ class GraphSession(OrtSession):
             self._binding.bind_ortvalue_output(output.name, self._results[output.name])
         self._replay(np.zeros(options.shape, options.dtype))
 
+    def _with_batch(self, sides: list[int | str | None]) -> tuple[int | str | None, ...]:
+        """Fill in the number of images: where a side has the name of the input's, or else as the first side."""
+        name = self._input.shape[0]
+        known = [self.fixed_batch if isinstance(side, str) and side == name else side for side in sides]
+        if known and not isinstance(known[0], int):
+            known[0] = self.fixed_batch
+        return tuple(known)
+
     def _on_device(self, shape: tuple[int, ...], dtype: object) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype).type, self.device, self._device_id)
 
     def _replay(self, batch: NDArray) -> Mapping[str, NDArray]:
+        self._check_shape(batch.shape)
         self._run(lambda: self._buffer.update_inplace(batch))
         # Of values in CPU memory numpy() is a view, which the next run would overwrite.
         return {name: value.numpy().copy() for name, value in self._results.items()}
 
     def _replay_tensor(self, tensor: object) -> Mapping[str, ort.OrtValue]:
         value, device, index = self._shared(tensor)
+        self._check_shape(tuple(value.shape()))
         if device != "cpu":
             _nvidia.wait_for_device(index)  # the copy below runs on another stream than the tensor's
         self._run(lambda: self._buffer.update_inplace(value))
         copies = {}
         for name, result in self._results.items():
-            copies[name] = self._on_device(tuple(result.shape()), _NUMPY[result.data_type()])
-            copies[name].update_inplace(result)
+            shape, dtype = tuple(result.shape()), _NUMPY[result.data_type()]
+            copies[name] = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, index)
+            copies[name].update_inplace(result.numpy() if device == "cpu" else result)
         return copies
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        recorded = tuple(self._buffer.shape())
+        if shape != recorded:  # onnxruntime's copy compares the number of values alone
+            raise ConfigurationError(
+                f"cuda_graph has recorded the shape {recorded}, got {shape}. Bring pictures to one size, or leave "
+                "cuda_graph out."
+            )
 
     def _run(self, fill: Callable[[], None]) -> None:
         try:
@@ -214,6 +246,7 @@ def measured(
         seconds[candidate] = min(times[3:])
         if best is None or seconds[candidate] < seconds[fastest]:
             best, fastest = session, candidate
+        del session  # else the slower of two would be open beside the next one
     return Measured(best, fastest, seconds)
 
 
@@ -243,10 +276,6 @@ def _open_strictly(
 def _require(problem: Problem | None, title: str) -> None:
     if problem is not None:
         raise DeviceError(f"{title} cannot run: {problem} {_OR_CPU}")
-
-
-def _stream_options(stream: int | None) -> dict[str, str]:
-    return {} if stream is None else {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
 
 
 def _check_gpu(device_id: int, stream: int | None) -> None:

@@ -6,7 +6,9 @@ import ctypes
 import io
 import re
 import sys
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +23,7 @@ INSTALL_CUDA = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 INSTALL_TENSORRT = 'pip install "tensorrt-cu13-libs>=10,<11"'
 
 _WINDOWS = sys.platform == "win32"
+_redirecting = threading.Lock()
 _NOT_LOADED = re.compile(r"([\w.+-]+): cannot open shared object|Failed to load (?:.*[/\\])?([\w.+-]+):")
 
 
@@ -81,7 +84,8 @@ def driver_problem() -> Problem | None:
 def library_problem() -> Problem | None:
     """Load the libraries of the CUDA provider, so that the loader names the missing ones."""
     printed = io.StringIO()
-    with redirect_stdout(printed):  # preload_dlls prints what it does not find
+    # preload_dlls prints what it does not find. Two redirections that overlap would leave stdout redirected.
+    with _redirecting, redirect_stdout(printed):
         ort.preload_dlls()
     failures = [line for line in printed.getvalue().splitlines() if line.startswith("Failed to load")]
     if sys.platform == "linux":  # preload_dlls takes cuDNN for optional, convolutions do not
@@ -132,13 +136,30 @@ def wait_for_device(device_id: int) -> None:
     Raises:
         DeviceError: CUDA reports an error, of this or of earlier work.
     """
+    with on_device(device_id) as runtime:
+        _check(runtime, runtime.cudaDeviceSynchronize(), device_id)
+
+
+@contextmanager
+def on_device(device_id: int) -> Iterator[ctypes.CDLL]:
+    """Make a GPU the calling thread's current one, and give CUDA's runtime library.
+
+    Raises:
+        DeviceError: there is no such GPU, or CUDA reports an error of earlier work.
+    """
     runtime = _cuda_runtime()
     if runtime is None:
         raise DeviceError("the CUDA runtime library cannot be loaded any more. Start the process anew.")
     before = ctypes.c_int()
-    status = runtime.cudaGetDevice(ctypes.byref(before)) or runtime.cudaSetDevice(ctypes.c_int(device_id))
-    status = status or runtime.cudaDeviceSynchronize()
-    runtime.cudaSetDevice(before)
+    _check(runtime, runtime.cudaGetDevice(ctypes.byref(before)), device_id)
+    try:
+        _check(runtime, runtime.cudaSetDevice(ctypes.c_int(device_id)), device_id)
+        yield runtime
+    finally:
+        runtime.cudaSetDevice(before)
+
+
+def _check(runtime: ctypes.CDLL, status: int, device_id: int) -> None:
     if status:
         runtime.cudaGetErrorString.restype = ctypes.c_char_p
         text = runtime.cudaGetErrorString(status).decode()

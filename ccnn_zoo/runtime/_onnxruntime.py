@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -13,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Session, reason
-from ._nvidia import wait_for_device
+from ._nvidia import on_device, wait_for_device
 
 ONNXRUNTIME_ERRORS = (
     RuntimeError,
@@ -24,7 +25,8 @@ UNREADABLE_ERRORS = (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_er
 
 CPU_PROVIDER = "CPUExecutionProvider"
 # DLPack's numbers of devices that onnxruntime's built-in providers know.
-_DEVICES = {1: "cpu", 2: "cuda"}
+_PINNED = 3  # CPU memory that CUDA has made known to the GPU
+_DEVICES = {1: "cpu", 2: "cuda", _PINNED: "cpu"}
 _WORK = {
     "AveragePool",
     "BatchNormalization",
@@ -69,13 +71,17 @@ class OrtSession(Session):
         session: the open session.
         device: where it runs; for tensors that lie there, onnxruntime's own name of it (``"cuda"``).
         stream: handle of the CUDA stream that the session computes on, if the user gave one.
+        device_id: which of several such devices.
     """
 
-    def __init__(self, session: ort.InferenceSession, device: str, stream: int | None = None) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, device: str, stream: int | None = None, device_id: int = 0
+    ) -> None:
         self.provider: str = session.get_providers()[0]
         self.device = device
         self._session = session
         self._stream = stream
+        self._device_id = device_id
         self._input = session.get_inputs()[0]
         self._outputs = [output.name for output in session.get_outputs()]
 
@@ -97,7 +103,8 @@ class OrtSession(Session):
             if device != "cpu" and self._stream is None:
                 wait_for_device(index)  # the session's own stream knows nothing of the tensor's
             self._session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            if self._stream is None:  # else the run itself has waited for the stream, and this would for the device
+                binding.synchronize_outputs()
             values = binding.get_outputs()
         except ONNXRUNTIME_ERRORS as error:
             raise self.failed(value.shape()[0], error) from error
@@ -111,17 +118,21 @@ class OrtSession(Session):
 
     def _shared(self, tensor: object) -> tuple[ort.OrtValue, str, int]:
         """Return a value of onnxruntime over the tensor's memory, and where that is."""
-        kind, index = tensor.__dlpack_device__()
-        device = _DEVICES.get(int(kind))
+        kind, index = map(int, tensor.__dlpack_device__())
+        device = _DEVICES.get(kind)
         if device not in ("cpu", self.device):
-            where = device or f"a device of DLPack's type {int(kind)}"
+            where = device or f"a device of DLPack's type {kind}"
             raise ConfigurationError(
                 f"the batch lies on {where}, the network runs on {self.device}. Move either of them."
             )
+        if device != "cpu" and index != self._device_id:
+            raise ConfigurationError(
+                f"the batch lies on GPU {index}, the network runs on GPU {self._device_id}. Move either of them."
+            )
         try:
-            # On a GPU the tensor's library makes the stream named here wait for what it still has to write.
-            waits = {} if device == "cpu" else {"stream": self._stream or _LEGACY_STREAM}
-            value = ort.OrtValue.from_dlpack(tensor.__dlpack__(**waits))
+            value = self._exported(tensor, kind, index)
+        except DeviceError:
+            raise
         except (BufferError, TypeError, *ONNXRUNTIME_ERRORS) as error:
             raise ConfigurationError(
                 f"this {type(tensor).__name__} cannot be shared ({reason(error)}). Pass a contiguous one without "
@@ -129,7 +140,19 @@ class OrtSession(Session):
             ) from error
         if value.data_type() != self._input.type:
             raise ConfigurationError(f"predict takes {self._input.type}, got {value.data_type()}. Convert it first.")
-        return value, device, index
+        return value, device, 0 if device == "cpu" else index
+
+    def _exported(self, tensor: object, kind: int, index: int) -> ort.OrtValue:
+        if kind == _PINNED:  # onnxruntime takes no such tensor, numpy does
+            array = np.from_dlpack(tensor)
+            if not array.flags.c_contiguous:
+                raise BufferError("it is not contiguous")
+            return ort.OrtValue.ortvalue_from_numpy(array)
+        if _DEVICES[kind] == "cpu":
+            return ort.OrtValue.from_dlpack(tensor.__dlpack__())
+        with on_device(index):  # torch exports tensors of the current GPU alone
+            # The tensor's library makes the stream named here wait for what it still has to write.
+            return ort.OrtValue.from_dlpack(tensor.__dlpack__(stream=self._stream or _LEGACY_STREAM))
 
 
 def session_options(threads: int | None, *, strict: bool = False, recorded: bool = False) -> ort.SessionOptions:
