@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from ccnn_zoo.runtime._nvidia import cuda_problem, tensorrt_problem
 if TYPE_CHECKING:
     from torch import nn
 
+Way: TypeAlias = Callable[[], np.ndarray]
+
+FAILURES = (CCNNError, RuntimeError)  # of the runtime, and of torch
 ROOT = Path(__file__).parents[1]
 TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", "--tb=short"]
 OUTCOMES = ("PASSED", "FAILED", "SKIPPED", "ERROR", "XFAIL")
@@ -108,16 +111,8 @@ def _timings(args: argparse.Namespace, branches: int, folder: Path) -> list[str]
         batch = np.random.default_rng(0).standard_normal((size, 3, 224, 224), np.float32)
         right = runtime.load(files["fp32"], device="cpu").predict(batch)
         ways = dict(_ways(files, network, batch))
-        found = {name: way() for name, way in ways.items()}
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for round_ in range(args.rounds + 3):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if round_ >= 3:
-                    times[name].append(time.perf_counter() - start)
-        for name, seconds in times.items():
-            difference = np.abs(found[name] - right).max() / np.abs(right).max()
+        for name, (logits, seconds) in measured(ways, args.rounds).items():
+            difference = np.abs(logits - right).max() / np.abs(right).max()
             fastest, middle = min(seconds), statistics.median(seconds)
             lines.append(
                 f"| {name} | {size} | {1000 * fastest:.2f} ({1000 * middle:.2f}) | {size / fastest:.0f} "
@@ -126,9 +121,25 @@ def _timings(args: argparse.Namespace, branches: int, folder: Path) -> list[str]
     return [*lines, ""]
 
 
-def _ways(
-    files: dict[str, Path], network: nn.Module, batch: np.ndarray
-) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+def measured(ways: dict[str, Way], rounds: int) -> dict[str, tuple[np.ndarray, list[float]]]:
+    """Return logits and seconds of each way, in alternating rounds; one that fails is named on stderr and left out."""
+    found: dict[str, np.ndarray] = {}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 3):
+        for name in list(times):
+            start = time.perf_counter()
+            try:
+                found[name] = ways[name]()
+            except FAILURES as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                del times[name]
+                continue
+            if round_ >= 3:
+                times[name].append(time.perf_counter() - start)
+    return {name: (found[name], seconds) for name, seconds in times.items()}
+
+
+def _ways(files: dict[str, Path], network: nn.Module, batch: np.ndarray) -> Iterator[tuple[str, Way]]:
     """Yield every way to run a batch, each ending with the logits in CPU memory; one that fails is named on stderr."""
     import torch
 
@@ -149,7 +160,7 @@ def _ways(
     for name, precision, backend in ways:
         try:
             classifier = runtime.load(files[precision], device=backend, batch_size=len(batch))
-        except CCNNError as error:
+        except FAILURES as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
         if name.startswith("tensor"):

@@ -6,7 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.runtime import _nvidia
 from ccnn_zoo.runtime._nvidia import cuda_problem
 
 PROBLEM = cuda_problem()
@@ -113,6 +117,58 @@ from ccnn_zoo import runtime
 runtime.load({str(network)!r})
 """)
     assert run.stderr.strip() == "ccnn_zoo.runtime WARNING"
+
+
+def test_stdout_is_itself_again_after_two_threads_looked_for_libraries(monkeypatch):
+    inside, first_is_out = threading.Event(), threading.Event()
+    entered: list[str] = []
+
+    def preload() -> None:
+        """Without a lock the second comes while the first is here, and leaves after it."""
+        entered.append("")
+        if len(entered) == 1:
+            inside.wait(0.2)
+        else:
+            inside.set()
+            first_is_out.wait(0.2)
+
+    def first() -> None:
+        _nvidia.library_problem()
+        first_is_out.set()
+
+    monkeypatch.setattr(_nvidia.ort, "preload_dlls", preload)
+    monkeypatch.setattr(_nvidia, "ctypes", SimpleNamespace(CDLL=lambda name: None))
+    before = sys.stdout
+    one, other = threading.Thread(target=first), threading.Thread(target=_nvidia.library_problem)
+    one.start()
+    while not entered:
+        time.sleep(0.001)
+    other.start()
+    one.join()
+    other.join()
+    after, sys.stdout = sys.stdout, before
+    assert len(entered) == 2
+    assert after is before
+
+
+def test_the_gpu_script_goes_on_where_one_way_fails(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    from check_gpu import measured
+
+    runs = iter(range(100))
+
+    def soon_out_of_memory() -> np.ndarray:
+        if next(runs) == 4:
+            raise RuntimeError("out of memory")
+        return np.zeros(1)
+
+    def never() -> np.ndarray:
+        raise DeviceError("no engine")
+
+    found = measured({"never": never, "soon": soon_out_of_memory, "works": lambda: np.ones(1)}, rounds=3)
+    assert list(found) == ["works"]
+    assert (found["works"][0], len(found["works"][1])) == (np.ones(1), 3)
+    assert capsys.readouterr().err == "never: no engine\nsoon: out of memory\n"
 
 
 @needs_no_cuda
