@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, TypeVar
@@ -24,6 +25,23 @@ DETECTION = "object-detection"
 # A file that asks for more, e.g. by a slip of its author or to exhaust memory, is refused before an image is made.
 _MAX_PIXELS = 2**24
 _MIN_CROP_PCT = 0.01
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_TEXT, _TEXTS = "a string without control characters", "one string per class, without control characters"
+
+
+def in_order(names: Sequence[str] | Mapping[str | int, str]) -> Sequence[str]:
+    """Return timm's ``label_names`` in the order of the logits; they may be a table by index.
+
+    Raises:
+        MetadataError: an index is missing from the table.
+    """
+    if not isinstance(names, Mapping):
+        return names
+    by_index = {str(index): name for index, name in names.items()}  # JSON makes strings of numbers
+    try:
+        return [by_index[str(index)] for index in range(len(by_index))]
+    except KeyError as error:
+        raise MetadataError(f"label_names is a table without the index {error}; name all classes, from 0") from error
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,9 @@ class ModelMetadata:
     preprocessing_in_graph: bool = False
 
     def __post_init__(self) -> None:
-        _require(self, "architecture", _is_text, "a string")
+        _require(self, "architecture", _is_text, _TEXT)
         _require(self, "branches", lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
-        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, "one string per class")
+        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, _TEXTS)
         _require(self, "input_size", _is_size, f"(1 or 3, height, width) of at most {_MAX_PIXELS} pixels")
         numbers = f"{self.input_size[0]} finite numbers, one per channel"
         for name in ("mean", "std"):
@@ -119,8 +137,8 @@ class DetectorMetadata:
     max_size: int
 
     def __post_init__(self) -> None:
-        _require(self, "architecture", _is_text, "a string")
-        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, "one string per class")
+        _require(self, "architecture", _is_text, _TEXT)
+        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, _TEXTS)
         for name in ("branches", "min_size", "max_size"):
             _require(self, name, lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
 
@@ -184,8 +202,8 @@ def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    # JSON can hold halves of surrogate pairs, which can be neither printed nor written.
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    # Control characters could command a terminal; halves of surrogate pairs can be neither printed nor written.
+    return isinstance(value, str) and not _CONTROLS.search(value)
 
 
 def _is_integer(value: Any) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
+from ccnn_zoo._branches import BranchConv2d
 from ccnn_zoo.errors import MetadataError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
-from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.metadata import ModelMetadata, in_order
 
 _IMAGENET_CLASSES = 1000
 
@@ -48,14 +49,14 @@ def metadata_of(model: nn.Module, labels: Sequence[str] | None = None) -> ModelM
 
 def _branches_of(model: nn.Module) -> int:
     """Return K; a folded network still has it in its classifier, a plain one is K=1."""
-    found = {m.branches for m in model.modules() if isinstance(m, CalibratedConv2d | BranchLinear)}
+    found = {m.branches for m in model.modules() if isinstance(m, CalibratedConv2d | BranchLinear | BranchConv2d)}
     if len(found) > 1:
         raise MetadataError(f"the layers of {type(model).__name__} have different numbers of branches: {sorted(found)}")
     return found.pop() if found else getattr(model, "branches", 1)
 
 
 def _labels_of(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ...]:
-    own = model.pretrained_cfg.get("label_names")
+    own = in_order(model.pretrained_cfg.get("label_names") or ())
     classes = _classes_of(model)
     if own and given is not None and tuple(own) != tuple(given):
         raise MetadataError(
@@ -89,11 +90,11 @@ def _classes_of(model: nn.Module) -> int:
 
 
 def _check_channels(model: nn.Module, channels: int) -> None:
-    """Compare the image's channels with the first convolution: timm leaves the config behind for ``in_chans=1``."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.in_channels != channels:
+    """Compare the image's channels with those the network was made for: ``in_chans=1`` leaves timm's config behind."""
+    own = getattr(model, "in_chans", channels)
+    if own != channels:
         raise MetadataError(
-            f"the network reads images of {first.in_channels} channels, its pretrained_cfg says {channels}. Set "
-            'input_size, mean and std in model.pretrained_cfg to those of the training data, e.g. "input_size": '
-            f"({first.in_channels}, height, width)."
+            f"the network reads images of {own} channels, its pretrained_cfg says {channels}. Set input_size, mean and "
+            "std in model.pretrained_cfg to those of the training data, e.g. "
+            f'"input_size": ({own}, height, width).'
         )

@@ -28,6 +28,13 @@ def test_preprocessing_is_what_timm_resolves(name):
     assert metadata.architecture == name
 
 
+@pytest.mark.parametrize("name", ["tresnet_m", "csatv2", "vit_tiny_patch16_224"])
+def test_channels_are_the_images_whatever_the_first_convolution_reads(name):
+    assert metadata_of(create(name)).input_size[0] == 3
+    with pytest.raises(MetadataError, match="images of 4 channels, its pretrained_cfg says 3"):
+        metadata_of(create(name, in_chans=4))
+
+
 @pytest.mark.parametrize("branches", [1, 2, 4])
 def test_branches_are_known_calibrated_folded_and_plain(branches):
     model = timm.create_model("ccnn_resnet18_cifar", branches=branches)
@@ -35,7 +42,8 @@ def test_branches_are_known_calibrated_folded_and_plain(branches):
     assert metadata_of(model, TEN).branches == branches
     assert metadata_of(ccnn_zoo.fold(model), TEN).branches == branches
     assert metadata_of(plain, TEN).branches == 1
-    assert metadata_of(ccnn_zoo.fold(ccnn_zoo.calibrate(plain, branches)), TEN).branches == branches
+    for timms in (plain, create("resnetv2_18", num_classes=10)):  # one ends in a linear layer, one in a convolution
+        assert metadata_of(ccnn_zoo.fold(ccnn_zoo.calibrate(timms, branches)), TEN).branches == branches
 
 
 def test_labels_are_the_networks_own_else_the_given_else_imagenets():
@@ -43,6 +51,9 @@ def test_labels_are_the_networks_own_else_the_given_else_imagenets():
     own = create("resnet18", num_classes=10, pretrained_cfg_overlay={"label_names": list(TEN)})
     assert metadata_of(own).labels == metadata_of(own, TEN).labels == TEN
     assert list(metadata_of(create("resnet18")).labels) == ImageNetInfo().label_descriptions()
+    table = {index: TEN[index] for index in (*range(5, 10), *range(5))}
+    named = create("resnet18", num_classes=10, pretrained_cfg_overlay={"label_names": table})
+    assert metadata_of(named).labels == metadata_of(named, TEN).labels == TEN
     thousand = [f"part {i}" for i in range(1000)]
     assert list(metadata_of(create("resnet18"), thousand).labels) == thousand
 
@@ -63,6 +74,12 @@ def test_labels_are_the_networks_own_else_the_given_else_imagenets():
             TEN[::-1],
             "labels differ from model.pretrained_cfg",
         ),
+        (
+            create("resnet18", num_classes=2, pretrained_cfg_overlay={"label_names": {"0": "cat", "2": "dog"}}),
+            None,
+            "without the index '1'",
+        ),
+        (create("resnet18", num_classes=2), ["cat", "\x1b[2Jdog"], "one string per class, without control characters"),
         (create("resnet18", pretrained_cfg_overlay={"interpolation": "random"}), None, "interpolation must be one of"),
         (nn.Sequential(create("ccnn_resnet18", branches=2), create("ccnn_resnet18", branches=4)), None, "pretrained"),
     ],
