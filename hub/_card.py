@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
+
+from ccnn_zoo.metadata import in_order
 
 from ._names import CONFIG, CURVES, HEAT_MAP, NETWORK, TAG
 
@@ -125,18 +127,19 @@ It says that it does not know the model class: it does not need to.
 """)
 
 
-def card_of(folder: Path, details: Mapping[str, Any], address: str | None) -> bytes:
+def card_of(folder: Path, files: Collection[str], details: Mapping[str, Any], address: str | None) -> bytes:
     """Return the card of a staged repository.
 
     Args:
         folder: the repository, with its ``config.json``.
+        files: paths of its files, of which the card shows the pictures.
         details: the manifest's, besides its files.
         address: name on the Hub, ``"org/name"`` or ``"org/name@revision"``; None for a repository on disk, whose
             examples run in its own folder.
     """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     name = address.partition("@")[0].partition("/")[2] if address else details["architecture"]
-    return card_text(_header(details, config, name), _body(details, config, name, address, drawn_pictures(folder)))
+    return card_text(_header(details, config, name), _body(details, config, name, address, drawn_pictures(files)))
 
 
 def card_text(header: ModelCardData, body: str) -> bytes:
@@ -185,13 +188,13 @@ def _header(details: Mapping[str, Any], config: Mapping[str, Any], name: str) ->
     )
 
 
-def drawn_pictures(folder: Path) -> str:
+def drawn_pictures(files: Collection[str]) -> str:
     """Return the lines that show the pictures of a repository."""
     captions = {
         CURVES: "Training and test error over epochs",
         HEAT_MAP: "R of each branch (row) in some layers (columns)",
     }
-    shown = [f"![{caption}]({path})\n\n" for path, caption in captions.items() if (folder / path).is_file()]
+    shown = [f"![{caption}]({path})\n\n" for path, caption in captions.items() if path in files]
     return "".join(shown)
 
 
@@ -226,7 +229,7 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
 
 def _network_table(details: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     parameters = details["parameters"]
-    labels = config["pretrained_cfg"].get("label_names") or []
+    labels = in_order(config["pretrained_cfg"].get("label_names") or [])
     rows = {
         "branches (K)": details["branches"],
         "branches meet by": details["merge"],

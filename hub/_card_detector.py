@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
 from string import Template
 from typing import Any
 
@@ -92,7 +91,7 @@ NeurIPS 2015.
 """)
 
 
-def detector_card_of(folder: Path, details: Mapping[str, Any], address: str | None) -> bytes:
+def detector_card_of(files: Collection[str], details: Mapping[str, Any], address: str | None) -> bytes:
     """Return the card of a staged repository of a detector; arguments as of :func:`ccnn_zoo.hub._card.card_of`."""
     from huggingface_hub import ModelCardData
 
@@ -108,7 +107,7 @@ def detector_card_of(folder: Path, details: Mapping[str, Any], address: str | No
         model_name=name if results else None,
         eval_results=results or None,
     )
-    return card_text(header, _body(details, name, address, drawn_pictures(folder)))
+    return card_text(header, _body(details, name, address, drawn_pictures(files)))
 
 
 def _body(details: Mapping[str, Any], name: str, address: str | None, pictures: str) -> str:

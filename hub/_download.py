@@ -9,19 +9,11 @@ from pathlib import Path
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 from . import _remote
-from ._manifest import (
-    Manifest,
-    damaged_files,
-    git_blob_id,
-    read_manifest,
-    refused_files,
-    unlisted_files,
-    verify_folder,
-)
-from ._names import MANIFEST, PRECISIONS, WANTED, check_precision, is_wanted, local_folder, refuse_for_folders
+from ._manifest import Manifest, git_blob_id, read_manifest
+from ._names import MANIFEST, PRECISIONS, WANTED, check_precision, local_folder, refuse_for_folders
+from ._snapshot import DISTRUST, evict, verify_repository, verify_snapshot
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DISTRUST = "Do not use it and tell its author."
 
 
 def download(
@@ -31,10 +23,11 @@ def download(
 
     From the Hub only what is needed comes, into the cache of huggingface_hub, never a pickle; what is there already
     is verified again, not fetched again, and without a network the cache is enough. A damaged file is removed from
-    the cache. ONNX files may hold ONNX's own operators and their own tensors only.
+    the cache. ONNX files may hold ONNX's own operators and their own tensors only. The card of a repository on the Hub
+    is not compared: it is text that anybody may edit there.
 
     Args:
-        repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
+        repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``, also of a folder that was downloaded.
         revision: branch, tag or commit of a Hub repository; None is ``main``. With a full commit hash, the manifest
             must be the file that the repository lists at that commit.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` fetches only the manifest and the ONNX file of this precision;
@@ -59,11 +52,11 @@ def download(
     folder = local_folder(repo_id)
     if folder is not None:
         refuse_for_folders(repo_id, revision=revision, token=token)
-        manifest = verify_folder(folder, repo_id)
+        manifest = verify_repository(folder, repo_id, patterns)
     else:
         folder = _remote.fetch(repo_id, revision, token, patterns)
         manifest = read_fetched_manifest(folder, repo_id, revision, token)
-        _verify_snapshot(folder, repo_id, manifest, patterns)
+        verify_snapshot(folder, repo_id, manifest, patterns, fetched=True)
     if precision is not None and PRECISIONS[precision] not in manifest.files:
         there = [name for name, path in PRECISIONS.items() if path in manifest.files]
         raise RepositoryError(f"{repo_id} has no {precision} network. It has: {', '.join(there) or 'none'}.")
@@ -80,12 +73,12 @@ def read_fetched_manifest(folder: Path, repo_id: str, revision: str | None, toke
     path = folder / MANIFEST
     pinned = revision is not None and _COMMIT.fullmatch(revision)
     if pinned and folder.name != revision:
-        raise IntegrityError(f"{repo_id}: asked for commit {revision}, the Hub gave {folder.name}. {_DISTRUST}")
+        raise IntegrityError(f"{repo_id}: asked for commit {revision}, the Hub gave {folder.name}. {DISTRUST}")
     if path.is_file():
         # The cache of huggingface_hub names a file by what the Hub lists for it; where it makes no links, ask.
         listed = path.resolve().name if path.is_symlink() else pinned and _remote.listed_id(repo_id, folder.name, token)
         if listed and not _is_listed(path.read_bytes(), listed):
-            _evict(path)
+            evict(path)
             raise IntegrityError(
                 f"{repo_id}: {MANIFEST} is not the file that commit {folder.name[:12]} lists. It was removed from the "
                 f"cache: download again; if it stays so, do not use it and tell its author."
@@ -93,7 +86,7 @@ def read_fetched_manifest(folder: Path, repo_id: str, revision: str | None, toke
     try:
         return read_manifest(folder, repo_id)
     except IntegrityError:
-        _evict(path)
+        evict(path)
         raise
 
 
@@ -104,28 +97,3 @@ def _is_listed(content: bytes, listed: str) -> bool:
     if _COMMIT.fullmatch(listed):
         return git_blob_id(content) == listed
     return True  # a mirror's own name for the file, which says nothing
-
-
-def _verify_snapshot(folder: Path, repo_id: str, manifest: Manifest, patterns: tuple[str, ...]) -> None:
-    """Compare what was fetched with the manifest: huggingface_hub compares sizes only."""
-    files = {name: entry for name, entry in manifest.files.items() if is_wanted(name, patterns)}
-    damaged = list(damaged_files(folder, files, links=True))
-    for name, _ in damaged:
-        _evict(folder / name)
-    if damaged:
-        problems = "; ".join(f"{name} {problem}" for name, problem in damaged)
-        raise IntegrityError(
-            f"{repo_id}: {problems}. It was removed from the cache: download again; if it stays so, do not use it and "
-            "tell its author."
-        )
-    for name in unlisted_files(folder, manifest):
-        raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. {_DISTRUST}")
-    for name, problem in refused_files(folder, files):
-        raise IntegrityError(f"{repo_id}: {name} {problem}. {_DISTRUST}")
-
-
-def _evict(path: Path) -> None:
-    """Remove a file of the cache and the blob it links to, or the next download would take it for good."""
-    blob = path.resolve()
-    path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)

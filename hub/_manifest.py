@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -139,20 +139,22 @@ def sums_of(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     return sums
 
 
-def damaged_files(folder: Path, files: Mapping[str, FileSum], *, links: bool) -> Iterator[tuple[str, str]]:
+def damaged_files(
+    folder: Path, files: Mapping[str, FileSum], *, within: Collection[Path] | None
+) -> Iterator[tuple[str, str]]:
     """Yield (path, what is wrong) for every file that is not what the manifest says.
 
     Args:
         folder: the repository on disk.
         files: the files to compare, paths as :func:`read_manifest` accepted them.
-        links: allow links out of ``folder``, as in the cache of huggingface_hub, which makes them itself.
+        within: the folders that links may lead into; None allows all.
     """
-    root = folder.resolve()
+    roots = None if within is None else [root.resolve() for root in within]
     for name, expected in files.items():
         path = folder / name
         try:
             status = path.stat()
-            inside = links or path.resolve().is_relative_to(root)
+            inside = roots is None or any(path.resolve().is_relative_to(root) for root in roots)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             yield name, "is missing" if missing else f"cannot be read ({error})"
@@ -216,7 +218,7 @@ def verify_folder(folder: Path, repo_id: str) -> Manifest:
             raise IntegrityError(
                 f"{repo_id} holds {name}, which may be a pickle, and loading one can run any code. Remove that file."
             )
-    for name, problem in damaged_files(folder, manifest.files, links=False):
+    for name, problem in damaged_files(folder, manifest.files, within=[folder]):
         raise IntegrityError(f"{repo_id}: {name} {problem}. Restore that file, or publish the network again.")
     for name in unlisted_files(folder, manifest):
         raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. Remove it, or publish the network again.")

@@ -15,20 +15,19 @@ from ccnn_zoo.layers import CalibratedConv2d
 _MOST_LAYERS, _MOST_BRANCHES = 8, 8
 
 
-def draw_calibration(model: nn.Module, path: Path) -> bool:
+def draw_calibration(model: nn.Module, path: Path) -> None:
     """Draw the calibration kernels R of a network: a column for each of some layers, a row for each branch.
+
+    Nothing is written where there is nothing to draw: a folded network has no R, that of a single branch is 1, and one
+    number per branch is no picture.
 
     Args:
         model: the network.
         path: the PNG file.
-
-    Returns:
-        Whether there was anything to draw: a folded network has no R, that of a single branch is 1, and one number per
-        branch is no picture.
     """
     kernels = _kernels(model)
     if not kernels:
-        return False
+        return
     shown = _evenly(list(kernels), _MOST_LAYERS)
     rows = min(_MOST_BRANCHES, max(len(kernels[name]) for name in shown))
     figure = Figure(figsize=(1.3 * len(shown) + 1.2, 1.3 * rows + 0.5), dpi=100, layout="constrained")
@@ -45,7 +44,6 @@ def draw_calibration(model: nn.Module, path: Path) -> bool:
     figure.colorbar(image, ax=grid, label="R", shrink=0.8)
     path.parent.mkdir(exist_ok=True)
     FigureCanvasAgg(figure).print_png(path)
-    return True
 
 
 def _kernels(model: nn.Module) -> dict[str, NDArray[np.float32]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from . import _local, _upload
 from ._card import card_of
 from ._card_detector import detector_card_of
 from ._contents import refused_content
-from ._manifest import Manifest, all_files, sums_of, verify_folder
+from ._manifest import Manifest, all_files, read_manifest, sums_of, verify_folder
 from ._names import (
     CARD,
     CURVES,
@@ -32,6 +32,7 @@ from ._names import (
     refuse_for_folders,
 )
 from ._plan import Change, changes_between
+from ._snapshot import addresses_of, cache_of, verify_repository
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,8 +95,8 @@ def publish(
 
     Args:
         source: a trained network made by ``timm.create_model`` or ``ccnn_zoo.detection.create_detector``, a checkpoint
-            file of ``ccnn train``, or the folder of a repository. A folder is published as it is; only a card that was
-            generated for a local repository is written anew when it goes to the Hub, whose name its examples then show.
+            file of ``ccnn train``, or the folder of a repository, also a downloaded one, which has no pictures. It is
+            published as it is; only a generated card is written anew, with the new name in its examples.
         repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``.
         record: how the network was trained; needed where ``source`` is a network. By default the checkpoint's.
         images: what :func:`ccnn_zoo.export.to_onnx` verifies the exported networks on; with their classes, the accuracy
@@ -213,7 +214,7 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)
     details["networks"] = {name: path for name, path in PRECISIONS.items() if path == NETWORK or path in files}
-    (folder / CARD).write_bytes(_card(folder, details, address))
+    (folder / CARD).write_bytes(_card(folder, files, details, address))
     manifest = Manifest.of(folder, files, details)
     manifest.write(folder)
     return manifest
@@ -227,9 +228,10 @@ def _is_detector(source: nn.Module | str | os.PathLike[str]) -> bool:
     return isinstance(source, FasterRCNN) or (isinstance(source, str | os.PathLike) and holds_detector(source))
 
 
-def _card(folder: Path, details: Mapping[str, Any], address: str | None) -> bytes:
-    make = detector_card_of if details.get("task") == DETECTION else card_of
-    return make(folder, details, address)
+def _card(folder: Path, files: Collection[str], details: Mapping[str, Any], address: str | None) -> bytes:
+    if details.get("task") == DETECTION:
+        return detector_card_of(files, details, address)
+    return card_of(folder, files, details, address)
 
 
 def _add_curves(curves: Path, folder: Path) -> str:
@@ -256,27 +258,31 @@ def _add_network(precision: str, network: Path, folder: Path) -> str:
 def _stage_folder(source: Path, folder: Path, address: str | None) -> Manifest:
     if not (source / MANIFEST).is_file() and any(source.glob("*.safetensors")):
         raise RepositoryError(f"{source} is no repository. To publish a checkpoint in it, name the .safetensors file.")
-    manifest = verify_folder(source, str(source))
-    missing = [name for name in REQUIRED if name not in manifest.files]
+    listed = verify_repository(source, str(source))
+    there = [name for name in listed.files if (source / name).is_file()]  # of a download the pictures are not
+    missing = [name for name in REQUIRED if name not in there]
     if missing:
         raise RepositoryError(f"{source} lacks {', '.join(missing)}. Publish the network's checkpoint instead.")
     with _reading(source):
-        for name in manifest.files:
+        for name in there:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
-    manifest.write(folder)
+    # The card of a download is not what the manifest says, if somebody has edited it on the Hub.
+    card = Manifest.of(folder, [CARD], {}).files if cache_of(source) else {}
+    files = {name: listed.files[name] for name in there} | dict(card)
+    Manifest(files, listed.details).write(folder)
     verify_folder(folder, str(source))  # as copied
-    if address is not None and _is_generated(folder, manifest):
-        (folder / CARD).write_bytes(_card(folder, manifest.details, address))
-        manifest = Manifest.of(folder, manifest.files, manifest.details)
-        manifest.write(folder)
-    return manifest
+    if _is_generated(folder, listed, [None, *addresses_of(source)]):
+        (folder / CARD).write_bytes(_card(folder, there, listed.details, address))
+        Manifest.of(folder, there, listed.details).write(folder)
+    return read_manifest(folder, str(source))
 
 
-def _is_generated(folder: Path, manifest: Manifest) -> bool:
-    """Whether the card is the one generated for a repository on disk, so that no word of anybody gets lost."""
+def _is_generated(folder: Path, listed: Manifest, addresses: Iterable[str | None]) -> bool:
+    """Whether the card is one generated for these addresses, so that no word of anybody gets lost."""
     try:
-        return (folder / CARD).read_bytes() == _card(folder, manifest.details, None)
+        card = (folder / CARD).read_bytes()
+        return any(card == _card(folder, listed.files, listed.details, address) for address in addresses)
     except (KeyError, TypeError, ValueError):  # a manifest of another version, or made by hand
         return False
 

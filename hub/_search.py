@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from . import _remote
 from ._download import read_fetched_manifest
 from ._manifest import Manifest
-from ._names import TAG
+from ._names import PRECISIONS, TAG
 from ._retry import persistently
 
 logger = logging.getLogger("ccnn_zoo.hub")
+
+_ARCHITECTURE = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,16 @@ def _look_at(repo_id: str, commit: str, token: str | bool) -> FoundNetwork:
 
 def _described(repo_id: str, commit: str, manifest: Manifest) -> FoundNetwork:
     details = manifest.details
+    if not _ARCHITECTURE.fullmatch(details["architecture"]) or not PRECISIONS.keys() >= details["networks"].keys():
+        raise ValueError("no name of a network, or of a precision")  # they are shown, and could say anything
     return FoundNetwork(
         repo_id=repo_id,
         commit=commit,
-        architecture=str(details["architecture"]),
+        architecture=details["architecture"],
         branches=int(details["branches"]),
         metrics={str(name): float(value) for name, value in details["record"]["metrics"].items()},
         trained_parameters=int(details["parameters"]["shared"]),
         deployed_parameters=int(details["parameters"]["folded"]),
-        precisions=tuple(map(str, details["networks"])),
+        precisions=tuple(details["networks"]),
         size=sum(file.size for file in manifest.files.values()),
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.export import ExportReport, ImageBatches, to_folder
+from ccnn_zoo.export import ExportReport, ImageBatches, metadata_of, to_folder
 
 from ._names import CONFIG, HEAT_MAP, WEIGHTS
 from ._pictures import draw_calibration
@@ -50,6 +50,7 @@ def stage_network(
         ConfigurationError: no record, a metric that is not measured, or a network that timm cannot build again.
         RepositoryError: there is no such checkpoint.
         IntegrityError: the checkpoint is damaged.
+        MetadataError: the names of the classes are unknown, see :func:`ccnn_zoo.export.metadata_of`.
         ExportError: the exported network failed its check.
     """
     if isinstance(source, nn.Module):
@@ -63,6 +64,7 @@ def stage_network(
     check_metrics(record)
     _check_model(model)
     details = _describe(model)
+    _write_config(model, folder)
     _write_weights(model, folder, details)
     reports = to_folder(model, folder, ["fp32", *precisions], images=images, calibration=calibration)
     draw_calibration(model, folder / HEAT_MAP)
@@ -108,8 +110,14 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
+def _write_config(model: nn.Module, folder: Path) -> None:
+    """timm's configuration, with the labels that the ONNX files carry: the examples of the card read them."""
+    config = json.loads(config_json(model))
+    config["pretrained_cfg"]["label_names"] = metadata_of(model).labels
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
 def _write_weights(model: nn.Module, folder: Path, details: dict[str, Any]) -> None:
-    (folder / CONFIG).write_text(config_json(model), encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     described = {name: value if isinstance(value, str) else json.dumps(value) for name, value in details.items()}
     metadata = {"format": "pt", "library": f"ccnn-zoo {version('ccnn-zoo')}", **described}

@@ -84,7 +84,7 @@ def _check_rebuilt(path: Path, detector: FasterRCNN) -> None:
     with torch.random.fork_rng(devices=[]):  # building draws initial weights
         rebuilt = load_detector(path)[0].state_dict()
     own = detector.state_dict()
-    changed = [name for name, tensor in own.items() if not torch.equal(tensor.cpu(), rebuilt[name])]
+    changed = [n for n, t in own.items() if n not in rebuilt or not torch.equal(t.cpu(), rebuilt[n])]
     if changed or len(rebuilt) != len(own):
         raise ConfigurationError(
             f"another detector comes out of its configuration ({changed[:3]} differ). Publish it as create_detector "

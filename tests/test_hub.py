@@ -25,6 +25,7 @@ from torch import nn
 import ccnn_zoo
 from ccnn_zoo import hub, runtime
 from ccnn_zoo.errors import CCNNError, ConfigurationError, IntegrityError, MetadataError, RepositoryError
+from ccnn_zoo.hub import _stage_detector
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,21 @@ def test_timm_loads_the_same_network_from_what_was_published(tmp_path, arguments
     assert publication.manifest.details["branches"] == model.branches
     # The number of branches is written down even where it is today's default.
     assert json.loads((folder / "config.json").read_text())["model_args"]["branches"] == model.branches
+
+
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_the_configuration_names_the_classes_as_the_onnx_file_does(tmp_path, classes):
+    small = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "num_classes": classes}
+    overlay = {"input_size": (3, 32, 32)}
+    if classes == 5:
+        overlay["label_names"] = {str(i): LABELS[i] for i in (4, 2, 0, 1, 3)}  # timm's other form
+    model = timm.create_model("resnet18", **small, pretrained_cfg_overlay=overlay)
+    hub.publish(model, f"local:{tmp_path}/x", record=RECORD)
+    labels = runtime.load(tmp_path / "x", device="cpu").metadata.labels
+    assert classes == 1000 or labels == LABELS
+    loaded = timm.create_model(f"local-dir:{tmp_path}/x", pretrained=True)
+    assert tuple(loaded.pretrained_cfg["label_names"]) == labels
+    assert f"| classes | {classes}: {labels[0]}, " in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_the_onnx_file_classifies_as_the_network(network, published):
@@ -268,6 +284,15 @@ def test_networks_that_could_not_be_loaded_back_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"Conv2d has no pretrained_cfg.*timm\.create_model"):
         hub.publish(nn.Conv2d(1, 1, 1), f"local:{tmp_path}/digits", record=RECORD)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_detector_with_a_tensor_that_create_detector_does_not_make_is_refused(monkeypatch, tmp_path):
+    rebuilt, own = nn.Linear(1, 1), nn.Linear(1, 1)
+    own.load_state_dict(rebuilt.state_dict())
+    own.register_buffer("extra", torch.ones(1))
+    monkeypatch.setattr(_stage_detector, "load_detector", lambda path: (rebuilt, None))
+    with pytest.raises(ConfigurationError, match=r"\['extra'\] differ"):
+        _stage_detector._check_rebuilt(tmp_path, own)
 
 
 def test_wrong_arguments_are_named(network, published, tmp_path):

@@ -18,6 +18,7 @@ from ._session import ImageClassifier
 
 _LOCAL = "local:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WHOLE = "torch"  # this backend reads config.json and model.safetensors beside the ONNX file
 
 
 def load(
@@ -59,7 +60,8 @@ def load(
         at_least_one("threads", threads)
     at_least_one("batch_size", batch_size)
     check_device(device)
-    path = locate(os.fspath(path_or_repo_id), revision, precision)
+    whole = _WHOLE in (device, getattr(device, "name", None))
+    path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole)
     header = read_safely(path)
     if header.properties.get("task") == DETECTION:
         raise MetadataError(
@@ -86,24 +88,31 @@ def read_safely(path: Path) -> Header:
     return read_header(path)
 
 
-def locate(name: str, revision: str | None, precision: str) -> Path:
-    """Return the ONNX file that a name stands for; those of repositories are compared with their checksums."""
+def locate(name: str, revision: str | None, precision: str, *, whole: bool = False) -> Path:
+    """Return the ONNX file that a name stands for; those of repositories are compared with their checksums.
+
+    Args:
+        name: path, repository folder or Hub id.
+        revision: of a Hub repository.
+        precision: which ONNX file of a repository.
+        whole: bring and compare all files of a repository, where the fp32 one is wanted.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         _refuse_revision(name, revision)
         folder = path.absolute().parent.parent
         # A repository's file named by itself is still compared with its checksum.
         if path.absolute().parent.name == "onnx" and (folder / "manifest.json").is_file():
-            _verify(f"{_LOCAL}{folder}")
+            _verify(folder, path.name, whole)
         return path
     if path.is_dir():
         _refuse_revision(name, revision)
-        return _verified(f"{_LOCAL}{path}", precision=precision)
+        return _verified(f"{_LOCAL}{path}", precision, whole)
     if name.startswith(_LOCAL):
         _refuse_revision(name, revision)
-        return _verified(name, precision=precision)
+        return _verified(name, precision, whole)
     if _HUB_ID.fullmatch(name) and path.suffix != ".onnx":
-        return _verified(name, revision=revision, precision=precision)
+        return _verified(name, precision, whole, revision)
     raise RepositoryError(
         f"no network found for {name!r}: it is no existing file or folder (tried {path.absolute()}), does "
         "not start with 'local:', and is no Hub id of the form 'org/name'. Check the spelling."
@@ -115,13 +124,15 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         raise ConfigurationError(f"revision={revision!r} is for Hub ids, {name!r} is a path. Leave it out.")
 
 
-def _verify(repo_id: str) -> None:
+def _verify(folder: Path, name: str, whole: bool) -> None:
     from ccnn_zoo import hub
 
-    hub.download(repo_id)
+    precisions = {path: precision for precision, path in hub.PRECISIONS.items()}
+    hub.download(f"{_LOCAL}{folder}", precision=None if whole else precisions.get(f"onnx/{name}"))
 
 
-def _verified(repo_id: str, *, revision: str | None = None, precision: str = "fp32") -> Path:
+def _verified(repo_id: str, precision: str, whole: bool, revision: str | None = None) -> Path:
     from ccnn_zoo import hub  # imports huggingface_hub, which a plain .onnx file does not need
 
-    return hub.download(repo_id, revision=revision, precision=precision) / hub.PRECISIONS[precision]
+    wanted = None if whole and precision == "fp32" else precision
+    return hub.download(repo_id, revision=revision, precision=wanted) / hub.PRECISIONS[precision]
