@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        _rename(temporary, path)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -53,6 +53,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
+        temporary.replace(path)
+    except OSError as error:  # a folder stands there, or somebody else's file that only they may replace
+        raise RepositoryError(
+            f"cannot replace {path}: {error.strerror}. What was there before is kept; choose another name."
+        ) from error
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:

@@ -123,10 +123,10 @@ def count_convolutions(network: nn.Module, image: Tensor) -> Counter[Convolution
     try:
         with recorder:
             network(image)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # timm's own checks are assertions
         raise ExportError(
-            f"the network cannot run an image of {tuple(image.shape[1:])}: {error}. Set the input_size that it was "
-            'trained with in model.pretrained_cfg["input_size"].'
+            f"the network cannot run an image of {tuple(image.shape[1:])}: {error}. Leave size out, and set the "
+            'input_size that it was trained with in model.pretrained_cfg["input_size"].'
         ) from error
     return recorder.found
 

@@ -77,8 +77,6 @@ def to_onnx(
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}, or use to_folder.")
     options = ExportOptions(
         images, calibration, labels, opset, branch_outputs, batch, size, preprocess=preprocess, measure=measure
     )
@@ -88,7 +86,9 @@ def to_onnx(
 def to_folder(
     model: nn.Module, folder: str | os.PathLike[str], precisions: Iterable[str] = ("fp32",), **options: Any
 ) -> dict[str, ExportReport]:
-    """Export a classifier in several precisions at once, named as on the Hub: all files, or none.
+    """Export a classifier in several precisions at once, named as on the Hub.
+
+    No file is put in its place before all have passed their checks. The files are then renamed one by one.
 
     Args:
         model: as of :func:`to_onnx`.
@@ -111,6 +111,9 @@ def to_folder(
 
 
 def _export(model: nn.Module, paths: dict[str, Path], options: ExportOptions) -> dict[str, ExportReport]:
+    for path in paths.values():
+        if path.is_dir():
+            raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}, or move it away.")
     exporter = Exporter(model, tuple(paths), options)
     with ExitStack() as stack:
         temporary = {precision: stack.enter_context(replacing(path)) for precision, path in paths.items()}

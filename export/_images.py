@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ccnn_zoo.errors import ConfigurationError
 
-ImageBatches: TypeAlias = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
+ImageBatches: TypeAlias = Tensor | Iterable[Tensor | tuple[Tensor, Tensor] | list[Tensor]]
 """Preprocessed float images (N, C, H, W); or an iterable of such, of single ones, or of pairs with their classes."""
 
 BATCH = 32
@@ -83,7 +83,8 @@ def single_images(
     """
     for number, item in enumerate([images] if isinstance(images, Tensor) else images):
         where = f"{name}[{number}]"
-        image, targets = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+        # torch's DataLoader makes lists of pairs.
+        image, targets = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
         if not isinstance(image, Tensor) or not image.is_floating_point():
             found = f"{image.dtype} tensor" if isinstance(image, Tensor) else type(image).__name__
             raise ConfigurationError(f"{where} is a {found}. Pass float tensors as the transform makes them.")

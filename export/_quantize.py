@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
@@ -31,6 +31,7 @@ CALIBRATION_IMAGES = 512
 """Images on which ranges are measured; more are left unread."""
 
 _FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime has kernels of these from int8 to float32
+_SHAPE_ONLY = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _CHUNK = 16  # images at once: every intermediate result is there at the same time
 
 
@@ -69,10 +70,8 @@ class Quantizer:
         with _quiet():
             # What its symbolic shape inference would add, onnx infers for convolutional networks.
             quant_pre_process(given, self._source, skip_symbolic_shape=True)
-        graph = onnx.load(self._source).graph
-        outputs = {value.name for value in graph.output}
-        last = [node for node in graph.node if outputs.intersection(node.output)]
         # Logits in steps of 1/255 of their range would tie: what makes them gives float32.
+        last = _makers_of_outputs(onnx.load(self._source).graph)
         self._last = [node.name for node in last if node.op_type not in _FLOAT_OUTPUT]
 
     def __call__(self, excluded: Collection[str] = ()) -> ModelProto:
@@ -102,6 +101,16 @@ class Quantizer:
     def close(self) -> None:
         """Remove the temporary files."""
         self._folder.cleanup()
+
+
+def _makers_of_outputs(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes that make the outputs, and before those that only change a shape the nodes that make values."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for value in graph.output:
+        node = makers.get(value.name)
+        while node is not None:
+            yield node
+            node = makers.get(node.input[0]) if node.op_type in _SHAPE_ONLY else None
 
 
 class _Reader(CalibrationDataReader):

@@ -16,9 +16,11 @@ import timm
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ccnn_zoo
 from ccnn_zoo import runtime
+from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _steps, metadata_of, to_onnx
 
@@ -61,6 +63,11 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.spoil(self.norm(self.conv(x)).relu()).mean((2, 3)))
+
+
+def of_two_branches(model: nn.Module) -> nn.Module:
+    model.branches = 2
+    return model
 
 
 class Repeats(nn.Module):
@@ -257,7 +264,7 @@ def test_random_numbers_that_a_network_draws_are_not_the_callers(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Small(Repeats()), "has a Tile|has a Expand"),
+        (of_two_branches(Small(Repeats())), "has a Tile|has a Expand"),
         (Small(nn.ConvTranspose2d(4, 4, 2)), "has a ConvTranspose"),
         (Small(Decides()), "torch.onnx cannot translate small: "),
         (Small(Mistaken()), r"differs from the network by .* at batch size 1; .* is allowed"),
@@ -303,6 +310,15 @@ def test_images_are_a_tensor_or_any_iterable_of_tensors(tmp_path):
     assert [to_onnx(model, tmp_path / "x.onnx", images=kind).images for kind in (images, mixed)] == [5, 5]
 
 
+def test_a_loader_of_torch_gives_images_with_their_classes(tmp_path):
+    model = Small()
+    targets = torch.tensor([0, 1, 1, 0, 1])
+    loader = DataLoader(TensorDataset(pictures(5), targets), batch_size=2)
+    expected = to_onnx(model, tmp_path / "x.onnx", images=[(pictures(5), targets)])
+    report = to_onnx(model, tmp_path / "x.onnx", images=loader)
+    assert (report.images, report.accuracy) == (5, expected.accuracy)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -339,6 +355,15 @@ def test_an_input_size_that_the_network_cannot_read_is_named(tmp_path):
         to_onnx(model, tmp_path / "x.onnx")
 
 
+def test_a_transformer_is_exported_and_at_another_size_refused(tmp_path):
+    overlay = {"input_size": (3, 32, 32), "label_names": ["a", "b"]}
+    shape = {"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 1, "num_classes": 2}
+    model = timm.create_model("vit_tiny_patch16_224", **shape, pretrained_cfg_overlay=overlay)
+    assert to_onnx(model, tmp_path / "x.onnx").nodes["Expand"] == 1  # of its class token
+    with pytest.raises(ExportError, match=r"cannot run an image of \(3, 48, 48\).*Leave size out"):
+        to_onnx(model, tmp_path / "x.onnx", size=(48, 48))
+
+
 def test_a_network_larger_than_one_file_can_be_is_refused_before_it_is_translated(tmp_path, monkeypatch):
     assert _steps.LARGEST_FILE < 2**31
     monkeypatch.setattr(_steps, "LARGEST_FILE", 200)
@@ -353,3 +378,8 @@ def test_a_place_that_cannot_be_written_is_a_repository_error(tmp_path):
         to_onnx(Small(), tmp_path / "file" / "x.onnx")
     with pytest.raises(RepositoryError, match="is a folder"):
         to_onnx(Small(), tmp_path)
+    writing = replacing(tmp_path / "late")
+    writing.__enter__().write_text("new")
+    (tmp_path / "late").mkdir()  # by somebody else, in the meantime
+    with pytest.raises(RepositoryError, match=r"cannot replace .*kept"):
+        writing.__exit__(None, None, None)

@@ -271,6 +271,15 @@ def test_what_must_not_be_published_is_refused(tmp_path, spoil, message):
         check_graph(tmp_path / "x.onnx", EXPECTED)
 
 
+def test_a_plain_network_may_expand_its_own_tensors(tmp_path):
+    model = hand_made()
+    expand(model)
+    plain = replace(METADATA, branches=1)
+    helper.set_model_props(model, plain.to_props())
+    onnx.save(model, tmp_path / "x.onnx")
+    assert check_graph(tmp_path / "x.onnx", replace(EXPECTED, metadata=plain)).nodes["Expand"] == 1
+
+
 @pytest.mark.parametrize("change", [batch_norm_after_relu, batch_norm_beside_a_shortcut])
 def test_batch_norms_that_no_convolution_can_take_in_stay_and_are_counted(tmp_path, change):
     model = hand_made()

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from ccnn_zoo import export, hub, runtime
-from ccnn_zoo.errors import ConfigurationError, ExportError
+from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.export._convert import convert
 from ccnn_zoo.export._half import emulate, to_half
 
@@ -208,6 +208,26 @@ def test_int8_is_qdq_per_channel_with_ranges_of_the_calibration_images(folder):
     assert reports["int8"].nodes["Conv"] == 12
 
 
+class EndsInConvolution(Scaled):
+    """As timm's ResNetV2 and DPN end."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.fc = nn.Conv2d(8, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.third(self.second(self.first(x).relu()).relu()).relu()
+        return self.fc(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def test_logits_of_int8_do_not_come_in_steps_where_a_convolution_makes_them(tmp_path):
+    report = export.to_onnx(
+        EndsInConvolution().eval(), tmp_path / "x.onnx", precision="int8", calibration=pictures(100, seed=1)
+    )
+    logits = runtime.load(report.path, device="cpu").predict(pictures(200).numpy())
+    assert len(np.unique(logits)) > 1000  # of 2000; a quantised output has 256
+
+
 def test_one_file_that_fails_leaves_none_and_keeps_the_old(thin, tmp_path):
     old = tmp_path / export.FILES["fp32"]
     old.parent.mkdir()
@@ -216,6 +236,15 @@ def test_one_file_that_fails_leaves_none_and_keeps_the_old(thin, tmp_path):
     with pytest.raises(ExportError, match=r"differs from the network by .* of their spread .*allowed in int8"):
         export.to_folder(thin, tmp_path, ["fp32", "int8"], images=pictures(20), calibration=too_dark)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [old]
+    assert old.read_bytes() == b"old"
+
+
+def test_a_file_in_whose_place_a_folder_stands_is_refused_before_the_others_are_replaced(thin, tmp_path):
+    old = tmp_path / export.FILES["fp32"]
+    (tmp_path / export.FILES["fp16"]).mkdir(parents=True)
+    old.write_bytes(b"old")
+    with pytest.raises(RepositoryError, match=r"model_fp16\.onnx is a folder"):
+        export.to_folder(thin, tmp_path, ["fp32", "fp16"])
     assert old.read_bytes() == b"old"
 
 
