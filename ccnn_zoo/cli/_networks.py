@@ -122,17 +122,15 @@ def _list_published(author: str, pattern: str) -> None:
     found = [network for network in search(author) if fnmatchcase(network.repo_id.partition("/")[2], pattern)]
     if not found:
         raise ConfigurationError(f"{author} has published no network {pattern!r}; check the spelling of both")
-    view = Table(
-        "repository", "network", "K", "test error %", "trained M", "deployed M", "MB", "precisions", box=SIMPLE_HEAD
-    )
+    view = Table("repository", "network", "K", "test %", "trained M", "deployed M", "MB", "precisions", box=SIMPLE_HEAD)
     view.columns[0].no_wrap = view.columns[1].no_wrap = True
     for network in found:
-        error = network.metrics.get("test_error_percent")
+        figures = [(kind, network.metrics.get(f"test_{kind.lower()}_percent")) for kind in ("error", "mAP")]
         view.add_row(
             network.repo_id,
             network.architecture,
             str(network.branches),
-            "" if error is None else f"{error:.2f}",
+            ", ".join(f"{kind} {figure:.2f}" for kind, figure in figures if figure is not None),
             f"{network.trained_parameters / 1e6:.2f}",
             f"{network.deployed_parameters / 1e6:.2f}",
             f"{network.size / 1e6:.1f}",

@@ -37,7 +37,7 @@ def load_network(source: str) -> tuple[nn.Module, TrainingRecord | None]:
         return load_checkpoint(path)
     if timm.is_model(source):
         return timm.create_model(source, pretrained=True).eval(), None
-    if path.is_dir() or source.startswith("local:") or source.count("/") == 1:
+    if _may_be_repository(source):
         folder = hub.download(f"local:{path}" if path.is_dir() else source)
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), None
     raise RepositoryError(
@@ -56,15 +56,17 @@ def detector_checkpoint(source: str) -> Path | None:
     """Return the checkpoint that ``source`` names if it is a detector's: a file, a training folder or a repository.
 
     Raises:
+        RepositoryError: there is no such repository.
         IntegrityError: a file of the repository differs from its checksum.
     """
     path = checkpoint_path(source)
-    if path.is_dir() or source.startswith("local:"):
-        folder = Path(source.removeprefix("local:")).expanduser()
-        path = folder / "model.safetensors"
-        if holds_detector(path):
-            hub.download(f"local:{folder}")  # compares the files with their sums
+    if not path.is_file() and not timm.is_model(source) and _may_be_repository(source):
+        path = hub.download(f"local:{path}" if path.is_dir() else source) / "model.safetensors"
     return path if path.is_file() and holds_detector(path) else None
+
+
+def _may_be_repository(source: str) -> bool:
+    return Path(source).expanduser().is_dir() or source.startswith("local:") or source.count("/") == 1
 
 
 def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, Any]:
