@@ -33,7 +33,8 @@ class Branchwise(nn.Module):
 
     Raises:
         ConfigurationError: ``at_once`` is below 1.
-        CalibrationError: the branches of ``model`` are not independent, or do not meet in a BranchLinear.
+        CalibrationError: the branches of ``model`` are not independent, or do not meet in a BranchLinear; at a pass,
+            the network checkpoints its layers.
     """
 
     def __init__(self, model: nn.Module, at_once: int = 4) -> None:
@@ -53,6 +54,11 @@ class Branchwise(nn.Module):
         merge = self.model.get_submodule(self._merge)
         if merge.branches <= self.at_once or not self.training:
             return self.model(images)
+        if getattr(self.model, "grad_checkpointing", False):
+            raise CalibrationError(
+                "checkpointed layers are computed again in the backward pass, when all branches are back in place; "
+                "call set_grad_checkpointing(False), or train the network without Branchwise"
+            )
         parts = self._parts(merge.branches)
         features: list[Tensor] = []
 

@@ -74,3 +74,11 @@ def test_networks_whose_branches_are_not_known_to_be_independent_are_refused():
         Branchwise(odd)
     with pytest.raises(ConfigurationError, match=r"at_once .*0"):
         Branchwise(network(2), 0)
+
+
+def test_checkpointed_layers_are_refused():
+    model = timm.create_model("ccnn_resnet18_cifar", branches=4).train()
+    model.set_grad_checkpointing()
+    with pytest.raises(CalibrationError, match=r"set_grad_checkpointing\(False\)"):
+        Branchwise(model, at_once=2)(torch.randn(2, 3, 32, 32))
+    Branchwise(model, at_once=2).eval()(torch.randn(2, 3, 32, 32))

@@ -210,3 +210,26 @@ def test_coordinates_are_counted_from_1_in_voc(tmp_path):
     box = ET.parse(path).getroot().find("object/bndbox")
     assert [box.findtext(edge) for edge in ("xmin", "ymin", "xmax", "ymax")] == ["1", "1", "96", "72"]
     assert edges(load_detection_data(f"voc:{folder}").train[0]) == [(0, 0, 96, 72)]
+
+
+def test_a_zero_in_voc_is_the_first_pixel(tmp_path):
+    folder = voc_folder(tmp_path)
+    path = rewrite(folder, 0, [("disc", 0, 10, 20, 30), ("square", 5, 0, 50, 40)])
+    text = path.read_text()
+    path.write_text(text.replace("<xmin>1</xmin>", "<xmin>0</xmin>").replace("<ymin>1</ymin>", "<ymin>0</ymin>"))
+    assert path.read_text() != text
+    assert edges(load_detection_data(f"voc:{folder}").train[0]) == [(0, 10, 20, 30), (5, 0, 50, 40)]
+
+
+def test_a_box_of_which_nothing_is_left_inside_is_named_before_training(tmp_path):
+    folder = coco_folder(tmp_path)
+    path = folder / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [WIDTH, 10, 0.3, 20]
+    content["annotations"][1]["bbox"] = [WIDTH - 5, 10, 5.3, 20]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match="1 annotations") as caught:
+        load_detection_data(f"coco:{folder}")
+    assert "empty in the 96 x 72 pixels" in str(caught.value)
+    data = load_detection_data(f"coco:{folder}", skip_bad_annotations=True)
+    assert all((picture.boxes[:, 2:] > picture.boxes[:, :2]).all() for picture in data.train)

@@ -225,6 +225,17 @@ def test_cocos_figures_of_a_perfect_detector_and_of_none():
     assert coco_evaluate([found([], [])], truth, ["cell"])["AP"] == 0
 
 
+def test_coco_sorts_objects_by_their_annotated_area(tmp_path):
+    """A thin diagonal in a box of 100 x 100 is small by its mask, 900 square pixels."""
+    large = picture([[0, 0, 100, 100]], [1])
+    small = replace(large, areas=np.array([900.0]))
+    sizes = []
+    for annotated in (large, small):
+        figures = coco_evaluate([found([[0, 0, 100, 100]], [0.9], [1])], [annotated], ["line"])
+        sizes.append([name for name in ("AP_small", "AP_medium", "AP_large") if figures[name] > 99])
+    assert sizes == [["AP_large"], ["AP_small"]]
+
+
 def test_tensors_are_taken_as_they_come_from_a_detector():
     boxes = torch.tensor(BOXES)
     each = {"boxes": boxes, "labels": torch.ones(5, dtype=torch.long), "scores": torch.linspace(0.9, 0.5, 5)}

@@ -16,6 +16,7 @@ from ccnn_zoo import CSGD, CalibratedConv2d
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear
+from ccnn_zoo.optim._noise import NoiseSource
 
 IMPLEMENTATIONS = [None, False, True]
 
@@ -303,6 +304,19 @@ def test_a_state_saved_on_a_device_that_is_not_here_loads() -> None:
     optimizer.load_state_dict(state)
     train(model, optimizer, 1)
     assert set(optimizer.state_dict()["noise"]["generators"]) == {"cpu", "cuda:7"}
+
+
+def test_every_rank_goes_on_with_the_noise_that_one_saved() -> None:
+    """Ranks differ in the index of their device, and all load the state of the first."""
+    first = NoiseSource(seed=3)
+    first.generator(torch.device("cpu:0")).manual_seed(77)  # somewhere in its stream
+    rank = NoiseSource(seed=3)
+    rank.generator(torch.device("cpu:1"))
+    fresh = NoiseSource(seed=3)
+    for other in (rank, fresh):
+        other.load_state_dict(first.state_dict())
+        state = other.generator(torch.device("cpu:1")).get_state()
+        assert torch.equal(state, first.generator(torch.device("cpu:0")).get_state())
 
 
 def test_the_state_of_plain_sgd_loads() -> None:

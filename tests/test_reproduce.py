@@ -250,6 +250,7 @@ def test_differences_are_students_intervals_of_pairs():
     assert gap.verdict() == "within the spread"
     assert difference(Spread({0: 1.0, 1: 1.1, 2: 0.9}), Spread({0: 2.0, 1: 2.1, 2: 1.9})).verdict().startswith("lower")
     assert difference(Spread({0: 1.0}), Spread({1: 2.0})).verdict() == "nothing to compare"
+    assert difference(Spread({0: 1.0, 1: 1.1}, diverged=(2,)), plain).verdict() == "nothing to compare"
 
 
 def test_a_diverged_seed_is_told_and_not_left_out(tmp_path):
@@ -316,6 +317,11 @@ def test_table_2_counts_what_the_wide_resnet_paper_prints():
     assert round(table2.counts(rows["WRN-28"], "grouped")[0] / 1e6, 1) == 36.5
     shared, deployed = table2.counts(rows["CCNNs2-40"], "grouped")
     assert 1.99 < deployed / shared < 2
+
+
+def test_plain_networks_of_table_2_train_without_noise(tmp_path):
+    cells = table2.cells(replace(make_plan("full", None, 1, tmp_path), data="cifar10:/x"))
+    assert {(cell.recipe.branches > 1, cell.recipe.noise_std) for cell in cells} == {(False, 0.0), (True, 1e-4)}
 
 
 def test_the_full_recipe_asks_for_the_papers_data(tmp_path):

@@ -19,11 +19,17 @@ _ROUNDING = 0.5
 
 @dataclass(frozen=True)
 class RawObject:
-    """One annotated object: name of its kind, box (x1, y1, x2, y2) as in :class:`AnnotatedPicture`."""
+    """One annotated object: name of its kind, box (x1, y1, x2, y2) as in :class:`AnnotatedPicture`, area if known."""
 
     name: str
     box: tuple[float, float, float, float]
     ignored: bool = False
+    area: float | None = None
+
+    def area_or_that_of_the_box(self) -> float:
+        """Return the area in square pixels."""
+        x1, y1, x2, y2 = self.box
+        return (x2 - x1) * (y2 - y1) if self.area is None else self.area
 
 
 @dataclass
@@ -59,13 +65,14 @@ class Collector:
         if size is not None and size != found:
             return self._report(where, f"says {size[0]} x {size[1]} pixels, {path.name} has {found[0]} x {found[1]}")
         good = [each for each in objects if self._is_good(where, each, *found)]
-        boxes = np.array([each.box for each in good], dtype=np.float32).reshape(-1, 4)
+        boxes = np.array([_cut(each.box, *found) for each in good], dtype=np.float32).reshape(-1, 4)
         return AnnotatedPicture(
             path,
             *found,
-            boxes=np.clip(boxes, 0, np.array([*found, *found], dtype=np.float32)),
+            boxes=boxes,
             labels=np.array([self.labels.index(each.name) + 1 for each in good], dtype=np.int64),
             ignored=np.array([each.ignored for each in good], dtype=bool),
+            areas=np.array([each.area_or_that_of_the_box() for each in good], dtype=np.float64),
         )
 
     def _is_good(self, where: str, each: RawObject, width: int, height: int) -> bool:
@@ -82,12 +89,20 @@ class Collector:
             problem = f"{told} is empty"
         elif min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
             problem = f"{told} is outside the {width} x {height} pixels"
+        else:
+            left, top, right, bottom = np.float32(_cut(each.box, width, height))
+            problem = "" if left < right and top < bottom else f"{told} is empty in the {width} x {height} pixels"
         if problem:
             self._report(where, problem)
         return not problem
 
     def _report(self, where: str, problem: str) -> None:
         self.problems.append(f"{where}: {problem}")
+
+
+def _cut(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
 
 
 def refuse_or_skip(name: str, problems: Sequence[str], *, skip: bool) -> tuple[str, ...]:

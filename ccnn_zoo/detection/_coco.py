@@ -71,6 +71,7 @@ def _pictures(root: Path, file: Path, content: dict[str, Any], collector: Collec
     for number, each in enumerate(content["annotations"]):
         try:
             left, top, width, height = map(float, each["bbox"])
+            area = float(each["area"]) if "area" in each else None
             name = names.get(each["category_id"], f"category {each['category_id']}")
             if each["image_id"] not in known:
                 raise ValueError(f"no image has id {each['image_id']!r}")
@@ -78,7 +79,7 @@ def _pictures(root: Path, file: Path, content: dict[str, Any], collector: Collec
             collector.problems.append(f"{file.name}: annotation {each.get('id', number)}: {error!r}")
             continue
         box = (left, top, left + width, top + height)
-        objects[each["image_id"]].append(RawObject(name, box, bool(each.get("iscrowd", 0))))
+        objects[each["image_id"]].append(RawObject(name, box, bool(each.get("iscrowd", 0)), area))
     pictures = []
     for image in content["images"]:
         size = (image["width"], image["height"]) if {"width", "height"} <= image.keys() else None

@@ -22,7 +22,7 @@ def coco_evaluate(
 ) -> dict[str, float]:
     """Return COCO's average precisions in percent: ``AP`` (over IoU 0.5 to 0.95), ``AP50``, ``AP75`` and by size.
 
-    Ignored objects count as crowds; NaN stands where there is nothing to find.
+    Ignored objects count as crowds. NaN stands where there is nothing to find, 0 everywhere if nothing was detected.
 
     Args:
         detections: of each picture.
@@ -57,15 +57,18 @@ def coco_evaluate(
 def _truth(pictures: Sequence[AnnotatedPicture], labels: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     annotations: list[dict[str, Any]] = []
     for number, picture in enumerate(pictures):
-        for box, label, ignored in zip(picture.boxes, picture.labels, picture.ignored, strict=True):
-            width, height = (float(side) for side in box[2:] - box[:2])
+        sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
+        areas = sides.prod(1) if picture.areas is None else picture.areas
+        for box, side, area, label, ignored in zip(
+            picture.boxes, sides, areas, picture.labels, picture.ignored, strict=True
+        ):
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # 0 would count as not found
                     "image_id": number,
                     "category_id": int(label),
-                    "bbox": [float(box[0]), float(box[1]), width, height],
-                    "area": width * height,
+                    "bbox": [*map(float, box[:2]), *map(float, side)],
+                    "area": float(area),
                     "iscrowd": int(ignored),
                 }
             )

@@ -27,6 +27,8 @@ class AnnotatedPicture:
             far edges, so that a box is x2 - x1 pixels wide.
         labels: int64 (n,), from 1.
         ignored: bool (n,); objects that are not trained on and not asked for (VOC's difficult, COCO's crowds).
+        areas: float64 (n,), square pixels, by which COCO's figures tell small objects from large ones; COCO annotates
+            that of the mask. None: those of the boxes.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class AnnotatedPicture:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
+    areas: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class Detection:
         ConfigurationError: the recipe sets what detectors do not have.
     """
 
+    classifies = False
+
     def __init__(self, recipe: Recipe) -> None:
         defaults = Recipe(model=recipe.model, data=recipe.data, epochs=1)
         odd = [name for name in _NOT_FOR_DETECTORS if getattr(recipe, name) != getattr(defaults, name)]
@@ -111,10 +113,9 @@ class Detection:
         return DetectionView(examples)
 
     def loader(self, view: DetectionView, order: ShuffledOrder | None = None) -> DataLoader[DetectionBatch]:
-        size = self.recipe.batch_size // self.recipe.accumulate if order else self.recipe.batch_size
         return DataLoader(
             view,
-            size,
+            self.recipe.batch_size // self.recipe.accumulate,
             sampler=order,
             collate_fn=_as_is,
             num_workers=self.recipe.workers,
@@ -133,7 +134,8 @@ class Detection:
         pairs = []
         for images, targets in batches:
             with accelerator.autocast():
-                found = model(images)
+                # One by one: padding to the largest of a batch would add proposals.
+                found = [model([image])[0] for image in images]
             each = [(as_numpy(one), as_numpy(other)) for one, other in zip(found, targets, strict=True)]
             if accelerator.num_processes > 1:
                 each = accelerator.gather_for_metrics(each, use_gather_object=True)

@@ -88,7 +88,9 @@ def _read(root: Path, stem: str, problems: list[str]) -> _Raw | None:
 def _object(element: ET.Element) -> RawObject:
     x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax"))
     difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return RawObject((element.findtext("name") or "").strip(), (x1 - 1, y1 - 1, x2, y2), difficult)
+    # Pixels count from 1, but some tools write a 0 for the first one.
+    left, top = (edge - 1 if edge >= 1 else edge for edge in (x1, y1))
+    return RawObject((element.findtext("name") or "").strip(), (left, top, x2, y2), difficult)
 
 
 def _labels(root: Path, train: list[_Raw]) -> tuple[str, ...]:

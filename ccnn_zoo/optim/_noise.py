@@ -54,10 +54,8 @@ class NoiseSource:
     def generator(self, device: torch.device) -> torch.Generator:
         """Return the generator of a device."""
         if device not in self._generators:
-            generator = torch.Generator(device).manual_seed(self._seed)
-            if str(device) in self._loaded:
-                generator.set_state(self._loaded.pop(str(device)))
-            self._generators[device] = generator
+            self._generators[device] = torch.Generator(device)
+            self._restore(device)
         return self._generators[device]
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,14 +66,21 @@ class NoiseSource:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, to the bit on the same kind of device; on another kind from its seed."""
         self._seed = state["seed"]
-        loaded = {name: generator.cpu() for name, generator in state["generators"].items()}
+        self._loaded = {name: generator.cpu() for name, generator in state["generators"].items()}
         # Generators that a CUDA graph knows are kept; others are made on first use, for the device that had them may
         # be absent from this machine.
-        for device, generator in self._generators.items():
-            generator.manual_seed(self._seed)
-            if str(device) in loaded:
-                generator.set_state(loaded.pop(str(device)))
-        self._loaded = loaded
+        for device in self._generators:
+            self._restore(device)
+
+    def _restore(self, device: torch.device) -> None:
+        """Set a generator to the loaded state of its device, which is used up, or to the seed."""
+        # Data-parallel ranks all load what one of them saved of its own device, and must go on alike.
+        alike = [name for name in self._loaded if torch.device(name).type == device.type]
+        name = str(device) if str(device) in self._loaded or len(alike) != 1 else alike[0]
+        if name in self._loaded:
+            self._generators[device].set_state(self._loaded.pop(name))
+        else:
+            self._generators[device].manual_seed(self._seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.state_dict()

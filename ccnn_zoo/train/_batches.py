@@ -151,7 +151,7 @@ def loader_of(view: View, recipe: Recipe, order: ShuffledOrder | None = None) ->
     """Return batches of a view: in ``order``, each a pass of training, or all as they come, for evaluation."""
     return DataLoader(
         view,
-        recipe.batch_size // recipe.accumulate if order else recipe.batch_size,
+        recipe.batch_size // recipe.accumulate,
         sampler=order,
         collate_fn=_as_is,
         num_workers=recipe.workers if isinstance(view, PictureView) else 0,

@@ -30,6 +30,8 @@ class Classification:
         build: makes the network.
     """
 
+    classifies = True
+
     def __init__(self, recipe: Recipe, build: Builder) -> None:
         data, self.held_out = load_data(recipe.data, recipe.image_size), None
         if recipe.validation:
@@ -71,8 +73,9 @@ class Classification:
             losses.append(loss)
             wrong.append(miss)
         return {
-            "loss": torch.cat(losses).double().mean().item(),
-            "error_percent": 100 * torch.cat(wrong).double().mean().item(),
+            # Apple's GPUs have no float64.
+            "loss": torch.cat(losses).cpu().double().mean().item(),
+            "error_percent": 100 * torch.cat(wrong).cpu().double().mean().item(),
         }
 
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:

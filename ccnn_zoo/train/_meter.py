@@ -27,14 +27,15 @@ class Meter:
         epoch: from 1, for error messages.
         processes: number of processes that share every batch evenly.
         sums: what :meth:`sums` gave before the epoch was interrupted.
+        classifies: whether there are misses to count.
     """
 
-    def __init__(self, epoch: int, processes: int, sums: Sums = NOTHING) -> None:
+    def __init__(self, epoch: int, processes: int, sums: Sums = NOTHING, *, classifies: bool = True) -> None:
         self._epoch, self._processes = epoch, processes
         self._pending: list[tuple[int, Tensor, Tensor | None, int]] = []
         self._loss, self._wrong, self._images = sums
         self._images_before = self._images
-        self._classifies = True
+        self._classifies = classifies
         self._start = time.perf_counter()
 
     def update(self, step: int, outcome: Outcome) -> None:
@@ -51,7 +52,6 @@ class Meter:
             require_finite(loss.item(), self._epoch, step, "training")
             self._loss += loss.item() * images
             self._wrong += 0 if wrong is None else int(wrong)
-            self._classifies = wrong is not None
             self._images += images
         self._pending.clear()
 

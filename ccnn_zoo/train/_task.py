@@ -42,12 +42,14 @@ class Task(Protocol):
     """A kind of task, for one recipe.
 
     Attributes:
+        classifies: whether outcomes count misses.
         data_name: of the data, as a reader would cite it.
         train: training examples.
         held_out: those held out for validation; None for none.
         test: test examples.
     """
 
+    classifies: bool
     data_name: str
     train: Any
     held_out: Any

@@ -189,7 +189,7 @@ class Trainer:
     def _epoch(self, epoch: int, shown: TrainingProgress) -> EpochResult:
         done = self.step - (epoch - 1) * self.steps_per_epoch
         self.order.start_epoch(epoch - 1, done * self.recipe.batch_size)
-        meter = Meter(epoch, self.accelerator.num_processes, self.sums)
+        meter = Meter(epoch, self.accelerator.num_processes, self.sums, classifies=self.task.classifies)
         self.sums = NOTHING
         self._train(epoch, meter, shown)
         throughput = meter.images_per_second()
@@ -241,6 +241,8 @@ class Trainer:
             self.average.update(self.plain)
         if self.step % self.interval == 0:
             shown.show_step(epoch, self.step, *meter.running())
+        # Several processes have to agree, for which each waits for its device.
+        if self.accelerator.num_processes == 1 or self.step % self.interval == 0:
             self._stop_if_asked(epoch, meter)
         if self.recipe.save_every and self.step % self.recipe.save_every == 0:
             self._save_state(meter.sums(self.accelerator))

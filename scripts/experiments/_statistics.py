@@ -103,7 +103,9 @@ def spread(records: Iterable[Record], *path: str) -> Spread:
 
 
 def difference(ours: Spread, reference: Spread) -> Difference:
-    """Return ``ours`` minus ``reference`` over the seeds that both have."""
+    """Return ``ours`` minus ``reference`` over the seeds that both have; NaN if any diverged, which no mean shows."""
+    if ours.diverged or reference.diverged:
+        return Difference(math.nan, math.nan)
     gaps = [ours.values[seed] - value for seed, value in reference.values.items() if seed in ours.values]
     if not gaps:
         return Difference(math.nan, math.nan)

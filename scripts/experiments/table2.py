@@ -59,6 +59,8 @@ CLASSES = 10
 def training(plan: Plan, row: Row) -> Training:
     """Return the training of one line, without its seed."""
     network = plan.small_network({"model": row.model, "branches": row.branches, "model_kwargs": {}}, row.relative)
+    if row.branches == 1:
+        network["noise_std"] = 0.0  # "sigma = 0 denoting the original ResNets"
     return plan.training("cifar10_table1", **network)
 
 

@@ -177,7 +177,10 @@ def _paper() -> Iterator[str]:
     rows = [[network, str(k), *(f"{v:g}" for v in values)] for (network, k), values in PAPER.items()]
     yield from table(["backbone", "K", "mAP", *COLUMNS], rows)
     yield ""
-    yield "The paper does not say K; K = 2 stands for its CCNNs."
+    yield (
+        'The paper does not say K here. It says "K=4" of "all the following experiments" earlier, but its ImageNet '
+        "networks, on which detectors are built, have K = 2; so K = 2 stands for its CCNNs."
+    )
 
 
 def _picture(record: Record, data: str) -> Figure:
