@@ -2,8 +2,9 @@
 
 A detection of the file belongs to one of torch if both have the same label and their boxes differ by no more than
 :data:`BOX_TOLERANCE` at every side. What has no partner is forgiven only where torch itself is undecided: if the
-network's input changes by :data:`NUDGE`, a hundredth of what a photograph's last bit is worth, the detection must
-come or go in torch too. That happens where a score lies at the threshold, at the number of detections that are kept,
+network's input changes by :data:`NUDGE`, a hundredth of what a photograph's last bit is worth, and its scores by
+:data:`SCORE_NUDGE`, the detection must come or go in torch too. That happens where a score lies at the threshold, at
+the number of detections that are kept, where the last bits of two scores decide which of two overlapping boxes stays,
 or where two boxes overlap just so much that one of them is dropped: boxes of different kinds are moved apart before
 they are suppressed, by up to kinds times 1000 pixels, which costs their coordinates the last of 24 bits. Torchvision
 does so too, but for more than 1000 boxes.
@@ -37,7 +38,11 @@ SCORE_TOLERANCE = 1e-3
 NUDGE = 1e-4
 """Standard deviation of the noise by which a normalised picture and its padding are changed to find ties."""
 
-_NUDGES = 8
+SCORE_NUDGE = 1e-6
+"""Standard deviation of the noise on scores: where a network is sure, a score of 1 less rounding, its input moves none,
+and the last bit, 6e-8, decides which of two overlapping boxes stays."""
+
+_NUDGES = 32
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,13 @@ def _check_ties(
     def nudge(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0] + NUDGE * torch.randn(inputs[0].shape, generator=generator),)
 
-    with detector.backbone.register_forward_pre_hook(nudge):
+    def nudge_scores(_: nn.Module, __: object, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        logits, boxes = outputs
+        scores = logits.softmax(-1) + SCORE_NUDGE * torch.randn(logits.shape, generator=generator)
+        return scores.clamp(min=1e-12).log(), boxes
+
+    predictor = detector.roi_heads.box_predictor
+    with detector.backbone.register_forward_pre_hook(nudge), predictor.register_forward_hook(nudge_scores):
         for _ in range(_NUDGES):
             if not extra and not missing:
                 break

@@ -16,13 +16,20 @@ _THIN = {"backbone_kwargs": {"channels": [8, 8, 16, 16]}}
 
 
 @torch.no_grad()
-def seeded_detector(backbone: str = "ccnn_resnet18", **changes: object) -> FasterRCNN:
-    """Return a detector in eval mode whose scores and boxes spread as a trained one's do, without the training."""
+def seeded_detector(backbone: str = "ccnn_resnet18", *, bright: bool = True, **changes: object) -> FasterRCNN:
+    """Return a detector in eval mode whose scores and boxes spread as a trained one's do, without the training.
+
+    Args:
+        backbone: name of a network.
+        bright: let them spread on bright pictures too; else all scores on photographs are 1 but for the last bits.
+        changes: arguments of ``create_detector``.
+    """
     thin = _THIN if backbone == "ccnn_resnet18" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         detector = create_detector(backbone, **{**_SMALL, **thin, "branches": 2, **changes})
-        pictures = [rectangles(120, 160, 1), rectangles(150, 100, 2)]
+        other = rectangles(150, 100, 2)
+        pictures = [rectangles(120, 160, 1), 1 - other if bright else other]
         box = {"boxes": torch.tensor([[10.0, 10, 60, 60]]), "labels": torch.tensor([1])}
         detector.train()(pictures, [box, box])  # batch normalisation gets statistics
     detector.eval()

@@ -19,10 +19,11 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.transforms.functional import pil_to_tensor
 
 from ccnn_zoo import export
 from ccnn_zoo.errors import ConfigurationError, ExportError, MetadataError
-from ccnn_zoo.export import _detection, detector_to_onnx
+from ccnn_zoo.export import _detection, _detection_compare, detector_to_onnx
 from ccnn_zoo.export._detection_compare import compare_detections
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import DetectorMetadata
@@ -112,6 +113,20 @@ def test_the_file_finds_what_torch_finds_on_real_pictures(exported):
         assert_same(in_onnxruntime(exported.path, picture), theirs)
         found += len(theirs["labels"])
     assert found > 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the BCCD pictures in ../shared/data")
+def test_the_last_bits_of_scores_may_decide_which_box_stays(tmp_path, monkeypatch):
+    sure = seeded_detector(**VARIANTS["pyramid"], bright=False)
+    path = tmp_path / "sure.onnx"
+    detector_to_onnx(sure, path, images=[rectangles(90, 200, 3)])
+    pictures = [pil_to_tensor(Image.open(p).convert("RGB")) / 255 for p in sorted(BCCD.glob("*.jpg"))[:8]]
+    differences = compare_detections(sure, path, pictures)
+    assert sum(each.ties for each in differences) < 0.1 * sum(each.detections for each in differences)
+    monkeypatch.setattr(_detection_compare, "SCORE_NUDGE", 0)
+    with pytest.raises(ExportError, match="does not find"):
+        compare_detections(sure, path, pictures)
 
 
 def test_no_box_is_no_error(one):
