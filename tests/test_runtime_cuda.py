@@ -14,7 +14,8 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnxruntime.capi import _pybind_state as C
-from test_runtime import RGB, onnx_network, save_network, weights
+from test_runtime import RGB, onnx_network, save_network
+from test_runtime_tensors import BATCH, SHAPE, logits_of
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError
@@ -25,12 +26,6 @@ from ccnn_zoo.runtime._onnxruntime import ONNXRUNTIME_ERRORS, session_options
 from ccnn_zoo.runtime._probe import NETWORK
 
 TENSORRT = "TensorrtExecutionProvider"
-SHAPE = (4, *RGB.input_size)
-BATCH = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
-
-
-def logits_of(batch: torch.Tensor) -> np.ndarray:
-    return batch.double().mean(dim=(2, 3)).numpy() @ weights(RGB)
 
 
 @pytest.fixture(scope="module")
