@@ -59,7 +59,8 @@ def stage_detector(
     labels = config["labels"]
     if not labels:
         raise ConfigurationError("a detector is published with the names of its labels: make it with labels=[...]")
-    described = {"task": DETECTION, "architecture": config["backbone"], "detector": config}
+    # Not the backbone's name, under which timm would try to build a classifier of it.
+    described = {"task": DETECTION, "architecture": f"fasterrcnn_{config['backbone']}", "detector": config}
     (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     save_detector(folder / WEIGHTS, detector, record)
     (folder / WEIGHTS).write_bytes(with_sorted_metadata((folder / WEIGHTS).read_bytes()))

@@ -101,6 +101,14 @@ def test_a_detector_taken_for_a_classifier_is_refused_with_the_right_call(server
     (answer,) = user.call("__import__('ccnn_zoo.runtime').runtime.load('org/cells', device='cpu')")
     assert answer[0] == "MetadataError"
     assert "load_detector" in answer[1]
+    program = """
+import timm, ccnn_zoo
+try:
+    timm.create_model("hf-hub:org/cells", pretrained=True)
+except RuntimeError as error:
+    print(error)
+"""
+    assert user.run(program) == "Unknown model (fasterrcnn_ccnn_alexnet)\n"
 
 
 def test_a_tampered_detector_is_refused(server, user, published):
