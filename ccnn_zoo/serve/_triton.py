@@ -86,7 +86,7 @@ def write_triton(
     with _replacing_folder(target) as temporary:
         (temporary / "1").mkdir()
         shutil.copyfile(network, temporary / "1" / "model.onnx")
-        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in _lines(metadata.labels)))
+        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in metadata.labels))
         (temporary / "config.pbtxt").write_text(config)
     return target
 
@@ -198,12 +198,6 @@ def _tensor(value: onnx.ValueInfoProto) -> _Tensor:
             "Export it with `ccnn export`."
         )
     return _Tensor(value.name, _TYPES[tensor.elem_type], shape)
-
-
-def _lines(labels: Sequence[str]) -> Iterator[str]:
-    """Yield one line a label: Triton reads the file line by line."""
-    for label in labels:
-        yield " ".join(label.split()) or label
 
 
 @contextmanager
