@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
-from ccnn_zoo.runtime._backend import Backend, OpenOptions, Problem, Session, reason
+from ccnn_zoo.runtime._backend import Backend, OpenOptions, Problem, Session, reason, taken
 from ccnn_zoo.runtime._header import read_header
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Torch(Backend):
 
     device: str = "cpu"
     name = "torch"
+    whole_repository = True
 
     def problem(self) -> Problem | None:
         missing = [package for package in ("torch", "timm") if find_spec(package) is None]
@@ -88,13 +89,7 @@ class _Session(Session):
     def run_tensor(self, tensor: object) -> Mapping[str, object]:
         import torch
 
-        try:
-            images = torch.from_dlpack(tensor)
-        except (BufferError, RuntimeError, ValueError, TypeError) as error:
-            raise ConfigurationError(
-                f"torch cannot read this {type(tensor).__name__} ({reason(error)}). Pass one without gradient: "
-                "tensor.detach()."
-            ) from error
+        images = taken(tensor, torch.from_dlpack, "torch", "Pass one without gradient: tensor.detach().")
         return {self._output: self._forward(images).to(images.device)}
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detector_network import LABELS, rectangles, seeded_detector
+from detector_network import LABELS, RECORD, save_picture, seeded_detector
 from PIL import Image
 from typer.testing import CliRunner
 
 from ccnn_zoo import hub, runtime
-from ccnn_zoo.checkpoint import TrainingRecord
 from ccnn_zoo.cli import app
 from ccnn_zoo.detection import load_detector, save_detector
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 
-RECORD = TrainingRecord(data="seeded", seed=0, epochs=0, metrics={"test_map_percent": 12.5})
 # A finder that finds none of these: what is imported all the same ends the command.
 BLOCKED = """
 import sys
@@ -60,7 +58,7 @@ def pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
     for name, size in (("a.png", (120, 160)), ("b.jpg", (90, 200)), ("more/a.png", (64, 48))):
-        Image.fromarray((rectangles(*size, seed=4).permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(folder / name)
+        save_picture(folder / name, *size)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 

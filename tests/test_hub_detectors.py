@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detector_network import LABELS, rectangles, seeded_detector
+from detector_network import LABELS, RECORD, save_picture, seeded_detector
 from hub_user import User
-from PIL import Image
 
 from ccnn_zoo import hub
-from ccnn_zoo.checkpoint import TrainingRecord
 
 CCNN = Path(sys.executable).with_name("ccnn")
-RECORD = TrainingRecord(data="seeded", seed=0, epochs=0, metrics={"test_map_percent": 12.5})
 
 
 def ccnn(user: User, *arguments: object) -> str:
@@ -39,7 +36,7 @@ def published(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "a.png"
-    Image.fromarray((rectangles(120, 160, seed=4).permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(path)
+    save_picture(path, 120, 160)
     return path
 
 

@@ -75,18 +75,19 @@ def export(
     }
     if opset is not None:
         options["opset"] = opset
-    checkpoint = _sources.detector_checkpoint(source)
+    found = _sources.find(source)
+    checkpoint = _sources.detector_checkpoint(found)
     if checkpoint is None:
-        reports = _export_classifier(source, output, data, precisions, options)
+        reports = _export_classifier(found, output, data, precisions, options)
         _write_reports(reports, report, beside=report_beside)
         _show(reports)
         written = [one.path for one in reports.values()]
     else:
         from . import _detectors
 
-        found = _detectors.export_detector(checkpoint, output, data, precisions, options)
-        _detectors.show_report(found, [report, found.path.with_suffix(".json") if report_beside else None])
-        written = [found.path]
+        made = _detectors.export_detector(checkpoint, output, data, precisions, options)
+        _detectors.show_report(made, [report, made.path.with_suffix(".json") if report_beside else None])
+        written = [made.path]
     if triton is not None:
         from ccnn_zoo.serve import write_triton
 
@@ -95,13 +96,13 @@ def export(
 
 
 def _export_classifier(
-    source: str, output: Path, data: str | None, precisions: list[str], options: dict[str, Any]
+    found: Path | str, output: Path, data: str | None, precisions: list[str], options: dict[str, Any]
 ) -> dict[str, ExportReport]:
     from ccnn_zoo.export import to_folder, to_onnx
 
     from . import _sources
 
-    model, record = _sources.load_network(source)
+    model, record = _sources.load_network(found)
     options |= _sources.export_images(data or (record.recipe.get("data") if record else None), precisions)
     if output.suffix == ".onnx" and not output.is_dir():
         if len(precisions) > 1:

@@ -21,29 +21,43 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_network(source: str) -> tuple[nn.Module, TrainingRecord | None]:
-    """Return the network that ``source`` names, in eval mode, and how it was trained where that is recorded.
+def find(source: str) -> Path | str:
+    """Return what ``source`` names: a checkpoint file, the folder of a verified repository, or a timm name.
 
     Args:
         source: a checkpoint or training folder, a repository folder (as it is or as ``local:FOLDER``), a Hub id
-            ``org/name``, or a timm name, which needs pretrained weights.
+            ``org/name``, or a timm name.
 
     Raises:
         RepositoryError: ``source`` is none of these.
-        IntegrityError: a file differs from its checksum.
+        IntegrityError: a file of the repository differs from its checksum.
     """
     path = checkpoint_path(source)
     if path.is_file():
-        return load_checkpoint(path)
+        return path
     if timm.is_model(source):
-        return timm.create_model(source, pretrained=True).eval(), None
-    if _may_be_repository(source):
-        folder = hub.download(f"local:{path}" if path.is_dir() else source)
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), None
+        return source
+    if path.is_dir() or source.startswith("local:") or source.count("/") == 1:
+        return hub.download(f"local:{path}" if path.is_dir() else source)
     raise RepositoryError(
         f"no network found for {source!r}: it is no file or folder, no timm name (`ccnn list`), and neither "
         "local:FOLDER nor a Hub id org/name. Check the spelling."
     )
+
+
+def load_network(found: Path | str) -> tuple[nn.Module, TrainingRecord | None]:
+    """Return a classifier in eval mode, and how it was trained where that is recorded.
+
+    Args:
+        found: as of :func:`find`; a timm name needs pretrained weights.
+
+    Raises:
+        IntegrityError: the checkpoint is damaged.
+    """
+    if isinstance(found, Path) and found.is_file():
+        return load_checkpoint(found)
+    name = f"local-dir:{found}" if isinstance(found, Path) else found
+    return timm.create_model(name, pretrained=True).eval(), None
 
 
 def checkpoint_path(source: str) -> Path:
@@ -52,21 +66,12 @@ def checkpoint_path(source: str) -> Path:
     return path / CHECKPOINT if (path / CHECKPOINT).is_file() else path
 
 
-def detector_checkpoint(source: str) -> Path | None:
-    """Return the checkpoint that ``source`` names if it is a detector's: a file, a training folder or a repository.
-
-    Raises:
-        RepositoryError: there is no such repository.
-        IntegrityError: a file of the repository differs from its checksum.
-    """
-    path = checkpoint_path(source)
-    if not path.is_file() and not timm.is_model(source) and _may_be_repository(source):
-        path = hub.download(f"local:{path}" if path.is_dir() else source) / "model.safetensors"
-    return path if path.is_file() and holds_detector(path) else None
-
-
-def _may_be_repository(source: str) -> bool:
-    return Path(source).expanduser().is_dir() or source.startswith("local:") or source.count("/") == 1
+def detector_checkpoint(found: Path | str) -> Path | None:
+    """Return the checkpoint of what :func:`find` found, if it is a detector's."""
+    if isinstance(found, str):
+        return None
+    path = found / "model.safetensors" if found.is_dir() else found
+    return path if holds_detector(path) else None
 
 
 def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, Any]:

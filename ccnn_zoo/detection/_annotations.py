@@ -26,11 +26,6 @@ class RawObject:
     ignored: bool = False
     area: float | None = None
 
-    def area_or_that_of_the_box(self) -> float:
-        """Return the area in square pixels."""
-        x1, y1, x2, y2 = self.box
-        return (x2 - x1) * (y2 - y1) if self.area is None else self.area
-
 
 @dataclass
 class Collector:
@@ -65,6 +60,7 @@ class Collector:
         if size is not None and size != found:
             return self._report(where, f"says {size[0]} x {size[1]} pixels, {path.name} has {found[0]} x {found[1]}")
         good = [each for each in objects if self._is_good(where, each, *found)]
+        areas = [each.area for each in good]
         boxes = np.array([_cut(each.box, *found) for each in good], dtype=np.float32).reshape(-1, 4)
         return AnnotatedPicture(
             path,
@@ -72,7 +68,7 @@ class Collector:
             boxes=boxes,
             labels=np.array([self.labels.index(each.name) + 1 for each in good], dtype=np.int64),
             ignored=np.array([each.ignored for each in good], dtype=bool),
-            areas=np.array([each.area_or_that_of_the_box() for each in good], dtype=np.float64),
+            areas=None if any(area is None for area in areas) else np.array(areas, dtype=np.float64),
         )
 
     def _is_good(self, where: str, each: RawObject, width: int, height: int) -> bool:

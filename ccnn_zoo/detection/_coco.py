@@ -71,7 +71,7 @@ def _pictures(root: Path, file: Path, content: dict[str, Any], collector: Collec
     for number, each in enumerate(content["annotations"]):
         try:
             left, top, width, height = map(float, each["bbox"])
-            area = float(each["area"]) if "area" in each else None
+            area = float(each.get("area", width * height))
             name = names.get(each["category_id"], f"category {each['category_id']}")
             if each["image_id"] not in known:
                 raise ValueError(f"no image has id {each['image_id']!r}")

@@ -57,7 +57,7 @@ def coco_evaluate(
 def _truth(pictures: Sequence[AnnotatedPicture], labels: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     annotations: list[dict[str, Any]] = []
     for number, picture in enumerate(pictures):
-        sides = picture.boxes[:, 2:] - picture.boxes[:, :2]
+        sides = (picture.boxes[:, 2:] - picture.boxes[:, :2]).astype(np.float64)
         areas = sides.prod(1) if picture.areas is None else picture.areas
         for box, side, area, label, ignored in zip(
             picture.boxes, sides, areas, picture.labels, picture.ignored, strict=True

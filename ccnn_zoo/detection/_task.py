@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from ccnn_zoo.checkpoint import TrainingRecord
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe, TrainingResult
-from ccnn_zoo.train._batches import ShuffledOrder, derived_seed
+from ccnn_zoo.train._batches import ShuffledOrder, derived_seed, loader_of
 from ccnn_zoo.train._task import Outcome
 from ccnn_zoo.train._trainer import Trainer
 
@@ -113,14 +113,7 @@ class Detection:
         return DetectionView(examples)
 
     def loader(self, view: DetectionView, order: ShuffledOrder | None = None) -> DataLoader[DetectionBatch]:
-        return DataLoader(
-            view,
-            self.recipe.batch_size // self.recipe.accumulate,
-            sampler=order,
-            collate_fn=_as_is,
-            num_workers=self.recipe.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return loader_of(view, self.recipe, order)
 
     def loss(self, model: nn.Module, batch: DetectionBatch) -> Outcome:
         images, targets = batch
@@ -162,7 +155,3 @@ def _split(
     for number, picture in enumerate(pictures):
         parts[number in held].append(picture)
     return parts
-
-
-def _as_is(batch: DetectionBatch) -> DetectionBatch:
-    return batch

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError
+
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,7 @@ class Session(ABC):
             ConfigurationError: the tensor is not where this session can read it, or cannot be exported.
             DeviceError: the device fails while it runs.
         """
-        try:
-            batch = np.from_dlpack(tensor)
-        except (BufferError, RuntimeError, ValueError, TypeError) as error:
-            raise ConfigurationError(
-                f"{self.provider} cannot read this {type(tensor).__name__} ({reason(error)}). "
-                "Pass one in CPU memory, detached."
-            ) from error
+        batch = taken(tensor, np.from_dlpack, self.provider, "Pass one in CPU memory, detached.")
         return self.run(np.ascontiguousarray(batch))
 
 
@@ -108,9 +105,11 @@ class Backend(ABC):
 
     Attributes:
         name: what ``load(device=...)`` calls it.
+        whole_repository: whether it reads other files of a repository beside the ONNX file.
     """
 
     name: str
+    whole_repository = False
 
     @abstractmethod
     def open(self, path: Path, options: OpenOptions) -> Session:
@@ -138,6 +137,20 @@ class Backend(ABC):
         from ._probe import probe
 
         probe(self)
+
+
+def taken(tensor: object, from_dlpack: Callable[[object], Taken], reader: str, remedy: str) -> Taken:
+    """Return what a library's ``from_dlpack`` makes of a tensor of another library.
+
+    Raises:
+        ConfigurationError: the tensor cannot be exported, or not read there; ends with ``remedy``.
+    """
+    try:
+        return from_dlpack(tensor)
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{reader} cannot read this {type(tensor).__name__} ({reason(error)}). {remedy}"
+        ) from error
 
 
 def like(tensor: object, value: object) -> object:

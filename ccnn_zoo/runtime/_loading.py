@@ -13,12 +13,11 @@ from ccnn_zoo.metadata import DETECTION, ModelMetadata
 from ._backend import Backend, OpenOptions
 from ._checks import at_least_one, check_graph, usual_shape
 from ._header import Header, read_header
-from ._registry import check_device, open_session
+from ._registry import AUTO, check_device, find, open_session
 from ._session import ImageClassifier
 
 _LOCAL = "local:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WHOLE = "torch"  # this backend reads config.json and model.safetensors beside the ONNX file
 
 
 def load(
@@ -60,7 +59,7 @@ def load(
         at_least_one("threads", threads)
     at_least_one("batch_size", batch_size)
     check_device(device)
-    whole = _WHOLE in (device, getattr(device, "name", None))
+    whole = device != AUTO and find(device).whole_repository
     path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole)
     header = read_safely(path)
     if header.properties.get("task") == DETECTION:

@@ -147,14 +147,14 @@ def view_of(images: Images, data: Data, recipe: Recipe | None = None) -> View:
     return PictureView(images, data, recipe)
 
 
-def loader_of(view: View, recipe: Recipe, order: ShuffledOrder | None = None) -> DataLoader[Batch]:
+def loader_of(view: Dataset, recipe: Recipe, order: ShuffledOrder | None = None) -> DataLoader:
     """Return batches of a view: in ``order``, each a pass of training, or all as they come, for evaluation."""
     return DataLoader(
         view,
         recipe.batch_size // recipe.accumulate,
         sampler=order,
         collate_fn=_as_is,
-        num_workers=recipe.workers if isinstance(view, PictureView) else 0,
+        num_workers=0 if isinstance(view, TensorView) else recipe.workers,
         pin_memory=torch.cuda.is_available(),
     )
 
