@@ -10,17 +10,19 @@ import platform
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from ._apart import branches_apart, part_of
 from ._compare import session_of
 from ._graph import INPUT
 from ._separate import grouped_convolutions, groups_of, separate
 
-MARGIN = 0.03
+MARGIN = 0.02
 """Share of the time that another form must save to be chosen."""
 
 _ROUNDS, _SECONDS = 5, 2.0  # at least so many runs of each form, and more until so much time is spent
@@ -34,8 +36,10 @@ class Timing:
     """What was measured, and what was made of it.
 
     Args:
-        milliseconds: processor time of one batch on one thread, by form: ``"fp32"``, ``"fp32 separate"`` (all grouped
-            convolutions written as K separate ones), ``"int8"``, ``"int8 separate"``, and ``"chosen"``.
+        milliseconds: processor time of one batch on one thread, by form: ``"fp32"``, ``"fp32 apart"`` (branch by
+            branch; without branches ``"fp32 separate"``: every grouped convolution written as separate ones), the same
+            of ``"int8"``, and ``"chosen"``.
+        apart: the network is written branch by branch, because that was faster.
         separated: kinds of convolutions written as separate ones, because that was faster.
         kept_fp32: kinds of convolutions that int8 made slower, and that stay in float32.
         slower: what a reader must know: forms of this file that are slower than plain fp32.
@@ -44,6 +48,7 @@ class Timing:
     """
 
     milliseconds: dict[str, float]
+    apart: bool = False
     separated: tuple[str, ...] = ()
     kept_fp32: tuple[str, ...] = ()
     slower: tuple[str, ...] = ()
@@ -71,20 +76,23 @@ def timer(batch: NDArray[np.float32]) -> Timer:
     return measure
 
 
-def choose_fp32(graph: ModelProto, measure: Timer, batch_size: int) -> tuple[ModelProto, Timing]:
-    """Write as separate convolutions those kinds of grouped ones that are faster so."""
+def choose_fp32(graph: ModelProto, measure: Timer, batch_size: int, branches: int) -> tuple[ModelProto, Timing]:
+    """Write branch by branch, or as separate convolutions those kinds of grouped ones that are faster so."""
     kinds = {_described(kind): names for kind, names in grouped_convolutions(graph).items()}
     if not kinds:
         return graph, _timing(measure({"fp32": graph}), batch_size=batch_size)
-    forms = {"fp32": graph, "fp32 separate": separate(graph, _all(kinds))}
+    whole = f"fp32 {_form(branches)}"
+    forms = {"fp32": graph, whole: _without_groups(graph, kinds, branches)}
     forms |= {kind: separate(graph, names) for kind, names in kinds.items()}
     seconds = measure(forms)
     faster = {kind: names for kind, names in kinds.items() if seconds[kind] < (1 - MARGIN) * seconds["fp32"]}
-    candidates = {"fp32": graph, "faster kinds": separate(graph, _all(faster)), "fp32 separate": forms["fp32 separate"]}
-    final = measure(candidates) if faster else {name: seconds[name] for name in ("fp32", "fp32 separate")}
+    candidates = {"fp32": graph, whole: forms[whole], "faster kinds": separate(graph, _all(faster))}
+    final = measure(candidates) if faster else {name: seconds[name] for name in ("fp32", whole)}
     name = _best(final, "fp32")
-    separated = {"fp32": (), "faster kinds": tuple(faster), "fp32 separate": tuple(kinds)}[name]
-    return candidates[name], _timing(final, name, separated=separated, batch_size=batch_size)
+    separated = {"fp32": (), "faster kinds": tuple(faster), "fp32 apart": (), "fp32 separate": tuple(kinds)}[name]
+    return candidates[name], _timing(
+        final, name, apart=name == "fp32 apart", separated=separated, batch_size=batch_size
+    )
 
 
 def choose_int8(
@@ -92,18 +100,18 @@ def choose_int8(
     quantizer_of: Callable[[ModelProto], Callable[[Collection[str]], ModelProto]],
     measure: Timer,
     batch_size: int,
+    branches: int,
 ) -> tuple[ModelProto, Timing]:
-    """Quantise with grouped or separate convolutions, and leave in float32 those kinds that int8 makes slower."""
+    """Quantise with grouped convolutions or without, and leave in float32 those kinds that int8 makes slower."""
     kinds = {_described(kind): names for kind, names in grouped_convolutions(graph).items()}
+    whole = f"int8 {_form(branches)}"
     quantizers = {"int8": quantizer_of(graph)}
-    forms = {"fp32": graph, "int8": quantizers["int8"](())}
     if kinds:
-        quantizers["int8 separate"] = quantizer_of(separate(graph, _all(kinds)))
-        forms["int8 separate"] = quantizers["int8 separate"](())
-    seconds = measure(forms)
+        quantizers[whole] = quantizer_of(_without_groups(graph, kinds, branches))
+    forms = {name: quantizer(()) for name, quantizer in quantizers.items()}
+    seconds = measure({"fp32": graph, **forms})
     name = _best({form: value for form, value in seconds.items() if form != "fp32"}, "int8")
-    apart = name == "int8 separate"
-    nodes = {kind: _parts(names, graph) if apart else names for kind, names in kinds.items()}
+    nodes = {kind: _parts(names, graph, branches) if name == whole else names for kind, names in kinds.items()}
     without = {kind: quantizers[name](names) for kind, names in nodes.items()}
     compared = measure({name: forms[name], **without})
     slower = {kind: nodes[kind] for kind in kinds if compared[kind] < (1 - MARGIN) * compared[name]}
@@ -115,11 +123,26 @@ def choose_int8(
             chosen, seconds["chosen"] = mixed, again["mixed"]
         else:
             slower = {}
-    separated = tuple(kinds) if apart else ()
-    return chosen, _timing(seconds, name, separated=separated, kept_fp32=tuple(slower), batch_size=batch_size)
+    separated = tuple(kinds) if name == "int8 separate" else ()
+    return chosen, _timing(
+        seconds,
+        name,
+        apart=name == "int8 apart",
+        separated=separated,
+        kept_fp32=tuple(slower),
+        batch_size=batch_size,
+    )
 
 
-def _timing(seconds: dict[str, float], chosen: str = "fp32", *, batch_size: int, **found: tuple[str, ...]) -> Timing:
+def _form(branches: int) -> str:
+    return "apart" if branches > 1 else "separate"
+
+
+def _without_groups(graph: ModelProto, kinds: Mapping[str, Collection[str]], branches: int) -> ModelProto:
+    return branches_apart(graph, branches) if branches > 1 else separate(graph, _all(kinds))
+
+
+def _timing(seconds: dict[str, float], chosen: str = "fp32", *, batch_size: int, **found: Any) -> Timing:
     seconds.setdefault("chosen", seconds[chosen])
     slower = [f"{name} takes {seconds[name] / seconds['fp32']:.2f} times the time of fp32" for name in seconds]
     slower = [
@@ -144,6 +167,9 @@ def _all(kinds: Mapping[str, Collection[str]]) -> set[str]:
     return {name for names in kinds.values() for name in names}
 
 
-def _parts(names: Collection[str], graph: ModelProto) -> list[str]:
-    """Return the names of the separate convolutions that come of these grouped ones."""
-    return [f"{node.name}_{k}" for node in graph.graph.node if node.name in names for k in range(groups_of(node))]
+def _parts(names: Collection[str], graph: ModelProto, branches: int) -> list[str]:
+    """Return the names of the convolutions that come of these grouped ones."""
+    grouped = [node for node in graph.graph.node if node.name in names]
+    if branches > 1:
+        return [part_of(node.name, k) for node in grouped for k in range(branches)]
+    return [f"{node.name}_{k}" for node in grouped for k in range(groups_of(node))]

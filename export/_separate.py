@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 
 def groups_of(node: NodeProto) -> int:
@@ -50,6 +50,12 @@ def separate(model: ModelProto, names: Collection[str]) -> ModelProto:
             nodes.append(branch)
         outputs = [f"{node.name}_out_{k}" for k in range(groups)]
         nodes.append(helper.make_node("Concat", outputs, [node.output[0]], f"{node.name}_concat", axis=1))
+    return with_nodes(model, nodes, added)
+
+
+def with_nodes(model: ModelProto, nodes: Iterable[NodeProto], added: Iterable[TensorProto]) -> ModelProto:
+    """Return the graph made of other nodes, with those of its own and the ``added`` initializers that they read."""
+    nodes = list(nodes)
     result = ModelProto()
     result.CopyFrom(model)
     used = {name for node in nodes for name in node.input}

@@ -147,11 +147,12 @@ class Exporter:
         return core, expected, check_graph(folder / "core.onnx", expected)
 
     def _variant(self, precision: str, core: ModelProto, stack: ExitStack) -> _Variant:
-        measure = self._options.measure
-        timed = self._probe.batch[:_TIMED_BATCH].numpy()
+        timed = self._probe.batch[: self._options.batch or _TIMED_BATCH].numpy()
         if precision == "int8":
             return self._quantised(core, timed, stack)
-        graph, timing = choose_fp32(core, timer(timed), len(timed)) if measure else (core, None)
+        graph, timing = core, None
+        if self._options.measure:
+            graph, timing = choose_fp32(core, timer(timed), len(timed), self._metadata.branches)
         if precision == "fp32":
             return _Variant(graph, timing=timing)
         kept = choose_kept(graph, self._probe.batch)
@@ -167,7 +168,7 @@ class Exporter:
 
         if not self._options.measure:
             return _Variant(quantizer_of(core)(), calibration_images=len(images))
-        graph, timing = choose_int8(core, quantizer_of, timer(timed), len(timed))
+        graph, timing = choose_int8(core, quantizer_of, timer(timed), len(timed), self._metadata.branches)
         return _Variant(graph, calibration_images=len(images), timing=timing)
 
     def _measure_preprocessing(self, core: ModelProto) -> PreprocessingDifference | None:

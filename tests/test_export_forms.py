@@ -178,20 +178,24 @@ def timed(told: dict[str, float], others: float = 1) -> Timer:
     return measure
 
 
-def test_grouped_convolutions_are_written_apart_where_that_was_measured_faster(grouped):
+def test_grouped_convolutions_are_replaced_where_that_was_measured_faster(grouped):
     graph, images, expected = grouped
-    unchanged, timing = choose_fp32(graph, timed({}), 8)
-    assert (count(unchanged, "Conv"), timing.separated, timing.slower) == (12, (), ())
+    unchanged, timing = choose_fp32(graph, timed({}), 8, 4)
+    assert (count(unchanged, "Conv"), timing.separated, timing.apart, timing.slower) == (12, (), False, ())
     first = "64x16x3x3 in 4 groups, stride 1x1"
-    partly, timing = choose_fp32(graph, timed({first: 0.9, "faster kinds": 0.9}), 8)
-    assert timing.separated == (first,)
+    partly, timing = choose_fp32(graph, timed({first: 0.9, "faster kinds": 0.9}), 8, 4)
+    assert (timing.separated, timing.apart) == ((first,), False)
     assert count(partly, "Conv") > 12
     assert grouped_convolutions(partly).keys() < grouped_convolutions(graph).keys()
-    np.testing.assert_allclose(session_of(partly).run(["logits"], {"image": images})[0], expected, rtol=0, atol=1e-5)
-    _, timing = choose_fp32(graph, timed({"fp32 separate": 1.2}), 8)
-    assert timing.slower == ("fp32 separate takes 1.20 times the time of fp32",)
+    apart, timing = choose_fp32(graph, timed({"fp32 apart": 0.9, first: 0.95, "faster kinds": 0.95}), 8, 4)
+    assert (count(apart, "Conv"), timing.separated, timing.apart) == (4 * 12, (), True)
+    for model in (partly, apart):
+        (logits,) = session_of(model).run(["logits"], {"image": images})
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    _, timing = choose_fp32(graph, timed({"fp32 apart": 1.2}), 8, 4)
+    assert timing.slower == ("fp32 apart takes 1.20 times the time of fp32",)
     # A kind that seemed faster alone, and is not when all is measured again, stays.
-    unchanged, timing = choose_fp32(graph, timed({first: 0.9}), 8)
+    unchanged, timing = choose_fp32(graph, timed({first: 0.9}), 8, 4)
     assert (count(unchanged, "Conv"), timing.separated) == (12, ())
 
 
@@ -205,16 +209,21 @@ def test_int8_stays_only_where_it_was_measured_faster(grouped):
         made = {name: node.op_type for node in model.graph.node for name in node.output}
         return sum(made.get(n.input[1]) != "DequantizeLinear" for n in model.graph.node if n.op_type == "Conv")
 
-    everything, timing = choose_int8(graph, quantizer_of, timed({"fp32": 1}, others=1.5), 8)
+    everything, timing = choose_int8(graph, quantizer_of, timed({"fp32": 1}, others=1.5), 8, 4)
     assert (in_float(everything), timing.kept_fp32, timing.separated) == (0, (), ())
     assert "int8 takes 1.50 times the time of fp32" in timing.slower
     narrow = "64x16x3x3 in 4 groups, stride 1x1"
-    mixed, timing = choose_int8(graph, quantizer_of, timed({narrow: 0.5, "mixed": 0.5}), 8)
+    mixed, timing = choose_int8(graph, quantizer_of, timed({narrow: 0.5, "mixed": 0.5}), 8, 4)
     assert (timing.kept_fp32, in_float(mixed), count(mixed, "Conv")) == ((narrow,), 3, 12)
-    apart, timing = choose_int8(graph, quantizer_of, timed({"int8 separate": 0.5, narrow: 0.4, "mixed": 0.4}), 8)
-    assert (timing.kept_fp32, in_float(apart), count(apart, "Conv")) == ((narrow,), 4 * 3, 1 + 4 * 11)
-    assert timing.milliseconds["chosen"] == 400
-    for model in (mixed, apart):
+    apart, timing = choose_int8(graph, quantizer_of, timed({"int8 apart": 0.5, narrow: 0.4, "mixed": 0.4}), 8, 4)
+    assert (timing.kept_fp32, in_float(apart), count(apart, "Conv")) == ((narrow,), 4 * 3, 4 * 12)
+    assert (timing.apart, timing.separated, timing.milliseconds["chosen"]) == (True, (), 400)
+    # As if it were a plain network of four groups.
+    separated, timing = choose_int8(graph, quantizer_of, timed({"int8 separate": 0.5, narrow: 0.4, "mixed": 0.4}), 8, 1)
+    assert (timing.kept_fp32, in_float(separated), count(separated, "Conv")) == ((narrow,), 4 * 3, 1 + 4 * 11)
+    assert narrow in timing.separated
+    assert not timing.apart
+    for model in (mixed, apart, separated):
         (logits,) = session_of(model).run(["logits"], {"image": images})
         assert np.abs(logits - expected).max() < 0.3 * np.abs(expected).max()
 
@@ -227,9 +236,10 @@ def test_measuring_times_every_form_and_the_file_is_checked_as_ever(tmp_path):
     )
     calibration = torch.randn(16, 1, 8, 8)
     report = export.to_onnx(model, tmp_path / "x.onnx", precision="int8", calibration=calibration, measure=True)
-    assert report.timing.milliseconds.keys() >= {"fp32", "int8", "int8 separate", "chosen"}
+    assert report.timing.milliseconds.keys() >= {"fp32", "int8", "int8 apart", "chosen"}
     assert min(report.timing.milliseconds.values()) > 0
     assert any(what.startswith("ms for 8 images") for what, _ in report.rows())
-    plain = export.to_onnx(model, tmp_path / "y.onnx", measure=True)
-    assert plain.timing.milliseconds.keys() >= {"fp32", "chosen"}
-    assert plain.max_difference < export.TOLERANCE
+    single = export.to_onnx(model, tmp_path / "y.onnx", batch=1, measure=True)
+    assert single.timing.milliseconds.keys() >= {"fp32", "fp32 apart", "chosen"}
+    assert single.timing.batch_size == 1
+    assert single.max_difference < export.TOLERANCE

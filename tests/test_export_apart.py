@@ -1,0 +1,168 @@
+"""Networks written branch by branch: the same logits, one chain of nodes for each branch."""
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import ModelProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import ccnn_zoo
+from ccnn_zoo import export
+from ccnn_zoo.export._apart import branches_apart
+from ccnn_zoo.export._compare import session_of
+from ccnn_zoo.export._convert import convert
+
+BRANCHES = 3
+SLOW = [
+    "ccnn_nin",
+    "densenet121",  # concatenates channels
+    "ccnn_wrn28_10",
+    "ccnn_alexnet",
+    "resnext50_32x4d",  # groups of its own
+    "efficientnet_b0",
+    "seresnet18",
+    "hrnet_w18_small",  # Resize between the chains
+]
+NAMES = ["ccnn_resnet18_cifar", "mobilenetv3_small_050", "regnety_002", "resnetv2_18"]
+
+
+@pytest.fixture(scope="module")
+def graph_of():
+    def translate(name: str) -> tuple[ModelProto, np.ndarray, np.ndarray]:
+        """Return a calibrated network's graph, images, and its logits by torch."""
+        torch.manual_seed(0)
+        own = name.startswith("ccnn_")
+        model = timm.create_model(name, num_classes=4, **({"branches": BRANCHES} if own else {}))
+        model = (model if own else ccnn_zoo.calibrate(model, branches=BRANCHES, diversity=0.5)).eval()
+        channels, height, width = model.pretrained_cfg["input_size"]
+        size = (channels, min(height, 96), min(width, 96))
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": size}
+        images = torch.randn(2, *size)
+        with torch.no_grad():
+            logits = model(images).numpy()
+        return convert(ccnn_zoo.fold(model), export.metadata_of(model, list("abcd")), 18), images.numpy(), logits
+
+    return translate
+
+
+def nodes_of(model: ModelProto, kind: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+def groups_of(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_the_logits_are_those_of_torch_and_no_group_holds_two_branches(graph_of, name):
+    graph, images, expected = graph_of(name)
+    before = graph.SerializeToString()
+    apart = branches_apart(graph, BRANCHES)
+    onnx.checker.check_model(apart, full_check=True)
+    (logits,) = session_of(apart).run(["logits"], {"image": images})
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    grouped = {node.name: groups_of(node) for node in nodes_of(graph, "Conv") if groups_of(node) > 1}
+    left = {node.name: groups_of(node) for node in nodes_of(apart, "Conv")}
+    for node, groups in grouped.items():
+        assert [left[f"{node}_branch_{k}"] for k in range(BRANCHES)] == [groups // BRANCHES] * BRANCHES
+    assert graph.SerializeToString() == before
+
+
+def test_a_residual_network_is_cut_once_at_its_end(graph_of):
+    graph, *_ = graph_of("ccnn_resnet18_cifar")
+    apart = branches_apart(graph, BRANCHES)
+    for kind in ("Conv", "Relu", "Add"):
+        assert len(nodes_of(apart, kind)) == BRANCHES * len(nodes_of(graph, kind)), kind
+    assert len(nodes_of(apart, "Split")) == len(nodes_of(graph, "Split"))
+    assert len(nodes_of(apart, "Concat")) == len(nodes_of(graph, "Concat")) + 1
+
+
+def test_a_chain_ends_before_the_next_begins(graph_of):
+    graph, *_ = graph_of("ccnn_resnet18_cifar")
+    branches = [node.name[-1] for node in branches_apart(graph, BRANCHES).graph.node if "_branch_" in node.name]
+    assert branches == sorted(branches)
+
+
+def small_graph(nodes: list[onnx.NodeProto], channels: int = 4, **arrays: np.ndarray) -> ModelProto:
+    """A graph of ``nodes`` from ``image``, (2, channels, 5, 5), to ``logits``."""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(4, 2, 3, 3)), **arrays}
+    initializers = [numpy_helper.from_array(np.asarray(a, np.float32), name) for name, a in arrays.items()]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("image", onnx.TensorProto.FLOAT, [2, channels, 5, 5])],
+        [value("logits", onnx.TensorProto.FLOAT, [2, 4, 5, 5])],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def grouped_convolution(source: str, target: str) -> onnx.NodeProto:
+    return helper.make_node("Conv", [source, "w"], [target], target, group=2, pads=[1, 1, 1, 1])
+
+
+def norm_arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {"scale": rng.normal(size=4), "shift": rng.normal(size=4), "mean": rng.normal(size=4), "var": np.ones(4) * 2}
+
+
+@pytest.mark.parametrize(
+    ("operator", "arrays", "apart"),
+    [
+        (helper.make_node("Add", ["a", "c"], ["b"]), {"c": np.float32(0.5)}, True),
+        (helper.make_node("Mul", ["a", "c"], ["b"]), {"c": np.arange(4).reshape(4, 1, 1)}, True),
+        (helper.make_node("Mul", ["c", "a"], ["b"]), {"c": np.arange(4).reshape(1, 4, 1, 1)}, True),
+        (helper.make_node("PRelu", ["a", "c"], ["b"]), {"c": np.arange(4).reshape(4, 1, 1)}, True),
+        (helper.make_node("Clip", ["a", "", "c"], ["b"]), {"c": np.float32(0.1)}, True),
+        (helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["b"]), norm_arrays(), True),
+        # Along the width, the batch, or all of it: not by channels.
+        (helper.make_node("Mul", ["a", "c"], ["b"]), {"c": np.arange(5)}, False),
+        (helper.make_node("Mul", ["a", "c"], ["b"]), {"c": np.arange(2).reshape(2, 1, 1, 1)}, False),
+        (helper.make_node("Mul", ["a", "c"], ["b"]), {"c": np.arange(20).reshape(4, 1, 5)}, False),
+        (helper.make_node("Softmax", ["a"], ["b"], axis=1), {}, False),
+    ],
+)
+def test_constants_go_to_the_channels_that_they_belong_to(operator, arrays, apart):
+    nodes = [grouped_convolution("image", "a"), operator, grouped_convolution("b", "logits")]
+    graph = small_graph(nodes, **arrays)
+    written = branches_apart(graph, 2)
+    onnx.checker.check_model(written, full_check=True)
+    image = np.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(graph).run(None, {"image": image})
+    (found,) = session_of(written).run(None, {"image": image})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(nodes_of(written, operator.op_type)) == (2 if apart else 1)
+    assert len(nodes_of(written, "Conv")) == 4
+
+
+def test_axes_of_a_mean_are_no_channels():
+    nodes = [
+        grouped_convolution("image", "a"),
+        helper.make_node("ReduceMean", ["a", "axes"], ["m"], keepdims=1),
+        helper.make_node("Mul", ["a", "m"], ["b"]),
+        grouped_convolution("b", "logits"),
+    ]
+    graph = small_graph(nodes)
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+    written = branches_apart(graph, 2)
+    image = np.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(graph).run(None, {"image": image})
+    (found,) = session_of(written).run(None, {"image": image})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(nodes_of(written, "ReduceMean")) == 2
+
+
+def test_names_that_end_in_numbers_do_not_collide():
+    nodes = [
+        grouped_convolution("image", "a"),
+        helper.make_node("Relu", ["a"], ["a_1"], "a_1"),
+        helper.make_node("Add", ["a", "a_1"], ["b"], "b"),
+        grouped_convolution("b", "logits"),
+    ]
+    written = branches_apart(small_graph(nodes), 2)
+    onnx.checker.check_model(written, full_check=True)
+    assert len({node.name for node in written.graph.node}) == len(written.graph.node)
