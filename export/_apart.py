@@ -126,7 +126,8 @@ class _Writer:
         read = [[node.input[0]] * self._branches] * begins + read
         outputs = [part_of(node.output[0], k) for k in range(self._branches)]
         for k, output in enumerate(outputs):
-            part = helper.make_node(node.op_type, [names[k] for names in read], [output], node.name and part_of(node.name, k))
+            name = node.name and part_of(node.name, k)
+            part = helper.make_node(node.op_type, [names[k] for names in read], [output], name)
             part.attribute.extend(node.attribute)
             for attribute in part.attribute:
                 if attribute.name == "group" and not begins:

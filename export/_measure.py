@@ -22,7 +22,7 @@ from ._compare import session_of
 from ._graph import INPUT
 from ._separate import grouped_convolutions, groups_of, separate
 
-MARGIN = 0.02
+MARGIN = 0.01
 """Share of the time that another form must save to be chosen."""
 
 _ROUNDS, _SECONDS = 5, 2.0  # at least so many runs of each form, and more until so much time is spent

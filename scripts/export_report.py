@@ -74,7 +74,7 @@ def row(name: str, report: export.ExportReport) -> str:
 def timing_cells(timing: export.Timing) -> str:
     """Return the times of the forms as ratios to fp32."""
     base = timing.milliseconds["fp32"]
-    ratios = (timing.milliseconds[name] / base for name in ("int8", "int8 separate", "chosen"))
+    ratios = (timing.milliseconds[name] / base for name in ("int8", "int8 apart", "chosen"))
     return " | ".join([f"{base:.1f} ms", *(f"{ratio:.2f}" for ratio in ratios)])
 
 
@@ -88,7 +88,7 @@ def section(rows: list[str], timings: list[str]) -> Iterator[str]:
     yield "All test images, as in [models.md](models.md); int8 calibrated on 512 training images. Differences at batch"
     yield "sizes 1, 3 and 32. What `--measure` found for eight images, as ratios to fp32:"
     yield ""
-    yield "| checkpoint | fp32 | int8, grouped | int8, separate convolutions | int8 as chosen |"
+    yield "| checkpoint | fp32 | int8, grouped | int8, branch by branch | int8 as chosen |"
     yield "|---|---|---|---|---|"
     yield from timings
     yield ""
