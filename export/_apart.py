@@ -7,6 +7,7 @@ sums are the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,7 +26,7 @@ _POOLING = frozenset(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxP
 _CHANNELS = 1
 
 
-def branches_apart(model: ModelProto, branches: int) -> ModelProto:
+def branches_apart(model: ModelProto, branches: int) -> ModelProto | None:
     """Return the graph with as much of it as can be as one chain of nodes for each branch.
 
     A grouped convolution becomes ``branches`` convolutions, which is right for every one whose groups ``branches``
@@ -33,17 +34,28 @@ def branches_apart(model: ModelProto, branches: int) -> ModelProto:
     many. Between the chains and the rest stand Split and Concat.
 
     Args:
-        model: the network's own graph, its weights stored as initializers. One with graphs inside its nodes stays.
+        model: the network's own graph, its weights stored as initializers.
         branches: K.
+
+    Returns:
+        A new graph; None where nothing would change, or the graph cannot be rewritten: nodes hold other graphs, or
+        names are already such as parts get.
     """
-    if any(attribute.type == AttributeProto.GRAPH for node in model.graph.node for attribute in node.attribute):
-        return model
-    return _Writer(model, branches).written()
+    names = {name for node in model.graph.node for name in (node.name, *node.input, *node.output)}
+    inner = any(attribute.type == AttributeProto.GRAPH for node in model.graph.node for attribute in node.attribute)
+    if inner or any(_PART.search(name) for name in names):
+        return None
+    writer = _Writer(model, branches)
+    written = writer.written()
+    return written if writer.found else None
 
 
 def part_of(name: str, branch: int) -> str:
     """Return what the part of one branch of a node or a value is called."""
     return f"{name}_branch_{branch}"
+
+
+_PART = re.compile(r"_branch_\d+$")
 
 
 class _Writer:
@@ -58,6 +70,7 @@ class _Writer:
         self._added: dict[str, TensorProto] = {}
         self._parts: dict[str, list[str]] = {}
         self._not_whole: set[str] = set()
+        self.found = False  # a grouped convolution that comes apart
 
     def written(self) -> ModelProto:
         for node in self._model.graph.node:
@@ -89,19 +102,21 @@ class _Writer:
         if node.op_type == "Conv":
             weights = self._arrays[node.input[1]].dims[0] if constants else 1
             groups = groups_of(node)
-            return weights % self._branches == 0 and (groups == 1 or groups % self._branches == 0)
+            stored = len(constants) == sum(map(bool, node.input[1:]))
+            return stored and weights % self._branches == 0 and (groups == 1 or groups % self._branches == 0)
         if node.op_type not in _ELEMENTWISE | _POOLING | {"BatchNormalization"} or len(node.output) > 1:
             return False
         if node.op_type == "ReduceMean":
-            axes = {int(axis) % 4 for _, name in constants for axis in numpy_helper.to_array(self._arrays[name])}
-            return bool(axes) and axes <= {2, 3} and self._channels(node) > 0
+            axes = np.ravel(numpy_helper.to_array(self._arrays[constants[0][1]])) if len(constants) == 1 else []
+            return self._channels(node) > 0 and len(axes) > 0 and set(axes % 4) <= {2, 3}
         count = self._channels(node)
         return count > 0 and all(self._goes_by_channel(node, place, count) for place, _ in constants)
 
     def _goes_by_channel(self, node: NodeProto, place: int, channels: int) -> bool:
         """Whether a constant input is one value, or one for each channel."""
         sides, axis = self._arrays[node.input[place]].dims, self._axis(node, place)
-        return np.prod(sides) == 1 or (axis >= 0 and sides[axis] == channels == np.prod(sides))
+        by_channel = axis >= 0 and sides[axis] == channels == np.prod(sides)
+        return len(sides) <= 4 and (by_channel or np.prod(sides) == 1)
 
     def _axis(self, node: NodeProto, place: int) -> int:
         """Return the axis of the channels of a constant input, negative if it has none."""
@@ -119,6 +134,7 @@ class _Writer:
         return min(found) if len(found) == 1 and min(found) % self._branches == 0 else 0
 
     def _write_apart(self, node: NodeProto) -> None:
+        self.found |= _is_grouped(node)
         begins = node.op_type == "Conv" and not _is_grouped(node)
         if begins:
             self._join(node.input[0])
@@ -162,9 +178,9 @@ class _Writer:
 
     def _by_depth(self) -> Iterator[NodeProto]:
         """Yield the nodes so that a chain is finished before the next one begins."""
-        makers = {name: number for number, node in enumerate(self._nodes) for name in node.output}
+        makers = {name: number for number, node in enumerate(self._nodes) for name in node.output if name}
         done: set[int] = set()
-        stack = [makers[value.name] for value in reversed(self._model.graph.output)]
+        stack = [makers[value.name] for value in reversed(self._model.graph.output) if value.name in makers]
         while stack:
             needed = (makers.get(name) for name in self._nodes[stack[-1]].input)
             waiting = [number for number in needed if number is not None and number not in done]

@@ -65,9 +65,9 @@ def to_onnx(
         size: (height, width) of the images instead of the network's own; ``"any"`` leaves it open.
         preprocess: put resizing, cropping and normalising into the graph, whose input then is uint8
             (batch, height, width, C), pictures of any size.
-        measure: time the forms of the network on this machine, with ``batch`` images or 8: it is written branch by
-            branch, or with separate convolutions for a grouped one, where that is faster, and int8 is kept only where
-            it is. The report says both.
+        measure: time forms of the network on this machine, with ``batch`` images or 8. In fp32 and int8 it is written
+            branch by branch, or with separate convolutions for grouped ones, where that is faster, and int8 is kept
+            only where it is. The report says both. fp16, which is for GPUs, stays as it is.
 
     Raises:
         ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its

@@ -20,7 +20,7 @@ from onnx import ModelProto
 from ._apart import branches_apart, part_of
 from ._compare import session_of
 from ._graph import INPUT
-from ._separate import grouped_convolutions, groups_of, separate
+from ._separate import group_part_of, grouped_convolutions, groups_of, separate
 
 MARGIN = 0.01
 """Share of the time that another form must save to be chosen."""
@@ -37,8 +37,8 @@ class Timing:
 
     Args:
         milliseconds: processor time of one batch on one thread, by form: ``"fp32"``, ``"fp32 apart"`` (branch by
-            branch; without branches ``"fp32 separate"``: every grouped convolution written as separate ones), the same
-            of ``"int8"``, and ``"chosen"``.
+            branch; where that cannot be ``"fp32 separate"``: a convolution for every group), ``"faster kinds"`` (for
+            some of the convolutions only), the same of ``"int8"``, and ``"chosen"``.
         apart: the network is written branch by branch, because that was faster.
         separated: kinds of convolutions written as separate ones, because that was faster.
         kept_fp32: kinds of convolutions that int8 made slower, and that stay in float32.
@@ -81,15 +81,16 @@ def choose_fp32(graph: ModelProto, measure: Timer, batch_size: int, branches: in
     kinds = {_described(kind): names for kind, names in grouped_convolutions(graph).items()}
     if not kinds:
         return graph, _timing(measure({"fp32": graph}), batch_size=batch_size)
-    whole = f"fp32 {_form(branches)}"
-    forms = {"fp32": graph, whole: _without_groups(graph, kinds, branches)}
+    form, without = _without_groups(graph, kinds, branches)
+    whole = f"fp32 {form}"
+    forms = {"fp32": graph, whole: without}
     forms |= {kind: separate(graph, names) for kind, names in kinds.items()}
     seconds = measure(forms)
     faster = {kind: names for kind, names in kinds.items() if seconds[kind] < (1 - MARGIN) * seconds["fp32"]}
-    candidates = {"fp32": graph, whole: forms[whole], "faster kinds": separate(graph, _all(faster))}
+    candidates = {"fp32": graph, whole: without, "faster kinds": separate(graph, _all(faster))}
     final = measure(candidates) if faster else {name: seconds[name] for name in ("fp32", whole)}
     name = _best(final, "fp32")
-    separated = {"fp32": (), "faster kinds": tuple(faster), "fp32 apart": (), "fp32 separate": tuple(kinds)}[name]
+    separated = {"faster kinds": tuple(faster), "fp32 separate": tuple(kinds)}.get(name, ())
     return candidates[name], _timing(
         final, name, apart=name == "fp32 apart", separated=separated, batch_size=batch_size
     )
@@ -104,14 +105,15 @@ def choose_int8(
 ) -> tuple[ModelProto, Timing]:
     """Quantise with grouped convolutions or without, and leave in float32 those kinds that int8 makes slower."""
     kinds = {_described(kind): names for kind, names in grouped_convolutions(graph).items()}
-    whole = f"int8 {_form(branches)}"
-    quantizers = {"int8": quantizer_of(graph)}
+    sources = {"int8": graph}
     if kinds:
-        quantizers[whole] = quantizer_of(_without_groups(graph, kinds, branches))
+        form, without = _without_groups(graph, kinds, branches)
+        sources[f"int8 {form}"] = without
+    quantizers = {name: quantizer_of(source) for name, source in sources.items()}
     forms = {name: quantizer(()) for name, quantizer in quantizers.items()}
     seconds = measure({"fp32": graph, **forms})
     name = _best({form: value for form, value in seconds.items() if form != "fp32"}, "int8")
-    nodes = {kind: _parts(names, graph, branches) if name == whole else names for kind, names in kinds.items()}
+    nodes = {kind: _parts(names, graph, sources[name]) for kind, names in kinds.items()}
     without = {kind: quantizers[name](names) for kind, names in nodes.items()}
     compared = measure({name: forms[name], **without})
     slower = {kind: nodes[kind] for kind in kinds if compared[kind] < (1 - MARGIN) * compared[name]}
@@ -124,22 +126,16 @@ def choose_int8(
         else:
             slower = {}
     separated = tuple(kinds) if name == "int8 separate" else ()
+    apart = name == "int8 apart"
     return chosen, _timing(
-        seconds,
-        name,
-        apart=name == "int8 apart",
-        separated=separated,
-        kept_fp32=tuple(slower),
-        batch_size=batch_size,
+        seconds, name, apart=apart, separated=separated, kept_fp32=tuple(slower), batch_size=batch_size
     )
 
 
-def _form(branches: int) -> str:
-    return "apart" if branches > 1 else "separate"
-
-
-def _without_groups(graph: ModelProto, kinds: Mapping[str, Collection[str]], branches: int) -> ModelProto:
-    return branches_apart(graph, branches) if branches > 1 else separate(graph, _all(kinds))
+def _without_groups(graph: ModelProto, kinds: Mapping[str, Collection[str]], branches: int) -> tuple[str, ModelProto]:
+    """Return the graph with one convolution for each branch, or else for each group, and what that form is called."""
+    apart = branches_apart(graph, branches) if branches > 1 else None
+    return ("separate", separate(graph, _all(kinds))) if apart is None else ("apart", apart)
 
 
 def _timing(seconds: dict[str, float], chosen: str = "fp32", *, batch_size: int, **found: Any) -> Timing:
@@ -167,9 +163,13 @@ def _all(kinds: Mapping[str, Collection[str]]) -> set[str]:
     return {name for names in kinds.values() for name in names}
 
 
-def _parts(names: Collection[str], graph: ModelProto, branches: int) -> list[str]:
-    """Return the names of the convolutions that come of these grouped ones."""
-    grouped = [node for node in graph.graph.node if node.name in names]
-    if branches > 1:
-        return [part_of(node.name, k) for node in grouped for k in range(branches)]
-    return [f"{node.name}_{k}" for node in grouped for k in range(groups_of(node))]
+def _parts(names: Collection[str], graph: ModelProto, written: ModelProto) -> list[str]:
+    """Return the names of the convolutions that these grouped ones of ``graph`` have become in ``written``."""
+    there = {node.name for node in written.graph.node}
+    found = []
+    for node in graph.graph.node:
+        if node.name in names:
+            of_branches = [part_of(node.name, k) for k in range(groups_of(node))]
+            of_groups = [group_part_of(node.name, k) for k in range(groups_of(node))]
+            found += [name for name in (node.name, *of_branches, *of_groups) if name in there]
+    return found

@@ -27,6 +27,11 @@ def grouped_convolutions(model: ModelProto) -> dict[tuple[tuple[int, ...], int, 
     return kinds
 
 
+def group_part_of(name: str, group: int) -> str:
+    """Return what the part of one group of a convolution or of its weight is called."""
+    return f"{name}_group_{group}"
+
+
 def separate(model: ModelProto, names: Collection[str]) -> ModelProto:
     """Return the graph with the grouped convolutions called ``names`` as K separate ones each."""
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -43,9 +48,10 @@ def separate(model: ModelProto, names: Collection[str]) -> ModelProto:
         )
         parts = [np.split(numpy_helper.to_array(arrays[name]), groups) for name in node.input[1:] if name]
         for k in range(groups):
-            stored = [f"{name}_{k}" for name in node.input[1:] if name]
+            stored = [group_part_of(name, k) for name in node.input[1:] if name]
             added += [numpy_helper.from_array(part[k], name) for part, name in zip(parts, stored, strict=True)]
-            branch = helper.make_node("Conv", [halves[k], *stored], [f"{node.name}_out_{k}"], f"{node.name}_{k}")
+            name = group_part_of(node.name, k)
+            branch = helper.make_node("Conv", [halves[k], *stored], [f"{node.name}_out_{k}"], name)
             branch.attribute.extend(attribute for attribute in node.attribute if attribute.name != "group")
             nodes.append(branch)
         outputs = [f"{node.name}_out_{k}" for k in range(groups)]
@@ -58,7 +64,7 @@ def with_nodes(model: ModelProto, nodes: Iterable[NodeProto], added: Iterable[Te
     nodes = list(nodes)
     result = ModelProto()
     result.CopyFrom(model)
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
     stored = {tensor.name: tensor for tensor in (*model.graph.initializer, *added)}
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)

@@ -150,13 +150,13 @@ class Exporter:
         timed = self._probe.batch[: self._options.batch or _TIMED_BATCH].numpy()
         if precision == "int8":
             return self._quantised(core, timed, stack)
-        graph, timing = core, None
-        if self._options.measure:
-            graph, timing = choose_fp32(core, timer(timed), len(timed), self._metadata.branches)
-        if precision == "fp32":
-            return _Variant(graph, timing=timing)
-        kept = choose_kept(graph, self._probe.batch)
-        return _Variant(to_half(graph, kept), emulate(graph, kept), kept, timing=timing)
+        if precision == "fp16":  # for GPUs: what this machine's CPU prefers says nothing of them
+            kept = choose_kept(core, self._probe.batch)
+            return _Variant(to_half(core, kept), emulate(core, kept), kept)
+        if not self._options.measure:
+            return _Variant(core)
+        graph, timing = choose_fp32(core, timer(timed), len(timed), self._metadata.branches)
+        return _Variant(graph, timing=timing)
 
     def _quantised(self, core: ModelProto, timed: np.ndarray, stack: ExitStack) -> _Variant:
         images = self._calibration

@@ -288,16 +288,19 @@ def _verdicts(ways: list[Way], branches: list[int]) -> list[str]:
 
 
 def _between(times: list[float], others: list[float]) -> tuple[float, float, float]:
-    """Return the median of the rounds' ratios between those of its interval of 95 %, by ranks."""
+    """Return the median of the rounds' ratios between those of its interval of at least 95 %, by ranks."""
     ratios = sorted(one / other for one, other in zip(times, others, strict=True))
-    outside = max(math.floor(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))), 0)  # the binomial's, nearly normal
+    count = len(ratios)
+    beyond = [sum(math.comb(count, k) for k in range(rank + 1)) / 2**count for rank in range(count)]
+    outside = max(sum(share <= 0.025 for share in beyond) - 1, 0)
     return ratios[outside], statistics.median(ratios), ratios[-1 - outside]
 
 
 def _verdict(ratios: tuple[float, float, float], bound: float, *, least: bool) -> str:
-    low, median, _ = (-ratio for ratio in reversed(ratios)) if least else ratios
+    low, median, high = (-ratio for ratio in reversed(ratios)) if least else ratios
     bound = -bound if least else bound
-    return "holds" if median <= bound else "not told from it" if low <= bound else "does not hold"
+    within = "" if high <= bound or low > bound else ", within the noise"
+    return ("holds" if median <= bound else "does not hold") + within
 
 
 def _operations(model: torch.nn.Module) -> int:

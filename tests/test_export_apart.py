@@ -139,6 +139,15 @@ def test_constants_go_to_the_channels_that_they_belong_to(operator, arrays, apar
     assert len(nodes_of(written, "Conv")) == 4
 
 
+def run_both(graph: ModelProto, written: ModelProto) -> None:
+    """The rewritten graph is valid, and gives in onnxruntime what the reference gives of the first."""
+    onnx.checker.check_model(written, full_check=True)
+    image = np.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(graph).run(None, {"image": image})
+    (found,) = session_of(written).run(None, {"image": image})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_axes_of_a_mean_are_no_channels():
     nodes = [
         grouped_convolution("image", "a"),
@@ -149,20 +158,75 @@ def test_axes_of_a_mean_are_no_channels():
     graph = small_graph(nodes)
     graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
     written = branches_apart(graph, 2)
-    image = np.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype(np.float32)
-    (expected,) = ReferenceEvaluator(graph).run(None, {"image": image})
-    (found,) = session_of(written).run(None, {"image": image})
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    run_both(graph, written)
     assert len(nodes_of(written, "ReduceMean")) == 2
 
 
-def test_names_that_end_in_numbers_do_not_collide():
+def test_a_mean_of_a_stored_tensor_stays_whole():
     nodes = [
         grouped_convolution("image", "a"),
-        helper.make_node("Relu", ["a"], ["a_1"], "a_1"),
-        helper.make_node("Add", ["a", "a_1"], ["b"], "b"),
+        helper.make_node("ReduceMean", ["t", "axes"], ["m"], keepdims=1),
+        helper.make_node("Mul", ["a", "m"], ["b"]),
         grouped_convolution("b", "logits"),
     ]
-    written = branches_apart(small_graph(nodes), 2)
+    graph = small_graph(nodes, t=np.random.default_rng(3).normal(size=(1, 4, 5, 5)))
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+    run_both(graph, branches_apart(graph, 2))
+
+
+def test_a_constant_of_five_sides_moves_the_channels_and_keeps_an_operator_whole():
+    nodes = [
+        grouped_convolution("image", "a"),
+        helper.make_node("Mul", ["a", "c"], ["five"]),
+        helper.make_node("Squeeze", ["five", "axis"], ["b"]),
+        grouped_convolution("b", "logits"),
+    ]
+    graph = small_graph(nodes, c=np.full((1, 1, 1, 1, 1), 0.5))
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis"))
+    run_both(graph, branches_apart(graph, 2))
+
+
+def test_a_convolution_whose_bias_is_computed_stays_whole():
+    first = helper.make_node("Conv", ["image", "w", "bias"], ["a"], "first", group=2, pads=[1, 1, 1, 1])
+    nodes = [helper.make_node("Neg", ["c"], ["bias"]), first, grouped_convolution("a", "logits")]
+    graph = small_graph(nodes, c=np.arange(4))
+    written = branches_apart(graph, 2)
+    run_both(graph, written)
+    assert [groups_of(node) for node in nodes_of(written, "Conv")] == [2, 1, 1]
+
+
+def test_optional_inputs_and_outputs_that_are_left_out_do_not_connect_nodes():
+    nodes = [
+        grouped_convolution("image", "a"),
+        helper.make_node("Clip", ["a", "", "c"], ["clipped"]),
+        helper.make_node("MaxPool", ["clipped"], ["b", ""], kernel_shape=[1, 1]),
+        grouped_convolution("b", "logits"),
+    ]
+    graph = small_graph(nodes, c=np.float32(0.1))
+    run_both(graph, branches_apart(graph, 2))
+
+
+def test_an_output_that_is_a_stored_tensor_stays():
+    graph = small_graph([grouped_convolution("image", "logits")], labels=np.arange(3))
+    graph.graph.output.append(helper.make_tensor_value_info("labels", onnx.TensorProto.FLOAT, [3]))
+    written = branches_apart(graph, 2)
     onnx.checker.check_model(written, full_check=True)
-    assert len({node.name for node in written.graph.node}) == len(written.graph.node)
+    found = session_of(written).run(["labels"], {"image": np.zeros((2, 4, 5, 5), np.float32)})
+    np.testing.assert_array_equal(found[0], np.arange(3))
+
+
+def test_nothing_to_cut_names_that_parts_would_get_and_inner_graphs_are_left_alone():
+    assert branches_apart(small_graph([grouped_convolution("image", "logits")]), 3) is None
+    plain = helper.make_node("Conv", ["image", "v"], ["logits"])
+    assert branches_apart(small_graph([plain], v=np.ones((4, 4, 1, 1))), 2) is None
+    taken = [grouped_convolution("image", "a"), helper.make_node("Relu", ["a"], ["a_branch_0"])]
+    assert branches_apart(small_graph([*taken, grouped_convolution("a_branch_0", "logits")]), 2) is None
+    stored = helper.make_node("Mul", ["a", "w_branch_0"], ["logits"])
+    graph = small_graph([grouped_convolution("image", "a"), stored], w_branch_0=np.float32(2))
+    assert branches_apart(graph, 2) is None
+    inner = helper.make_graph([helper.make_node("Identity", ["a"], ["z"])], "inner", [], [graph.graph.output[0]])
+    inner.output[0].name = "z"
+    choice = helper.make_node("If", ["yes"], ["logits"], then_branch=inner, else_branch=inner)
+    graph = small_graph([grouped_convolution("image", "a"), choice])
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    assert branches_apart(graph, 2) is None

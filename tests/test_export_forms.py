@@ -223,6 +223,9 @@ def test_int8_stays_only_where_it_was_measured_faster(grouped):
     assert (timing.kept_fp32, in_float(separated), count(separated, "Conv")) == ((narrow,), 4 * 3, 1 + 4 * 11)
     assert narrow in timing.separated
     assert not timing.apart
+    # Five branches do not divide the groups of four: nothing comes apart, and separate convolutions are tried.
+    _, timing = choose_int8(graph, quantizer_of, timed({"int8 separate": 0.5}), 8, 5)
+    assert (timing.apart, narrow in timing.separated) == (False, True)
     for model in (mixed, apart, separated):
         (logits,) = session_of(model).run(["logits"], {"image": images})
         assert np.abs(logits - expected).max() < 0.3 * np.abs(expected).max()
