@@ -10,14 +10,12 @@ are shown, and its processor time, which other load changes little.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +24,7 @@ import onnxruntime
 import timm
 import torch
 from bench_machine import gemm_seconds, machine
+from bench_rounds import Way, between, percentile, ratio, ratios, verdict
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,26 +44,11 @@ FILES = {
     MEASURED["fp32"]: "onnx/model_measured.onnx",
     MEASURED["int8"]: "onnx/model_quantized_measured.onnx",
 }
+RUNS = {1: 3}
+"""By size of the batch, runs of a way in a round, 2 by default; the fastest of a round counts for the ratios."""
 PAUSE = 0.1
 """Seconds in which the threads of the engine before, which wait by spinning, give up their cores."""
 PRECISIONS = {f"onnxruntime {name}": name for name in FILES} | {"OpenVINO": "fp32"}
-
-
-@dataclass
-class Way:
-    """One network in one engine, and what its rounds took.
-
-    Args:
-        network: ``"plain"`` or ``"K=2"`` and so on.
-        engine: what runs it.
-        run: classifies one batch.
-    """
-
-    network: str
-    engine: str
-    run: Callable[[], object]
-    wall: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
 
 
 class _Table(NamedTuple):
@@ -173,15 +157,15 @@ def _description(args: argparse.Namespace) -> list[str]:
         "",
         "Other work shared this machine while this ran; each table says the load. All ways of one table ran in turn, "
         "round by round, so that the load fell on all alike. *Ratio* is the time against plain ResNet-18 in "
-        "onnxruntime fp32 in the same round, median over the rounds (below 1 is faster). *By CPU* is the same from "
-        "processor time: with "
-        "one thread it hardly depends on the load, and is the figure to trust; with more, threads that wait for each "
+        "onnxruntime fp32 in the same round, each by its fastest run there, median over the rounds (below 1 is "
+        "faster). *By CPU* is the same from processor time: with one thread it hardly depends on the load, and is the "
+        "figure to trust; with more, threads that wait for each "
         f"other spend it too. *Peak* is the share of the arithmetic rate of a {GEMM}x{GEMM} float32 matrix product in "
         "torch in the same rounds, by processor time; above 100 % the convolutions are faster than that product, which "
         "itself stops short of what the cores can do. *fp32 measured* and *int8 measured* are what `ccnn export "
         "--measure` made on this machine: it timed grouped convolutions and the network written branch by branch. "
-        f"Between two ways all threads rested {PAUSE:g} s, and each ran once untimed. What has no row was not exported "
-        "for this run.",
+        f"Between two ways all threads rested {PAUSE:g} s, and each ran once untimed in every round. What has no row "
+        "was not exported for this run.",
     ]
 
 
@@ -190,18 +174,18 @@ def _measure(models: dict[str, torch.nn.Module], table: _Table, args: argparse.N
     rng = np.random.default_rng(SEED)
     images = rng.normal(size=(table.batch, 3, 224, 224)).astype(np.float32)
     ways = [way for name, model in models.items() for way in _ways(name, model, images, table.threads, args)]
+    for way in ways:
+        way.runs = RUNS.get(table.batch, 2)
     gemm = []
     for _ in range(table.rounds + 1):
         gemm.append(gemm_seconds(GEMM))
         for way in ways:
             time.sleep(PAUSE)
             way.run()  # finds its memory
-            wall, processor = time.perf_counter(), time.process_time()
-            way.run()
-            way.wall.append(time.perf_counter() - wall)
-            way.processor.append(time.process_time() - processor)
+            for _ in range(way.runs):
+                way.timed()
     for way in ways:  # the first round warms up
-        del way.wall[0], way.processor[0]
+        del way.wall[: way.runs], way.processor[: way.runs]
     return ways, 2 * GEMM**3 / min(gemm)
 
 
@@ -238,16 +222,16 @@ def _table(ways: list[Way], models: dict[str, torch.nn.Module], table: _Table, p
     operations = {name: batch * _operations(model) for name, model in models.items()}
     rows = [
         f"| {way.network} | {way.engine} | {1000 * min(way.wall):.1f} | {1000 * statistics.median(way.wall):.1f} | "
-        f"{1000 * _percentile(way.wall, 0.9):.1f} | {1000 * _percentile(way.wall, 0.99):.1f} | "
-        f"{batch / min(way.wall):.1f} | {_ratio(way.wall, base.wall):.2f} | "
-        f"{_ratio(way.processor, base.processor):.2f} | {operations[way.network] / min(way.processor) / peak:.0%} |"
+        f"{1000 * percentile(way.wall, 0.9):.1f} | {1000 * percentile(way.wall, 0.99):.1f} | "
+        f"{batch / min(way.wall):.1f} | {ratio(way, base, 'wall'):.2f} | "
+        f"{ratio(way, base, 'processor'):.2f} | {operations[way.network] / min(way.processor) / peak:.0%} |"
         for way in ways
     ]
     return [
         f"## Batch {batch}, {table.threads} thread{'s' * (table.threads > 1)}",
         "",
-        f"{len(base.wall)} rounds, load {os.getloadavg()[0]:.0f} at the end; the matrix product reached "
-        f"{peak / 1e9:.0f} GFLOP a second of processor time, plain ResNet-18 needs "
+        f"{len(base.wall) // base.runs} rounds of {base.runs} runs, load {os.getloadavg()[0]:.0f} at the end; the "
+        f"matrix product reached {peak / 1e9:.0f} GFLOP a second of processor time, plain ResNet-18 needs "
         f"{operations['plain'] / batch / 1e9:.2f} GFLOP an image.",
         "",
         "| network | engine | fastest, ms | median | 90 % | 99 % | images/s | ratio | by CPU | peak |",
@@ -264,11 +248,10 @@ def _verdicts(ways: list[Way], branches: list[int]) -> list[str]:
         if key not in measured:
             return f"- {text}: not measured."
         way, other = measured[key], measured[over]
-        found = [_between(way.wall, other.wall), _between(way.processor, other.processor)]
-        verdicts = {_verdict(ratios, bound, least=least) for ratios in found}
-        clock, processor = ("{1:.3f} ({0:.3f} to {2:.3f})".format(*ratios) for ratios in found)
-        verdict = verdicts.pop() if len(verdicts) == 1 else "the two measures disagree"
-        return f"- {text}: {clock} by the clock, {processor} by processor time. **{verdict}**"
+        found = [between(ratios(way, other, clock)) for clock in ("wall", "processor")]
+        judged = verdict(found, bound, least=least)
+        clock, processor = ("{1:.3f} ({0:.3f} to {2:.3f})".format(*each) for each in found)
+        return f"- {text}: {clock} by the clock, {processor} by processor time. **{judged}**"
 
     aims = [
         line(f"{name} K={k} takes at most {k} times plain", (f"K={k}", f"onnxruntime {name}"), BASE, float(k))
@@ -287,36 +270,12 @@ def _verdicts(ways: list[Way], branches: list[int]) -> list[str]:
     return [text, "", *aims]
 
 
-def _between(times: list[float], others: list[float]) -> tuple[float, float, float]:
-    """Return the median of the rounds' ratios between those of its interval of at least 95 %, by ranks."""
-    ratios = sorted(one / other for one, other in zip(times, others, strict=True))
-    count = len(ratios)
-    beyond = [sum(math.comb(count, k) for k in range(rank + 1)) / 2**count for rank in range(count)]
-    outside = max(sum(share <= 0.025 for share in beyond) - 1, 0)
-    return ratios[outside], statistics.median(ratios), ratios[-1 - outside]
-
-
-def _verdict(ratios: tuple[float, float, float], bound: float, *, least: bool) -> str:
-    low, median, high = (-ratio for ratio in reversed(ratios)) if least else ratios
-    bound = -bound if least else bound
-    within = "" if high <= bound or low > bound else ", within the noise"
-    return ("holds" if median <= bound else "does not hold") + within
-
-
 def _operations(model: torch.nn.Module) -> int:
     """Count multiplications and additions of one image in the folded network."""
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
         ccnn_zoo.fold(model).eval()(torch.zeros(1, 3, 224, 224))
     return counter.get_total_flops()
-
-
-def _ratio(times: list[float], others: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(times, others, strict=True))
-
-
-def _percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(math.ceil(share * len(values)), len(values)) - 1]
 
 
 if __name__ == "__main__":
