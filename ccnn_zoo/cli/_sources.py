@@ -37,8 +37,13 @@ def find(source: str) -> Path | str:
         return path
     if timm.is_model(source):
         return source
-    if path.is_dir() or source.startswith("local:") or source.count("/") == 1:
+    if path.is_dir() or source.startswith("local:"):
         return hub.download(f"local:{path}" if path.is_dir() else source)
+    if source.count("/") == 1:
+        try:
+            return hub.download(source)
+        except RepositoryError as error:  # a misspelt folder looks like a Hub id
+            raise RepositoryError(f"there is no file or folder {source!r} here, and on the Hub: {error}") from error
     raise RepositoryError(
         f"no network found for {source!r}: it is no file or folder, no timm name (`ccnn list`), and neither "
         "local:FOLDER nor a Hub id org/name. Check the spelling."
