@@ -46,8 +46,7 @@ def branches_apart(model: ModelProto, branches: int) -> ModelProto | None:
     if inner or any(_PART.search(name) for name in names):
         return None
     writer = _Writer(model, branches)
-    written = writer.written()
-    return written if writer.found else None
+    return writer.written() if writer.finds_branches() else None
 
 
 def part_of(name: str, branch: int) -> str:
@@ -70,7 +69,10 @@ class _Writer:
         self._added: dict[str, TensorProto] = {}
         self._parts: dict[str, list[str]] = {}
         self._not_whole: set[str] = set()
-        self.found = False  # a grouped convolution that comes apart
+
+    def finds_branches(self) -> bool:
+        """Whether a grouped convolution comes apart."""
+        return any(_is_grouped(node) and self._comes_apart(node) for node in self._model.graph.node)
 
     def written(self) -> ModelProto:
         for node in self._model.graph.node:
@@ -98,14 +100,14 @@ class _Writer:
         return self._comes_apart(node) and (_is_grouped(node) or node.output[0] in self._wanted or follows)
 
     def _comes_apart(self, node: NodeProto) -> bool:
-        constants = [(i, name) for i, name in enumerate(node.input) if name in self._arrays]
         if node.op_type == "Conv":
-            weights = self._arrays[node.input[1]].dims[0] if constants else 1
-            groups = groups_of(node)
-            stored = len(constants) == sum(map(bool, node.input[1:]))
-            return stored and weights % self._branches == 0 and (groups == 1 or groups % self._branches == 0)
+            if self._values(node) != [node.input[0]]:  # a weight or bias is computed
+                return False
+            weights, groups = self._arrays[node.input[1]].dims[0], groups_of(node)
+            return weights % self._branches == 0 and (groups == 1 or groups % self._branches == 0)
         if node.op_type not in _ELEMENTWISE | _POOLING | {"BatchNormalization"} or len(node.output) > 1:
             return False
+        constants = [(place, name) for place, name in enumerate(node.input) if name in self._arrays]
         if node.op_type == "ReduceMean":
             axes = np.ravel(numpy_helper.to_array(self._arrays[constants[0][1]])) if len(constants) == 1 else []
             return self._channels(node) > 0 and len(axes) > 0 and set(axes % 4) <= {2, 3}
@@ -134,12 +136,11 @@ class _Writer:
         return min(found) if len(found) == 1 and min(found) % self._branches == 0 else 0
 
     def _write_apart(self, node: NodeProto) -> None:
-        self.found |= _is_grouped(node)
         begins = node.op_type == "Conv" and not _is_grouped(node)
         if begins:
             self._join(node.input[0])
-        read = [self._split(node, place) for place in range(begins, len(node.input))]
-        read = [[node.input[0]] * self._branches] * begins + read
+        read = [[node.input[0]] * self._branches] if begins else []
+        read += [self._split(node, place) for place in range(len(read), len(node.input))]
         outputs = [part_of(node.output[0], k) for k in range(self._branches)]
         for k, output in enumerate(outputs):
             name = node.name and part_of(node.name, k)
