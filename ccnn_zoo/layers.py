@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ccnn_zoo._branches import MERGES as MERGES
 from ccnn_zoo._branches import BranchConv2d as BranchConv2d
 from ccnn_zoo._branches import BranchLinear as BranchLinear
-from ccnn_zoo._branches import check_branches, check_mixing
+from ccnn_zoo._branches import check_branches, check_diversity, check_mixing
 from ccnn_zoo._branches import check_merge as check_merge
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
@@ -116,8 +116,7 @@ class CalibratedConv2d(nn.Conv2d):
         Raises:
             ConfigurationError: ``diversity`` is outside [0, 1].
         """
-        if not 0 <= diversity <= 1:
-            raise ConfigurationError(f"diversity must be between 0 and 1, got {diversity!r}")
+        check_diversity(diversity)
         if diversity == 0:
             self.calibration.fill_(1 / self.branches)
             return
