@@ -45,7 +45,8 @@ class CalibratedNetwork(Mixin):
         """Return the logits that each branch alone gives, for ensemble-style uncertainty.
 
         With ``merge="mean"`` their mean over the branches is what the network returns, unless layers that are not
-        linear follow the one in which the branches meet.
+        linear follow the one in which the branches meet; with ``"probability"`` it is the logarithm of their mean
+        probability.
 
         Args:
             x: images, (N, C, H, W).

@@ -20,7 +20,8 @@ class ConversionOptions:
 
     Args:
         branches: number K of branches; 1 is the plain network.
-        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``.
+        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``; or behind it,
+            with a classifier per branch: ``"probability"``.
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
             through slices of w of its own. Convolutions with groups stay grouped.
         diversity: how far R starts from uniform: 0 (equal R_k, which leaves all branches identical for ever) to 1 (the

@@ -20,7 +20,7 @@ from ccnn_zoo._conversions import (
     tile_per_channel,
 )
 from ccnn_zoo._conversions import branch_linear as branch_linear
-from ccnn_zoo._ends import find_classifier, find_convs
+from ccnn_zoo._ends import check_last_layer, find_classifier, find_convs
 from ccnn_zoo._known_blocks import keep_branches_apart
 from ccnn_zoo._network import CalibratedNetwork as CalibratedNetwork
 from ccnn_zoo._network import become_calibrated, scale_declared_widths
@@ -67,7 +67,9 @@ def calibrate(
             ends in linear layers or in a 1x1 convolution that timm's ``get_classifier`` names; or a network of the zoo
             with one branch.
         branches: number K of branches; 1 gives the plain network.
-        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``.
+        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``; or behind it,
+            with a classifier per branch: ``"probability"``, whose logits are the logarithm of the mean of the branches'
+            probabilities (:class:`BranchLinear`), for networks of a single linear layer.
         input_size: (channels, height, width) to check with; by default 64x64, or what the network declares.
         options: ``mixing="grouped"``, ``diversity=0.0``, ``rescale=True`` and all else that
             :class:`ConversionOptions` explains.
@@ -110,6 +112,8 @@ def calibrate_(model: nn.Module, options: ConversionOptions, image_readers: Coll
     classifier = find_classifier(model)
     if classifier in convs:
         del convs[classifier]
+    if merge == "probability" and branches > 1:
+        check_last_layer(model, classifier)
     readers = {next(iter(convs.values()))} if image_readers is None else set(image_readers)
     replaced: dict[nn.Module, nn.Module] = {}
     if isinstance(classifier, nn.Linear):
@@ -171,7 +175,7 @@ def check(
         del apart
         equal = deepcopy(probe.network)
         calibrate_(equal, replace(options, diversity=0.0, rescale=True), readers)
-        check_same_function(probe, equal, options.branches)
+        check_same_function(probe, equal, options.branches, normalised=options.merge == "probability")
     return readers
 
 
