@@ -59,6 +59,8 @@ class CalibratedConv2d(nn.Conv2d):
             ``groups`` above 1 (their groups would not come out branch-major).
     """
 
+    parameter_roles = {"weight": SHARED_WEIGHT, "calibration": CALIBRATION}  # noqa: RUF012, never changed
+
     def __init__(
         self,
         in_channels: int,
@@ -104,7 +106,6 @@ class CalibratedConv2d(nn.Conv2d):
         self.total_groups = groups if shared_input or reads_all else branches * groups
         self.calibration = nn.Parameter(torch.empty(branches, *self.kernel_size, device=device, dtype=dtype))
         self.reset_calibration()
-        self._mark_parameters()
 
     @torch.no_grad()
     def reset_calibration(self, diversity: float = 1.0) -> None:
@@ -128,11 +129,20 @@ class CalibratedConv2d(nn.Conv2d):
     def adopt_parameters(self, weight: nn.Parameter, calibration: nn.Parameter, bias: nn.Parameter | None) -> None:
         """Make these the layer's own parameters, shapes as in the class docstring, without a copy."""
         self.weight, self.calibration, self.bias = weight, calibration, bias
-        self._mark_parameters()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in ``nn.Module``; also what an assignment calls. The new parameter has the role of the old one."""
+        super().register_parameter(name, param)
+        if param is not None and name in self.parameter_roles:
+            set_role(param, self.parameter_roles[name])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Overridden so that FSDP2 comes this way: into layers with nn.Module's own it writes parameters past it.
+        super().__setattr__(name, value)
 
     def _mark_parameters(self) -> None:
-        set_role(self.weight, SHARED_WEIGHT)
-        set_role(self.calibration, CALIBRATION)
+        for name, role in self.parameter_roles.items():
+            set_role(getattr(self, name), role)
 
     # Copying, moving between devices and loading can each make new Parameter objects, without the marks.
     def __setstate__(self, state: dict[str, Any]) -> None:
