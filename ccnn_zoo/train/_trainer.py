@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ccnn_zoo._files import remove_leftovers
-from ccnn_zoo._locks import held
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.checkpoint import TrainingRecord
-from ccnn_zoo.errors import CCNNError, ConfigurationError
 
-from ._accelerator import make_accelerator, steps_per_epoch
+from ._accelerator import alone, make_accelerator, steps_per_epoch
 from ._batches import ShuffledOrder, step_seed
 from ._curves import plot_curves
 from ._environment import package_versions, write_environment
@@ -37,7 +35,6 @@ from ._tensorboard import TensorBoard
 
 BEST, HISTORY, CURVES = "best.safetensors", "history.csv", "curves.png"
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
-LOCK = "training.lock"
 
 
 @dataclass(frozen=True)
@@ -106,23 +103,8 @@ class Trainer:
 
     def run(self, resume: bool, progress: bool) -> TrainingResult:
         """Train to the end, from the newest state if asked."""
-        with self._alone():
+        with alone(self.output, self.accelerator):
             return self._run(resume, progress)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other trainings out of the folder; of several processes the first holds it for all."""
-        refusal: CCNNError | None = None
-        with ExitStack() as stack:
-            if self.accelerator.is_main_process:
-                try:
-                    stack.enter_context(held(self.output / LOCK, f"the training folder {self.output}"))
-                except CCNNError as error:
-                    refusal = error
-            refused = broadcast(torch.tensor(int(refusal is not None), device=self.accelerator.device))
-            if refused:  # said to all, or the others would wait for the first one
-                raise refusal or ConfigurationError(f"{self.output} is refused; the first process says why")
-            yield
 
     def _run(self, resume: bool, progress: bool) -> TrainingResult:
         main = self.accelerator.is_main_process
