@@ -50,7 +50,7 @@ def held(path: Path, what: str) -> Iterator[bool]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise RepositoryError(
-                f"cannot write {path}: {error.strerror or error}. Choose a folder that you may write to."
+                f"cannot write {what}: {error.strerror or error}. Choose a folder that you may write to."
             ) from error
         yield False
         return
