@@ -24,6 +24,7 @@ def test_every_value_survives_yaml(tmp_path):
         branches=8,
         branches_at_once=2,
         merge="concat",
+        objective=0.3,
         model_kwargs={"drop_rate": 0.1},
         start_from="runs/first",
         skip_bad_annotations=True,
