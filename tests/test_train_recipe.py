@@ -25,6 +25,8 @@ def test_every_value_survives_yaml(tmp_path):
         branches_at_once=2,
         merge="concat",
         objective=0.3,
+        teacher="runs/teacher",
+        teacher_share=0.5,
         model_kwargs={"drop_rate": 0.1},
         start_from="runs/first",
         skip_bad_annotations=True,
