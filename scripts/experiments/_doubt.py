@@ -98,7 +98,7 @@ def _mutual_information(branches: Tensor) -> Tensor:
 
     found = MutualInformation(reduction="none")
     found.update(branches.exp().transpose(0, 1))
-    return found.compute()
+    return found.compute().reshape(-1)
 
 
 def _with(test: Outputs, elsewhere: Mapping[str, Outputs]) -> dict[str, Outputs]:
