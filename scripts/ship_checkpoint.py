@@ -1,6 +1,6 @@
 """Put a trained network into the package, with its card: scripts/ship_checkpoint.py RUN NAME.TAG --note TEXT.
 
-    ccnn train --recipe mnist_cpu --data mnist:../shared/data --output runs/mnist
+    ccnn train --recipe mnist_cpu --data mnist:data --output runs/mnist
     python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist
 
 The test error on the card is measured anew from the file that ships; the run's own must be the same.
