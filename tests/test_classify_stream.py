@@ -180,7 +180,8 @@ def test_a_killed_run_leaves_no_result_and_goes_on(network, tmp_path):
     command = [CCNN, "classify", pictures, "--model", network, "--device", "cpu", "-o", output, "--batch-size", "4"]
     child = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL)
     until(lambda: part.exists() and part.stat().st_size > 20_000, child)
-    assert "another process is writing" in str(classify(pictures, network, output, "--resume", "--top-k", 5))
+    child.send_signal(signal.SIGSTOP)  # it is there, however long the next line takes
+    assert f"process {child.pid} on " in str(classify(pictures, network, output, "--resume", "--top-k", 5))
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not output.exists()
