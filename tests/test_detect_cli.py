@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detector_network import LABELS, RECORD, save_picture, seeded_detector
+from forks import python
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -195,6 +196,6 @@ def test_the_card_says_object_detection_and_its_snippets_run(repository):
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(snippets) == 3
     for snippet in snippets:
-        run = subprocess.run([sys.executable, "-c", snippet], cwd=repository, capture_output=True, text=True)
+        run = python(snippet, folder=repository)
         assert run.returncode == 0, run.stderr
     assert "12.5" in card

@@ -18,6 +18,7 @@ import pytest
 import safetensors
 import timm
 import torch
+from forks import python
 from hub_network import FILES, LABELS, RECORD, SIZE, content_of, published_folder, trained_network, training_folder
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -134,7 +135,7 @@ def test_the_snippets_of_the_card_run_as_printed(repository):
     assert len(snippets) == 3
     answers = []
     for snippet in snippets:
-        run = subprocess.run([sys.executable, "-c", snippet], cwd=repository, capture_output=True, text=True)
+        run = python(snippet, folder=repository)
         assert run.returncode == 0, run.stderr
         answers.append(run.stdout)
     assert len(set(answers)) == 1
