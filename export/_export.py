@@ -44,8 +44,8 @@ def to_onnx(
     those that the network runs, nothing is copied (Tile, Expand), no R is left, and no batch normalisation that
     alone reads a convolution (pre-activation networks have others, which stay); its logits on onnxruntime's CPU
     provider are those of ``model`` before folding, in eval mode, at batch sizes 1, 3 and 32 and on all ``images``,
-    within the tolerance of the precision: see ``ccnn_zoo.export._compare``, where each is justified. In fp32 the same class
-    comes first on all images; of fp16 and int8 the report says on how many.
+    within the tolerance of the precision: see ``ccnn_zoo.export._compare``, where each is justified. In fp32 the same
+    class comes first on all images; of fp16 and int8 the report says on how many.
 
     Args:
         model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.
