@@ -50,8 +50,8 @@ def repository(published, tmp_path) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
-        {"branches": 8, "merge": "max"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"branches": 8, "merge": "max"}, marks=pytest.mark.slow),
         {"branches": 2, "merge": "concat"},
         {"branches": 2, "folded": True},
     ],

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detector_network import LABELS, RECORD, save_picture, seeded_detector
-
-from ccnn_zoo import hub
+from detector_network import LABELS, RECORD, published_detector, save_picture
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
+def published() -> Path:
     """A local repository, not to be changed."""
-    folder = tmp_path_factory.mktemp("hub") / "cells"
-    detector = seeded_detector(backbone="ccnn_alexnet", anchor_sizes=(16, 32, 64))
-    hub.publish(detector, f"local:{folder}", record=RECORD)
-    return folder
+    return published_detector()[1]
 
 
 @pytest.fixture(scope="module")
