@@ -22,6 +22,7 @@ from torch import nn
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
 from ccnn_zoo._sealed import read_sealed, write_sealed
+from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.models._calibrated import CalibratedClassifier
@@ -57,8 +58,10 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: Trai
         record: how it was trained.
 
     Raises:
+        ConfigurationError: ``model`` is a wrapper of a network. torch.compile is looked through.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
+    model = unwrapped(model)
     try:
         texts = {"config": config_json(model), "record": json.dumps(asdict(record))}
     except OSError as error:  # timm writes the configuration to a file of its own

@@ -20,9 +20,11 @@ from ccnn_zoo._conversions import branch_linear as branch_linear
 from ccnn_zoo._ends import check_last_layer, find_classifier, find_convs
 from ccnn_zoo._known_blocks import keep_branches_apart
 from ccnn_zoo._selfcheck import check_branches_apart, check_same_function, make_probe, private_randomness
+from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.layers import CalibratedConv2d, check_branches, check_merge, check_mixing
 
 
+@usual_settings()
 def calibrate(
     model: nn.Module,
     branches: int,
@@ -70,11 +72,13 @@ def calibrate(
         A new network of the same class.
 
     Raises:
-        ConfigurationError: ``branches``, ``merge``, ``mixing`` or ``diversity`` is out of range.
+        ConfigurationError: ``branches``, ``merge``, ``mixing`` or ``diversity`` is out of range; or ``model`` is a
+            wrapper of a network. torch.compile is looked through.
         CalibrationError: a module of the network has no calibrated form, or fails the check; names it and why.
     """
     for check, value in ((check_branches, branches), (check_merge, merge), (check_mixing, mixing)):
         check(value)
+    model = unwrapped(model)
     find_convs(model)  # refuses before copying, which some of the refused networks cannot be
     readers = None
     # Without data there is nothing to compute; with one branch, nothing to keep apart.
@@ -164,6 +168,7 @@ def _check(
     return readers
 
 
+@usual_settings()
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of a calibrated network: no ``CalibratedConv2d``, no R, the same outputs to the bit.
 
@@ -175,8 +180,11 @@ def fold(model: nn.Module) -> nn.Module:
 
     Returns:
         A new network whose state dict holds the effective kernels (K * out_channels, in_channels / groups, kh, kw).
+
+    Raises:
+        ConfigurationError: ``model`` is a wrapper of a network. torch.compile is looked through.
     """
-    model = deepcopy(model)
+    model = deepcopy(unwrapped(model))
     if isinstance(model, CalibratedConv2d):
         return model.fuse()
     fold_(model)

@@ -8,6 +8,7 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from ccnn_zoo._branches import BranchConv2d
+from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import MetadataError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 from ccnn_zoo.metadata import ModelMetadata, in_order
@@ -26,6 +27,7 @@ def metadata_of(model: nn.Module, labels: Sequence[str] | None = None) -> ModelM
     Raises:
         MetadataError: something is missing or contradicts something else; names it and the remedy.
     """
+    model = unwrapped(model)
     config = getattr(model, "pretrained_cfg", None)
     if not config or not config.get("architecture"):
         raise MetadataError(
