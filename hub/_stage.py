@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ccnn_zoo._wrapped import unwrapped as unwrapped
 from ccnn_zoo._wrapped import usual_settings
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
-from ccnn_zoo.convert import fold
+from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import ExportReport, ImageBatches, metadata_of, to_folder
 
@@ -163,7 +163,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     return {
-        "architecture": model.pretrained_cfg["architecture"],
+        "architecture": timm_name(model),
         "branches": getattr(model, "branches", 1),
         "merge": getattr(model, "merge", "mean"),
         "parameters": {"shared": count(model), "folded": count(fold(model))},
