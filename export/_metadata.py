@@ -88,8 +88,8 @@ def _numbered(model: nn.Module, classes: int, stale: int) -> list[str]:
     replaced = f" (its {stale} label_names are those of an earlier classifier)" if stale else ""
     # From one place: Python then says the same thing once.
     warnings.warn(
-        f"the names of the {classes} classes of {timm_name(model)} are unknown{replaced}, so they are called class 0 to "
-        f'class {classes - 1}. Pass labels=[...], one per logit, or set model.pretrained_cfg["label_names"].',
+        f"the names of the {classes} classes of {timm_name(model)} are unknown{replaced}, so they are called class 0 "
+        f'to class {classes - 1}. Pass labels=[...], one per logit, or set model.pretrained_cfg["label_names"].',
         stacklevel=2,
     )
     return [f"class {number}" for number in range(classes)]
