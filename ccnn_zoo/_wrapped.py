@@ -36,16 +36,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         ConfigurationError: ``model`` is another wrapper, or no module; names the remedy.
     """
-    model = vars(model).get("_modules", {}).get(_COMPILED, model) if hasattr(model, "__dict__") else model
+    _refuse_wrapper(model)
+    model = model._modules.get(_COMPILED, model)
+    _refuse_wrapper(model)
+    return _uncompiled(model, {})
+
+
+def _refuse_wrapper(model: object) -> None:
     for base in type(model).__mro__:
         if base.__name__ in _REMEDIES:
             raise ConfigurationError(f"{type(model).__name__} wraps the network: {_REMEDIES[base.__name__]}")
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"expected a network, a torch.nn.Module, got {type(model).__name__}")
-    return _uncompiled(model, {})
 
 
 def _uncompiled(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):  # which nothing can be compiled in
+        return module
     if module not in seen:
         bare = module._modules.get(_COMPILED, module)
         children = {name: child and _uncompiled(child, seen) for name, child in bare._modules.items()}
