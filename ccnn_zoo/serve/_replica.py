@@ -13,8 +13,8 @@ from ray import serve
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import CCNNError
+from ccnn_zoo.pictures import FORMATS, identified
 from ccnn_zoo.runtime import Classification
-from ccnn_zoo.runtime._images import FORMATS, identified
 
 from ._options import ServeOptions
 

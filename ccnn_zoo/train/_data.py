@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.pictures import LeftOut
 
 from . import _sources
 from ._hfds import ReaderImages, hfds
@@ -30,6 +33,7 @@ class Data:
         std: per channel, on pixel values in [0, 1].
         crop_pct: share of the resized image that the central crop keeps, in (0, 1].
         interpolation: filter by which images of another size are resized.
+        left_out: what the search for pictures passed by.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Data:
     std: tuple[float, ...]
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the preprocessing in the names of timm's ``pretrained_cfg``."""
@@ -114,9 +119,17 @@ def load_data(name: str, image_size: int | None = None) -> Data:
         known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER), "hfds/NAME", "wds/FOLDER"])
         boxes = "; ccnn_zoo.detection.train_detector takes voc:FOLDER and coco:FOLDER"
         raise ConfigurationError(f"data must be one of {known}, got {name!r}{boxes}")
+    _tell(data)
     if image_size is None:
         return data
     return replace(data, input_size=(data.input_size[0], image_size, image_size))
+
+
+def _tell(data: Data) -> None:
+    """Say what was left out, in one of the processes."""
+    told = [str(data.left_out), *data.left_out.problems]
+    if any(told) and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        warnings.warn(f"{data.name}: left out {'; '.join(filter(None, told))}", stacklevel=3)
 
 
 _FROM_A_FOLDER: dict[str, Callable[[str], dict[str, Any]]] = {
