@@ -52,7 +52,7 @@ def test_samples_are_those_that_timms_reader_streams(tmp_path, target):
         found = [(np.asarray(image).tobytes(), label) for image, label in (images[i] for i in range(len(images)))]
         assert found == expected
     assert data.labels == ("0", "1", "2")
-    (root / "classes.txt").write_text("cat\ndog\nowl\n")
+    (root / "classes.txt").write_text("cat\ndog\nowl\n", encoding="utf-8-sig")  # as Windows saves it
     assert load_data(f"wds/{root}", 32).labels == ("cat", "dog", "owl")
 
 
@@ -90,7 +90,10 @@ def test_what_is_no_shard_is_refused_by_name(tmp_path):
         load_data(f"wds/{root}")
     add(root / "set-train-00.tar", "x.jpg", b"no picture")
     broken = load_data(f"wds/{root}").train
-    with pytest.raises(ImageError, match=r"set-train-00\.tar: the picture at byte \d+ is not an image of a known format"):
+    told = r"set-train-00\.tar: the picture at byte \d+ is not an image of a known format"
+    with pytest.raises(ImageError, match=told):
+        ImageError, match=r"set-train-00\.tar: the picture at byte \d+ is not an image of a known format"
+    ):
         broken[len(broken) - 1]
     add(root / "set-train-00.tar", "y.jpg", b"")
     with pytest.raises(ConfigurationError, match=r"the sample /y has no class, neither in \.cls nor"):

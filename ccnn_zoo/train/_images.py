@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ccnn_zoo.errors import ImageError
 from ccnn_zoo.pictures import LeftOut, look, read
 
-TEST_SPLITS = ("test", "validation", "val")
+TEST_SPLITS = ("test", "validation", "valid", "val")
 """What libraries of data sets call the test part, the first that is there."""
 
 

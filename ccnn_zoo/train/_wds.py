@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ccnn_zoo._files import read_text
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import SUFFIXES, LeftOut, look, read
 
@@ -94,7 +95,7 @@ def wds(name: str) -> dict[str, Any]:
     if info is None:
         raise ConfigurationError(f"{root.absolute()} has no _info.json. {_EXPECTED}")
     try:
-        splits = json.loads(info.read_text())["splits"]
+        splits = json.loads(info.read_bytes())["splits"]
         test = next(split for split in TEST_SPLITS if split in splits)
         left_out = LeftOut()
         parts = [_read_split(root, splits[split], left_out) for split in ("train", test)]
@@ -158,7 +159,7 @@ def _read(path: Path, place: _Place) -> bytes:
 def _labels(path: Path, classes: int) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(map(str, range(classes)))
-    names = tuple(path.read_text(encoding="utf-8").splitlines())
+    names = tuple(read_text(path).splitlines())
     if len(names) < classes:
         raise ConfigurationError(f"{path} names {len(names)} classes, the samples have {classes}; add the others")
     return names
