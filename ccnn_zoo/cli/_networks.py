@@ -26,6 +26,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last saved state in the output folder, if there is one.")
     ] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures and boxes that cannot be used, and say which.")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
     values: Annotated[
         list[str] | None, typer.Option("--set", help="Any other value of the recipe, as NAME=VALUE (YAML).")
@@ -50,9 +53,13 @@ def train(
         changes.setdefault("iterations", None)
     if "iterations" in changes and changes["iterations"] is not None:
         changes.setdefault("epochs", None)
-    resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
+    whole = {**Recipe.load(recipe).to_dict(), **changes}
+    boxes = str(whole["data"]).partition(":")[0] in ("voc", "coco")
+    if skip_unreadable:
+        whole["skip_bad_annotations" if boxes else "skip_unreadable"] = True
+    resolved = Recipe.from_mapping(whole, source=f"recipe {recipe} as changed")
     run, quality = run_classifier, "error"
-    if resolved.data.partition(":")[0] in ("voc", "coco"):
+    if boxes:
         from ccnn_zoo.detection import train_detector as run
 
         quality = "map"
