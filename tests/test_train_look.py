@@ -52,9 +52,8 @@ def spoil(root: Path) -> dict[str, str]:
 def test_all_unreadable_pictures_are_named_before_anything_is_trained(tmp_path):
     root = image_folder(tmp_path / "data")
     spoiled = spoil(root)
-    with pytest.raises(
-        ImageError, match=r"^4 pictures .*skip_unreadable=true \(ccnn train --skip-unreadable\)"
-    ) as caught:
+    told = r"^4 pictures .*skip_unreadable=true \(ccnn train --skip-unreadable\)"
+    with pytest.raises(ImageError, match=told) as caught:
         train(recipe(root), tmp_path / "run", progress=False)
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == len(spoiled)

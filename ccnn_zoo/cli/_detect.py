@@ -52,7 +52,7 @@ def detect(
     failed, pictures = 0, Pictures(images)
     with _results(output) as file:
         names = _Names(images, output)
-        for found in detector.detect(iter(pictures), score, workers=workers):
+        for found in detector.detect_stream(iter(pictures), score, workers=workers):
             record = asdict(found)
             if found.error is None and output is not None:
                 record["picture"] = names.of(found.source)
