@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,19 +34,27 @@ def picture(path: Path, colour: str = "red") -> Path:
     return path
 
 
-def deep_folder(root: Path) -> Path:
-    """Make nested folders, a picture in the last; return its path."""
-    before = os.open(".", os.O_RDONLY)
-    try:
-        os.chdir(root)
-        for _ in range(DEPTH):
-            os.mkdir("d")
-            os.chdir("d")
-        picture(Path("x.png"))
-    finally:
-        os.fchdir(before)
-        os.close(before)
-    return root.joinpath(*["d"] * DEPTH, "x.png")
+@pytest.fixture
+def deep_folder() -> Iterator[Callable[[Path], Path]]:
+    """Make nested folders below one, a picture in the last, and return its path; they are gone at the end."""
+    made = []
+
+    def make(root: Path) -> Path:
+        made.append(root / "d")
+        before = os.open(".", os.O_RDONLY)
+        try:
+            os.chdir(root)
+            for _ in range(DEPTH):
+                os.mkdir("d")
+                os.chdir("d")
+            picture(Path("x.png"))
+        finally:
+            os.fchdir(before)
+            os.close(before)
+        return root.joinpath(*["d"] * DEPTH, "x.png")
+
+    yield make
+    subprocess.run(["rm", "-rf", *map(str, made)], check=True)  # Python's and pytest's own removal is recursive
 
 
 def without_power(command: list[str]) -> list[str]:
@@ -116,7 +125,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert left_out.others == {"": 1}  # "self", which leads to itself
 
 
-def test_folders_may_be_nested_more_deeply_than_calls(tmp_path, network):
+def test_folders_may_be_nested_more_deeply_than_calls(tmp_path, network, deep_folder):
     deepest = deep_folder(tmp_path)
     assert list(pictures.pictures_in(tmp_path, pictures.LeftOut())) == [str(deepest)]
     assert classified(network, tmp_path) == (0, [str(deepest)], [])
@@ -191,7 +200,7 @@ def test_training_ignores_what_begins_with_a_dot_and_says_so(tmp_path):
     assert (data.labels, len(data.train)) == (("cat",), 1)
 
 
-def test_training_reads_folders_that_are_deep_linked_or_barred(tmp_path):
+def test_training_reads_folders_that_are_deep_or_linked(tmp_path, deep_folder):
     for part in ("train", "test"):
         picture(tmp_path / part / "cat" / "0.png")
         (tmp_path / part / "cat" / "loop").symlink_to(tmp_path / part / "cat")

@@ -47,6 +47,13 @@ Phones write MPO, several JPEG pictures in one file, of which the first is read.
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """The suffixes of all formats, in lower case."""
 
+
+def format_table() -> list[str]:
+    """Return the formats as a table for the documents."""
+    rows = [(name, " ".join(f"`{suffix}`" for suffix in suffixes)) for name, suffixes in FORMATS.items()]
+    return [f"| {' | '.join(row)} |" for row in (("format", "suffixes in folders"), ("---", "---"), *rows)]
+
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
