@@ -70,7 +70,7 @@ def classify(
         failed = _print(classifier, pictures, top_k, workers, as_json)
     else:
         failed = _write(classifier, pictures, top_k, workers, output, resume)
-    if pictures.tell() or failed:
+    if failed:
         raise typer.Exit(1)
 
 
@@ -84,11 +84,11 @@ def _print(classifier: Classifier, pictures: Pictures, top_k: int, workers: int,
                 typer.echo(json.dumps(asdict(result)))
             elif result.error is None:
                 typer.echo(printable(_line(result)))
-    return failed
+    return failed + pictures.tell()
 
 
 def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, output: Path, resume: bool) -> int:
-    """Write the results of all pictures and return how many could not be read."""
+    """Write the results of all pictures; return how many, and how many folders, gave nothing."""
     from ccnn_zoo._files import replacing
 
     from ._formats import write
@@ -109,9 +109,10 @@ def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int,
         with replacing(output) as path:
             write(journal.records(), path, classes)
         failed = sum(record["error"] is not None for record in journal.records())
+        nothing = pictures.tell()
         typer.echo(f"{output}: {len(journal)} pictures, {failed} of which could not be read", err=True)
         journal.remove()
-    return failed
+    return failed + nothing
 
 
 def _fill(journal: Journal, classifier: Classifier, pictures: Pictures, top_k: int, workers: int) -> None:
