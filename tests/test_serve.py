@@ -115,12 +115,14 @@ def test_answers_are_the_networks_however_the_picture_comes(service):
     check(answer, red, 6)
     body, kind = form(encoded(red))
     assert service.ask("POST", "/classify?top_k=6", body, Content_Type=kind) == (200, answer)
+    counted = service.metric("ccnn_batch_size_sum")
     with ThreadPoolExecutor(12) as pool:  # pictures of several colours and top_k share batches
         requests = [(colour, 1 + number % 5) for number in range(6) for colour in COLOURS.values()]
         answers = pool.map(lambda r: service.ask("POST", f"/classify?top_k={r[1]}", encoded(r[0])), requests)
         for (colour, top_k), (status, answer) in zip(requests, answers, strict=True):
             assert status == 200
             check(answer, colour, top_k)
+    assert service.metric("ccnn_batch_size_sum") - counted == len(requests)  # each batch once
     sizes = service.metric("ccnn_batch_size_sum") / service.metric("ccnn_batch_size_count")
     assert 1 < sizes <= 4
     assert service.ask("GET", "/healthz") == (200, {"status": "ok", "replicas": 2})
