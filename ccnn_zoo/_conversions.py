@@ -169,3 +169,24 @@ def _adopt(
         if plain.bias is not None:
             merged.bias = nn.Parameter(plain.bias.detach().repeat(branches), plain.bias.requires_grad)
     return merged.train(plain.training)
+
+
+def new_classifier(plain: nn.Linear | nn.Conv2d, branches: int, merge: str) -> BranchLinear | BranchConv2d:
+    """Return an untrained classifier of ``branches`` branches of the size of ``plain``, which reads one branch."""
+    how = {"bias": plain.bias is not None, "branches": branches, "merge": merge}
+    how |= {"device": plain.weight.device, "dtype": plain.weight.dtype}
+    if isinstance(plain, nn.Linear):
+        return BranchLinear(plain.in_features, plain.out_features, **how).train(plain.training)
+    return BranchConv2d(plain.in_channels, plain.out_channels, plain.kernel_size, **how).train(plain.training)
+
+
+def plain_classifier(merged: BranchLinear | BranchConv2d) -> nn.Linear | nn.Conv2d:
+    """Return the plain layer that ``merged``, of one branch, is."""
+    bias = merged.bias is not None
+    if isinstance(merged, BranchLinear):
+        plain = nn.Linear(merged.in_features, merged.out_features, bias, device="meta")
+    else:
+        shape = (merged.in_channels, merged.out_channels, merged.kernel_size, merged.stride, merged.padding)
+        plain = nn.Conv2d(*shape, bias=bias, device="meta")
+    plain.weight, plain.bias = merged.weight, merged.bias
+    return plain.train(merged.training)

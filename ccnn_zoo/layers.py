@@ -16,7 +16,7 @@ from ccnn_zoo._branches import FEATURE_MERGES as FEATURE_MERGES
 from ccnn_zoo._branches import MERGES as MERGES
 from ccnn_zoo._branches import BranchConv2d as BranchConv2d
 from ccnn_zoo._branches import BranchLinear as BranchLinear
-from ccnn_zoo._branches import check_branches, check_mixing
+from ccnn_zoo._branches import check_branches, check_diversity, check_mixing
 from ccnn_zoo._branches import check_merge as check_merge
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
@@ -58,6 +58,8 @@ class CalibratedConv2d(nn.Conv2d):
         ConfigurationError: ``branches`` is below 1, ``mixing`` is unknown, or ``shared_input`` or dense mixing meets
             ``groups`` above 1 (their groups would not come out branch-major).
     """
+
+    parameter_roles = {"weight": SHARED_WEIGHT, "calibration": CALIBRATION}  # noqa: RUF012, never changed
 
     def __init__(
         self,
@@ -104,7 +106,6 @@ class CalibratedConv2d(nn.Conv2d):
         self.total_groups = groups if shared_input or reads_all else branches * groups
         self.calibration = nn.Parameter(torch.empty(branches, *self.kernel_size, device=device, dtype=dtype))
         self.reset_calibration()
-        self._mark_parameters()
 
     @torch.no_grad()
     def reset_calibration(self, diversity: float = 1.0) -> None:
@@ -117,8 +118,7 @@ class CalibratedConv2d(nn.Conv2d):
         Raises:
             ConfigurationError: ``diversity`` is outside [0, 1].
         """
-        if not 0 <= diversity <= 1:
-            raise ConfigurationError(f"diversity must be between 0 and 1, got {diversity!r}")
+        check_diversity(diversity)
         if diversity == 0:
             self.calibration.fill_(1 / self.branches)
             return
@@ -129,11 +129,20 @@ class CalibratedConv2d(nn.Conv2d):
     def adopt_parameters(self, weight: nn.Parameter, calibration: nn.Parameter, bias: nn.Parameter | None) -> None:
         """Make these the layer's own parameters, shapes as in the class docstring, without a copy."""
         self.weight, self.calibration, self.bias = weight, calibration, bias
-        self._mark_parameters()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in ``nn.Module``; also what an assignment calls. The new parameter has the role of the old one."""
+        super().register_parameter(name, param)
+        if param is not None and name in self.parameter_roles:
+            set_role(param, self.parameter_roles[name])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Overridden so that FSDP2 comes this way: into layers with nn.Module's own it writes parameters past it.
+        super().__setattr__(name, value)
 
     def _mark_parameters(self) -> None:
-        set_role(self.weight, SHARED_WEIGHT)
-        set_role(self.calibration, CALIBRATION)
+        for name, role in self.parameter_roles.items():
+            set_role(getattr(self, name), role)
 
     # Copying, moving between devices and loading can each make new Parameter objects, without the marks.
     def __setstate__(self, state: dict[str, Any]) -> None:
