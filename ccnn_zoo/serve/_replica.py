@@ -8,6 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class Replica:
     """
 
     def __init__(self, options: ServeOptions) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ccnn-classify")
         self._max_pixels = options.max_pixels
         # For what a header does not tell, as of a large PNG in a small icon. The process is the replica's alone.
         Image.MAX_IMAGE_PIXELS = options.max_pixels
@@ -85,8 +87,11 @@ class Replica:
 
     @serve.batch
     async def together(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
-        """Classify pictures that came at the same time, in a thread: the next ones are received meanwhile."""
-        return await asyncio.to_thread(self._replies, pictures, top_k)
+        """Classify pictures that came at the same time, in a thread: the next ones are received meanwhile.
+
+        Always in the same one: the C library keeps freed memory for the thread that had it.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._replies, pictures, top_k)
 
     def _replies(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
         seen = [self._looked_at(picture) for picture in pictures]
