@@ -20,6 +20,8 @@ FEATURE_MERGES = ("mean", "max", "concat")
 MERGES = (*FEATURE_MERGES, "probability")
 """How branches meet before or, with ``"probability"``, behind the classifier."""
 MIXINGS = ("grouped", "dense")
+INPUT_SCALES = ("none", "signs", "learned")
+SCALED_LAYERS = ("first", "all")
 
 
 def check_branches(branches: int) -> int:
@@ -66,6 +68,19 @@ def check_diversity(diversity: float) -> float:
     if isinstance(diversity, bool) or not isinstance(diversity, Real) or not 0 <= diversity <= 1:
         raise ConfigurationError(f"diversity must be between 0 and 1, got {diversity!r}")
     return diversity
+
+
+def check_input_scale(input_scale: str, layers: str = "all") -> str:
+    """Return ``input_scale``, the factors that a branch's input channels have, in the ``layers`` that have them.
+
+    Raises:
+        ConfigurationError: it is not one of :data:`INPUT_SCALES`, or ``layers`` not one of :data:`SCALED_LAYERS`.
+    """
+    if input_scale not in INPUT_SCALES:
+        raise ConfigurationError(f"input_scale must be one of {', '.join(INPUT_SCALES)}, got {input_scale!r}")
+    if layers not in SCALED_LAYERS:
+        raise ConfigurationError(f"scaled_layers must be one of {', '.join(SCALED_LAYERS)}, got {layers!r}")
+    return input_scale
 
 
 def concat_branches(tensors: Sequence[Tensor], branches: int) -> Tensor:

@@ -129,7 +129,7 @@ def calibrate_(model: nn.Module, options: ConversionOptions, image_readers: Coll
             weights[key] = conv.weight
             if how == "dense":
                 weights[key] = dense_weight(conv.weight, branches, same_function=options.rescale, normalised=normalised)
-        how_it_reads = {"shared_input": name in readers, "mixing": how, "diversity": options.diversity}
+        how_it_reads = {"shared_input": name in readers, "mixing": how, "options": options}
         replaced[conv] = calibrated_conv(name, conv, weights[key], branches, **how_it_reads)
     if options.rescale or not normalised:
         for (_, how), weight in weights.items():
@@ -165,16 +165,18 @@ def check(
         return None
     if any(tensor.is_meta for tensor in model.parameters()):  # nothing to compute
         return find_readers(model, input_size)
+    scale = "none" if options.input_scale == "none" else "learned"  # which begins at 1
+    start = replace(options, rescale=True, input_scale=scale)
     with private_randomness():
         probe = make_probe(model, find_convs(model), input_size)
         readers = probe.image_readers or None
         # First, for it names the module. The layout is that of all options, but only grouped branches are networks.
         apart = deepcopy(probe.network)
-        calibrate_(apart, replace(options, mixing="grouped", diversity=1.0, rescale=True), readers)
+        calibrate_(apart, replace(start, mixing="grouped", diversity=1.0), readers)
         check_branches_apart(probe, apart, options.branches)
         del apart
         equal = deepcopy(probe.network)
-        calibrate_(equal, replace(options, diversity=0.0, rescale=True), readers)
+        calibrate_(equal, replace(start, diversity=0.0), readers)
         check_same_function(probe, equal, options.branches, normalised=options.merge == "probability")
     return readers
 
