@@ -9,6 +9,7 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from ccnn_zoo._arguments import check_ranges
 from ccnn_zoo.convert import calibrate_, fold_
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
@@ -48,6 +49,8 @@ class CalibratedClassifier:
         rescale: bool = False,
         **kwargs: Any,
     ) -> None:
+        # timm hands the arguments of a repository's config.json ("hf-hub:") to the network as they are.
+        check_ranges({"branches": branches, **kwargs})
         super().__init__(*args, **kwargs)
         self.branches = branches
         self.merge = merge
