@@ -4,7 +4,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo detect-demo install test test-all lint lint-imports timm-suite timm-suite-all constraints clean
+.PHONY: help demo detect-demo install test test-outside test-all lint lint-imports timm-suite timm-suite-all constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
@@ -27,12 +27,16 @@ demo: install
 
 # Pictures with boxes are the user's own: none come with the project.
 detect-demo: install
-	@test -n "$(VOC)" || { echo "name a VOC folder: make detect-demo VOC=../shared/data/bccd"; exit 1; }
+	@test -n "$(VOC)" || { echo "name a VOC folder: make detect-demo VOC=data/bccd"; exit 1; }
 	$(BIN)/ccnn detect-demo --data "voc:$(VOC)"
 
 # One thread a worker: two workers with two threads each get into each other's way.
 test: lint lint-imports timm-suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+# What needs real pictures (CCNN_TEST_DATA) or other programs (OLAH_CLI, TRANSFORMERS_JS): CONTRIBUTING.md.
+test-outside: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "(data or judge) and not slow"
 
 test-all: lint lint-imports timm-suite-all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

@@ -5,6 +5,7 @@ Features are branch-major: channel ``k * C + c`` is channel c of branch k.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from ccnn_zoo.errors import ConfigurationError
 
-MERGES = ("mean", "max", "concat")
+FEATURE_MERGES = ("mean", "max", "concat")
+"""How features of branches meet."""
+MERGES = (*FEATURE_MERGES, "probability")
+"""How branches meet before or, with ``"probability"``, behind the classifier."""
 MIXINGS = ("grouped", "dense")
 
 
@@ -30,14 +34,14 @@ def check_branches(branches: int) -> int:
     return branches
 
 
-def check_merge(merge: str) -> str:
-    """Return ``merge``, the way in which branches meet before the classifier.
+def check_merge(merge: str, allowed: Sequence[str] = MERGES) -> str:
+    """Return ``merge``, the way in which branches meet.
 
     Raises:
-        ConfigurationError: it is not one of :data:`MERGES`.
+        ConfigurationError: it is not one of those that are ``allowed``.
     """
-    if merge not in MERGES:
-        raise ConfigurationError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
+    if merge not in allowed:
+        raise ConfigurationError(f"merge must be one of {', '.join(allowed)}, got {merge!r}")
     return merge
 
 
@@ -78,21 +82,38 @@ def merge_features(features: Tensor, branches: int, merge: str, dim: int) -> Ten
     return stacked.mean(0) if merge == "mean" else stacked.amax(0)
 
 
+def log_mean_probability(logits: Tensor) -> Tensor:
+    """Return the logarithm of the mean of the branches' probabilities: softmax of it gives that mean again.
+
+    Args:
+        logits: of every branch alone, (K, N, ..., classes).
+
+    Returns:
+        Tensor (N, ..., classes), natural logarithms.
+    """
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
 class BranchLinear(nn.Linear):
     """Linear classifier in which the branches meet.
 
-    With ``merge="mean"`` its logits are the mean of the K logits that each branch alone would give.
+    With ``merge="mean"`` its logits are the mean of the K logits that each branch alone would give. With
+    ``merge="probability"`` every branch has a classifier of its own, and the logits are the logarithm of the mean of
+    the branches' probabilities, so that softmax and cross-entropy of them are the ensemble's. One branch alone is a
+    plain linear layer with each of them.
 
     Args:
         in_features: features of one branch.
         out_features: classes.
         branches: number K of branches.
-        merge: ``"mean"`` or ``"max"`` over the branches (``weight`` is that of the plain network), or
-            ``"concat"`` (``weight`` reads all K * in_features).
+        merge: ``"mean"`` or ``"max"`` over the branches (``weight`` is that of the plain network), ``"concat"``
+            (``weight`` reads all K * in_features), or ``"probability"``.
 
     Shape:
         - Input: (N, ..., K * in_features), branch-major
         - Output: (N, ..., out_features)
+        - ``weight``: (out_features, in_features); (out_features, K * in_features) with ``"concat"``;
+          (K * out_features, in_features), branch-major, with ``"probability"``, where ``bias`` is (K * out_features,)
     """
 
     def __init__(
@@ -108,11 +129,15 @@ class BranchLinear(nn.Linear):
         check_branches(branches)
         check_merge(merge)
         width = in_features * branches if merge == "concat" else in_features
-        super().__init__(width, out_features, bias=bias, device=device, dtype=dtype)
+        rows = out_features * branches if merge == "probability" else out_features
+        super().__init__(width, rows, bias=bias, device=device, dtype=dtype)
+        self.out_features = out_features
         self.branches = branches
         self.merge = merge
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Linear's own name
+        if self.merge == "probability" and self.branches > 1:
+            return log_mean_probability(self.forward_branches(input))
         # Not super().forward: TorchScript knows no super.
         return F.linear(self.merge_branches(input), self.weight, self.bias)
 
@@ -123,9 +148,10 @@ class BranchLinear(nn.Linear):
     def forward_branches(self, features: Tensor) -> Tensor:
         """Return what each branch alone says.
 
-        With ``"mean"`` and ``"max"`` that is what the layer gives for the features of one branch. With ``"concat"``
-        it is K times what one branch adds to the sum of all, bias included. So for ``"mean"`` and ``"concat"`` the
-        mean over the branches is :meth:`forward`; for ``"max"``, where the features are merged by a maximum, no
+        With ``"mean"``, ``"max"`` and ``"probability"`` that is what the layer gives for the features of one branch.
+        With ``"concat"`` it is K times what one branch adds to the sum of all, bias included. So for ``"mean"`` and
+        ``"concat"`` the mean over the branches is :meth:`forward`, for ``"probability"`` it is
+        :func:`log_mean_probability` of them; for ``"max"``, where the features are merged by a maximum, no
         combination of the logits of single branches is.
 
         Args:
@@ -135,10 +161,17 @@ class BranchLinear(nn.Linear):
             Tensor (K, N, ..., out_features).
         """
         parts = features.chunk(self.branches, dim=-1)
-        if self.merge != "concat":
-            return super().forward(torch.stack(parts))
-        weights = (self.branches * self.weight).chunk(self.branches, dim=1)
-        return torch.stack([F.linear(x, weight, self.bias) for x, weight in zip(parts, weights, strict=True)])
+        if self.merge == "mean" or self.merge == "max":  # TorchScript, which knows no `in`, reads this
+            return F.linear(torch.stack(parts), self.weight, self.bias)
+        own = self.merge == "probability"
+        weights = (self.weight if own else self.branches * self.weight).chunk(self.branches, dim=0 if own else 1)
+        logits: list[Tensor] = []
+        for k in range(self.branches):
+            bias = self.bias
+            if bias is not None and own:
+                bias = bias.chunk(self.branches)[k]
+            logits.append(F.linear(parts[k], weights[k], bias))
+        return torch.stack(logits)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, branches={self.branches}, merge={self.merge!r}"
@@ -152,7 +185,8 @@ class BranchConv2d(nn.Conv2d):
         out_channels: classes.
         kernel_size, stride, padding, bias: as in ``nn.Conv2d``.
         branches: number K of branches.
-        merge: as in :class:`BranchLinear`.
+        merge: as in :class:`BranchLinear`, but for ``"probability"``: pooling comes behind this layer, and the mean of
+            the probabilities of single places is not what is wanted.
 
     Shape:
         - Input: (N, K * in_channels, H, W), branch-major
@@ -173,7 +207,7 @@ class BranchConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_branches(branches)
-        check_merge(merge)
+        check_merge(merge, FEATURE_MERGES)
         width = in_channels * branches if merge == "concat" else in_channels
         super().__init__(width, out_channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype)
         self.branches = branches

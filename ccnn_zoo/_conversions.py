@@ -164,4 +164,8 @@ def _adopt(
     if merge == "concat" and branches > 1:
         columns = plain.weight.detach().repeat(1, branches, *(1 for _ in plain.weight.shape[2:])) / branches
         merged.weight = nn.Parameter(columns, plain.weight.requires_grad)
+    if merge == "probability" and branches > 1:
+        merged.weight = nn.Parameter(plain.weight.detach().repeat(branches, 1), plain.weight.requires_grad)
+        if plain.bias is not None:
+            merged.bias = nn.Parameter(plain.bias.detach().repeat(branches), plain.bias.requires_grad)
     return merged.train(plain.training)

@@ -70,6 +70,21 @@ def find_classifier(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
     return None
 
 
+def check_last_layer(model: nn.Module, classifier: nn.Module | None) -> None:
+    """Refuse to give every branch of ``model`` a classifier of its own where that would not be the last layer.
+
+    Raises:
+        CalibrationError: the branches meet in one of several linear layers, or in a convolution.
+    """
+    linears = [name for name, module in model.named_modules() if is_linear(module)]
+    if len(linears) > 1 or isinstance(classifier, nn.Conv2d):
+        found = f"linear layers {', '.join(linears)}" if linears else "a convolution as its classifier"
+        raise CalibrationError(
+            f"merge='probability' needs a network whose one linear layer is its classifier; {type(model).__name__} has "
+            f"{found}. Take merge='mean', 'max' or 'concat'"
+        )
+
+
 def _refuse(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if isinstance(module, CalibratedConv2d | BranchLinear | BranchConv2d):

@@ -141,14 +141,21 @@ def _hold_branch(probe: Probe, calibrated: nn.Module, branch: int, branches: int
             tiled.chunk(branches)[branch].copy_(getattr(norm, statistic))
 
 
-def check_same_function(probe: Probe, calibrated: nn.Module, branches: int) -> None:
+def check_same_function(probe: Probe, calibrated: nn.Module, branches: int, *, normalised: bool = False) -> None:
     """Check that ``calibrated``, with R uniform, computes what the probe does.
+
+    Args:
+        probe, calibrated: to compare.
+        branches: number K of branches.
+        normalised: the logits of ``calibrated`` are log-probabilities.
 
     Raises:
         CalibrationError: it does not.
     """
     merged = any(isinstance(module, BranchLinear | BranchConv2d) for module in calibrated.modules())
     expected = _tensors(probe.network(probe.images))
+    if normalised and merged:
+        expected = [tensor.log_softmax(-1) for tensor in expected]
     if not merged:  # the features of all branches
         expected = [tensor.repeat(1, branches, *(1 for _ in tensor.shape[2:])) for tensor in expected]
     # Nothing to compare within: only the root is watched, for the error.

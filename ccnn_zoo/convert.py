@@ -17,7 +17,7 @@ from ccnn_zoo._conversions import (
     tile_per_channel,
 )
 from ccnn_zoo._conversions import branch_linear as branch_linear
-from ccnn_zoo._ends import find_classifier, find_convs
+from ccnn_zoo._ends import check_last_layer, find_classifier, find_convs
 from ccnn_zoo._known_blocks import keep_branches_apart
 from ccnn_zoo._selfcheck import check_branches_apart, check_same_function, make_probe, private_randomness
 from ccnn_zoo.layers import CalibratedConv2d, check_branches, check_merge, check_mixing
@@ -53,7 +53,9 @@ def calibrate(
         model: network of plain ``nn.Conv2d``, batch and group normalisation, element-wise and pooling layers, which
             ends in linear layers or in a 1x1 convolution that timm's ``get_classifier`` names.
         branches: number K of branches; 1 gives the plain network.
-        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``.
+        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``; or behind it,
+            with a classifier per branch: ``"probability"``, whose logits are the logarithm of the mean of the branches'
+            probabilities (:class:`BranchLinear`), for networks of a single linear layer.
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
             through slices of w of its own. Each of the K slices then starts as the given weight (times K, for the
             scale of R, and over K, since K of them add up). Convolutions with groups stay grouped.
@@ -107,6 +109,8 @@ def calibrate_(
     classifier = find_classifier(model)
     if classifier in convs:
         del convs[classifier]
+    if merge == "probability" and branches > 1:
+        check_last_layer(model, classifier)
     readers = {next(iter(convs.values()))} if image_readers is None else set(image_readers)
     replaced: dict[nn.Module, nn.Module] = {}
     if isinstance(classifier, nn.Linear):
@@ -156,7 +160,7 @@ def _check(
         del apart
         equal = deepcopy(probe.network)
         calibrate_(equal, branches, merge, mixing=mixing, diversity=0.0, rescale=True, image_readers=readers)
-        check_same_function(probe, equal, branches)
+        check_same_function(probe, equal, branches, normalised=merge == "probability")
     return readers
 
 

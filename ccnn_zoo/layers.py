@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccnn_zoo._branches import FEATURE_MERGES as FEATURE_MERGES
 from ccnn_zoo._branches import MERGES as MERGES
 from ccnn_zoo._branches import BranchConv2d as BranchConv2d
 from ccnn_zoo._branches import BranchLinear as BranchLinear

@@ -25,6 +25,7 @@ import PIL
 import timm
 from bench_machine import machine
 from PIL import Image
+from real_data import real_data
 
 import ccnn_zoo  # noqa: F401, joins timm
 from ccnn_zoo import runtime
@@ -35,14 +36,13 @@ from ccnn_zoo.runtime._images import read
 from ccnn_zoo.runtime._preprocess import preprocess
 from ccnn_zoo.runtime._stream import mapped
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 CCNN = Path(sys.executable).with_name("ccnn")
 SEED = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photographs")
+    parser.add_argument("--photos", type=Path, default=real_data() / "imagenet-sample", help="folder of photographs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, nargs="+", default=[200, 2000, 20000], help="numbers of small ones")
     parser.add_argument("--output", type=Path, help="write the tables to this Markdown file")

@@ -26,6 +26,7 @@ import torch
 from bench_machine import gemm_seconds, machine
 from bench_rounds import Way, between, percentile, ratio, ratios, verdict
 from PIL import Image
+from real_data import real_data
 from torch.utils.flop_counter import FlopCounterMode
 
 import ccnn_zoo
@@ -34,7 +35,6 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import CCNNError
 from ccnn_zoo.runtime._preprocess import preprocess
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 SEED = 0
 BASE = ("plain", "onnxruntime fp32")
 GEMM = 1536
@@ -73,7 +73,9 @@ def main() -> None:
     )
     parser.add_argument("--precisions", nargs="+", default=list(FILES), help="what to export if not there")
     parser.add_argument("--compile", action="store_true", help="add torch.compile, which needs a C compiler")
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="photographs to calibrate int8 on")
+    parser.add_argument(
+        "--photos", type=Path, default=real_data() / "imagenet-sample", help="photographs to calibrate int8 on"
+    )
     parser.add_argument("--export-only", action="store_true", help="stop before timing")
     parser.add_argument("--output", type=Path, help="write the tables to this Markdown file")
     args = parser.parse_args()

@@ -23,10 +23,11 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import psutil
+from real_data import real_data
 
 ROOT = Path(__file__).parent.parent
 CLIENT = Path(__file__).with_name("serve_load.py")
-PICTURES = ROOT.parent / "shared" / "data" / "imagenet-sample"
+PICTURES = real_data() / "imagenet-sample"
 DOCUMENT = ROOT / "docs" / "serving_load.md"
 
 

@@ -1,6 +1,6 @@
 """Write the table of docs/export.md: the shipped checkpoints in every precision, on their real test images.
 
-    python scripts/export_report.py --data ../shared/data
+    CCNN_TEST_DATA=FOLDER python scripts/export_report.py
 
 Needs MNIST/ and cifar10-jpeg.tar.xz there. Times of the forms are measured side by side in this run.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import onnxruntime
 import timm
 import torch
+from real_data import real_data
 
 import ccnn_zoo  # noqa: F401, registers the networks
 from ccnn_zoo import export
@@ -35,7 +36,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 def main() -> None:
     """Export, and write what the reports say between the two marks of the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--data", type=Path, default=real_data(), help="folder of the data sets")
     data = parser.parse_args().data
     rows, timings = [], []
     for name, place in CHECKPOINTS.items():

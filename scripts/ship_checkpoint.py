@@ -1,6 +1,6 @@
 """Put a trained network into the package, with its card: scripts/ship_checkpoint.py RUN NAME.TAG --note TEXT.
 
-    ccnn train --recipe mnist_cpu --data mnist:../shared/data --output runs/mnist
+    ccnn train --recipe mnist_cpu --data mnist:data --output runs/mnist
     python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist
 
 The test error on the card is measured anew from the file that ships; the run's own must be the same.
@@ -84,7 +84,7 @@ The error is that of the last epoch; no epoch or setting was chosen by the test 
 def changes(run: Recipe, packaged: Recipe) -> list[str]:
     """Return the command-line options by which a run differs from its packaged recipe, but for the data's place."""
     usual = packaged.decisive()
-    changed = {name: value for name, value in run.decisive().items() if value != usual[name] and name != "data"}
+    changed = {name: value for name, value in run.decisive().items() if value != usual.get(name) and name != "data"}
     named = [f"--{name} {changed.pop(name)}" for name in ("branches", "epochs", "seed") if name in changed]
     return named + [f"--set {name}={json.dumps(value)}" for name, value in changed.items()]
 

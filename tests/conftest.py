@@ -2,6 +2,45 @@
 
 from __future__ import annotations
 
-from hub_user import server, user
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# What somebody set on their machine for the Hub, networks and terminals reaches no test, nor does their token.
+# huggingface_hub reads its settings on import, so this comes first.
+for _name in [*os.environ]:
+    if _name.upper().startswith(("HF_", "HUGGING")) or _name.upper().endswith("_PROXY"):
+        del os.environ[_name]
+for _name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS"):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ccnn-tests-hub-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+from hub_user import server, user  # noqa: E402
 
 __all__ = ["server", "user"]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real pictures outside the repository; what it holds stands in CONTRIBUTING.md.
+
+    Only here is it asked where that folder is. A test that uses it is marked ``data``, and skips where none is named.
+    """
+    named = os.environ.get("CCNN_TEST_DATA")
+    if not named:
+        pytest.skip("CCNN_TEST_DATA names no folder of real pictures (CONTRIBUTING.md)")
+    folder = Path(named).resolve()
+    assert folder.is_dir(), f"CCNN_TEST_DATA={named} is no folder"
+    return folder
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")

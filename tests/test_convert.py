@@ -249,7 +249,7 @@ def test_branches_below_one_are_refused_by_value(branches: object) -> None:
 
 
 def test_an_unknown_merge_is_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match="mean, max, concat, got 'median'"):
+    with pytest.raises(ConfigurationError, match="mean, max, concat, probability, got 'median'"):
         calibrate(small_resnet(), branches=2, merge="median")
 
 

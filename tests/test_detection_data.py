@@ -16,7 +16,6 @@ from ccnn_zoo.detection import VOC_LABELS, load_detection_data
 from ccnn_zoo.detection._data import DetectionView
 from ccnn_zoo.errors import ConfigurationError
 
-BCCD = Path(__file__).resolve().parents[2] / "shared" / "data" / "bccd"
 VOC = "VOCdevkit/VOC2007"
 
 
@@ -59,10 +58,9 @@ def test_a_box_encloses_the_pixels_that_were_drawn(tmp_path):
         assert max(abs(int(a) - b) for a, b in zip(found, square, strict=True)) <= 1  # JPEG
 
 
-@pytest.mark.skipif(not BCCD.is_dir(), reason="needs ../shared/data/bccd")
-def test_the_blood_cells_are_those_of_torchvision():
-    data = load_detection_data(f"voc:{BCCD}")
-    reference = VOCDetection(BCCD, year="2007", image_set="trainval", download=False)
+def test_the_blood_cells_are_those_of_torchvision(real_data):
+    data = load_detection_data(f"voc:{real_data / 'bccd'}")
+    reference = VOCDetection(real_data / "bccd", year="2007", image_set="trainval", download=False)
     assert (len(data.train), len(data.test), data.labels) == (292, 72, ("Platelets", "RBC", "WBC"))
     for number in (0, 100, 291):
         objects = reference[number][1]["annotation"]["object"]

@@ -28,7 +28,7 @@ from ccnn_zoo.export._detection_compare import compare_detections
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import DetectorMetadata
 
-BCCD = Path(__file__).parents[2] / "shared/data/bccd/VOCdevkit/VOC2007/JPEGImages"
+CELLS = "bccd/VOCdevkit/VOC2007/JPEGImages/*.jpg"
 SIZES = [(120, 160), (375, 500), (64, 64), (211, 333), (60, 180), (20, 15)]
 VARIANTS = {
     # Its levels are no whole share of the picture, so that strides differ from size to size.
@@ -103,10 +103,9 @@ def test_the_file_finds_what_torch_finds_at_every_size(exported):
     assert kinds == {1, 2, 3}
 
 
-@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the BCCD pictures in ../shared/data")
-def test_the_file_finds_what_torch_finds_on_real_pictures(exported):
+def test_the_file_finds_what_torch_finds_on_real_pictures(exported, real_data):
     found = 0
-    for path in sorted(BCCD.glob("*.jpg"))[:3]:
+    for path in sorted(real_data.glob(CELLS))[:3]:
         pixels = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
         picture = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         theirs = in_torch(exported.detector, picture)
@@ -116,12 +115,11 @@ def test_the_file_finds_what_torch_finds_on_real_pictures(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BCCD.is_dir(), reason="needs the BCCD pictures in ../shared/data")
-def test_the_last_bits_of_scores_may_decide_which_box_stays(tmp_path, monkeypatch):
+def test_the_last_bits_of_scores_may_decide_which_box_stays(tmp_path, monkeypatch, real_data):
     sure = seeded_detector(**VARIANTS["pyramid"], bright=False)
     path = tmp_path / "sure.onnx"
     detector_to_onnx(sure, path, images=[rectangles(90, 200, 3)])
-    pictures = [pil_to_tensor(Image.open(p).convert("RGB")) / 255 for p in sorted(BCCD.glob("*.jpg"))[:8]]
+    pictures = [pil_to_tensor(Image.open(p).convert("RGB")) / 255 for p in sorted(real_data.glob(CELLS))[:8]]
     differences = compare_detections(sure, path, pictures)
     assert sum(each.ties for each in differences) < 0.1 * sum(each.detections for each in differences)
     monkeypatch.setattr(_detection_compare, "SCORE_NUDGE", 0)

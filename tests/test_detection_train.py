@@ -32,7 +32,6 @@ from ccnn_zoo.train._meter import Meter
 from ccnn_zoo.train._network import build_optimizer, build_scheduler
 from ccnn_zoo.train._trainer import Trainer
 
-BCCD = Path(__file__).resolve().parents[2] / "shared" / "data" / "bccd"
 NARROW = {"channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
 TINY = Recipe(
     model="ccnn_resnet18",
@@ -251,9 +250,8 @@ def test_two_processes_measure_what_one_does(tmp_path):
     assert record.metrics["test_map_percent"] == pytest.approx(found)
 
 
-@pytest.mark.skipif(not BCCD.is_dir(), reason="needs ../shared/data/bccd")
-def test_training_on_blood_cells_lowers_the_loss(tmp_path):
-    source, place = BCCD / "VOCdevkit/VOC2007", tmp_path / "VOC2007"
+def test_training_on_blood_cells_lowers_the_loss(tmp_path, real_data):
+    source, place = real_data / "bccd/VOCdevkit/VOC2007", tmp_path / "VOC2007"
     (place / "ImageSets/Main").mkdir(parents=True)
     for name in ("Annotations", "JPEGImages"):
         (place / name).symlink_to(source / name)

@@ -25,8 +25,6 @@ from ccnn_zoo.export._separate import grouped_convolutions, separate
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.runtime._preprocess import preprocess
 
-PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
-
 
 @pytest.fixture(scope="module")
 def plain() -> nn.Module:
@@ -77,7 +75,6 @@ def identity() -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs in ../shared/data/imagenet-sample")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -88,11 +85,11 @@ def identity() -> ModelProto:
     ],
     ids=str,
 )
-def test_preprocessing_in_the_graph_is_the_runtimes_on_photographs(settings):
+def test_preprocessing_in_the_graph_is_the_runtimes_on_photographs(settings, real_data):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     metadata = ModelMetadata("x", 1, ("a",), (3, 224, 224), mean, std, **settings)
     session = session_of(with_preprocessing(identity(), metadata))
-    files = sorted(PHOTOS.glob("*.JPEG"))[::10]
+    files = sorted(real_data.glob("imagenet-sample/*.JPEG"))[::10]
     assert len(files) == 10
     for path in files:
         picture = Image.open(path).convert("RGB")

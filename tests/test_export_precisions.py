@@ -19,7 +19,6 @@ from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.export._convert import convert
 from ccnn_zoo.export._half import emulate, to_half
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 CFG = {
     "architecture": "small",
     "input_size": (1, 8, 8),
@@ -292,12 +291,11 @@ def test_the_report_is_json_and_a_table(folder, tmp_path):
     assert "difference to torch, branch by branch" in table
 
 
-@pytest.mark.skipif(not (DATA / "MNIST").is_dir(), reason="MNIST is not in ../shared/data")
-def test_int8_and_fp16_keep_the_accuracy_of_a_trained_network_on_real_digits(tmp_path):
+def test_int8_and_fp16_keep_the_accuracy_of_a_trained_network_on_real_digits(tmp_path, real_data):
     from ccnn_zoo.cli._sources import export_images
 
     model = timm.create_model("ccnn_resnet18_cifar.mnist", pretrained=True)
-    options = export_images(f"mnist:{DATA}", ["fp16", "int8"])
+    options = export_images(f"mnist:{real_data}", ["fp16", "int8"])
     options["images"] = [next(options["images"]) for _ in range(2)]
     reports = export.to_folder(model, tmp_path, ["fp16", "int8"], **options)
     assert reports["int8"].calibration_images == 512

@@ -22,6 +22,8 @@ from hub_network import FETCHED, LABELS, content_of, published_folder
 OLAH = os.environ.get("OLAH_CLI") or shutil.which("olah-cli")
 TRANSFORMERS_JS = os.environ.get("TRANSFORMERS_JS")
 
+pytestmark = pytest.mark.judge
+
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 
 

@@ -283,5 +283,5 @@ def test_the_classifier_reads_all_branches_side_by_side() -> None:
 
 
 def test_an_unknown_merge_is_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match=r"mean, max, concat, got 'sum'"):
+    with pytest.raises(ConfigurationError, match=r"mean, max, concat, probability, got 'sum'"):
         BranchLinear(5, 3, merge="sum")

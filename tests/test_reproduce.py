@@ -27,7 +27,6 @@ from ccnn_zoo.train import build_model, load_data
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "reproduce.py"
-SHARED = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(SCRIPT.parent))
 
 import experiments  # noqa: E402, found through the line before
@@ -334,10 +333,9 @@ def test_the_full_recipe_asks_for_the_papers_data(tmp_path):
     assert {cell.recipe.validation for cell in cells} == {0.1}
 
 
-@pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason="no ../shared/data")
-def test_the_part_of_mnist_is_mnist_at_half_the_size(tmp_path):
-    plan = make_plan("quick", f"mnist:{SHARED}", 1, tmp_path)
-    part, whole = load_data(plan.data), load_data(f"mnist:{SHARED}")
+def test_the_part_of_mnist_is_mnist_at_half_the_size(tmp_path, real_data):
+    plan = make_plan("quick", f"mnist:{real_data}", 1, tmp_path)
+    part, whole = load_data(plan.data), load_data(f"mnist:{real_data}")
     assert part.train.pixels.shape == (2500, 14, 14, 1)
     counts = torch.bincount(part.train.targets) / 2500 - torch.bincount(whole.train.targets) / 60_000
     assert counts.abs().max() < 1e-3

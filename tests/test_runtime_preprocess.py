@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 
 import ccnn_zoo  # noqa: F401, joins timm's registry
@@ -33,7 +35,6 @@ SIZES = [
     (640, 427),
     (997, 101),
 ]
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 
 
 def metadata(input_size: tuple[int, int, int], **fields) -> ModelMetadata:
@@ -96,12 +97,10 @@ def test_grey_networks_equal_timm_on_grey_pictures(crop_mode):
 
 
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
-def test_photographs_equal_timm_bit_for_bit(crop_mode):
-    if not PHOTOS.is_dir():
-        pytest.skip(f"no sample photographs at {PHOTOS}")
+def test_photographs_equal_timm_bit_for_bit(crop_mode, real_data):
     meta = metadata((3, 224, 224), crop_pct=0.875, crop_mode=crop_mode, **IMAGENET)
-    paths = sorted(PHOTOS.glob("*.JPEG"))
-    assert paths, f"{PHOTOS} is empty"
+    paths = sorted(real_data.glob("imagenet-sample/*.JPEG"))
+    assert len(paths) == 100
     for path in paths:
         expected = by_timm(Image.open(path).convert("RGB"), meta)
         np.testing.assert_array_equal(preprocess(read(path, 3, path.name), meta), expected, err_msg=path.name)
@@ -153,22 +152,42 @@ def test_files_of_every_kind_equal_timm_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(values, by_timm(image, meta), err_msg=path.name)
 
 
-def test_photographs_and_files_of_every_kind_get_the_class_that_timm_and_torch_give(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[torch.nn.Module, runtime.Classifier]:
+    """A trained network in torch, and its file in the runtime."""
     model = timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True).eval()
-    to_onnx(model, tmp_path / "network.onnx")
-    images = saved_kinds(tmp_path)
-    for path in sorted(PHOTOS.glob("*.JPEG")):
-        images[path] = Image.open(path).convert("RGB")
+    path = tmp_path_factory.mktemp("trained") / "network.onnx"
+    to_onnx(model, path)
+    return model, runtime.load(path, device="cpu")
+
+
+def check_classes(trained: tuple[torch.nn.Module, runtime.Classifier], images: dict[Path, Image.Image]) -> set[int]:
+    """Compare the classes of files with timm's and torch's of ``images``; return those that occur."""
+    model, classifier = trained
     transform = create_transform(**resolve_model_data_config(model))
     with torch.inference_mode():
         probabilities = torch.cat([model(transform(image)[None]) for image in images.values()]).softmax(1).numpy()
-    results = runtime.load(tmp_path / "network.onnx", device="cpu").classify(images)
+    results = classifier.classify(images)
     assert [r.predictions[0].index for r in results] == list(probabilities.argmax(1))
     np.testing.assert_allclose([r.probability for r in results], probabilities.max(1), atol=1e-4)
-    assert len(set(probabilities.argmax(1))) > 3
-    if not PHOTOS.is_dir():
-        pytest.skip(f"all but the photographs agree; none at {PHOTOS}")
-    assert len(images) > 100
+    return set(probabilities.argmax(1).tolist())
+
+
+def test_files_of_every_kind_get_the_class_that_timm_and_torch_give(trained, tmp_path):
+    images = saved_kinds(tmp_path)
+    for number, pixels in enumerate(load_sample_images().images):  # two photographs, cut into 24 pieces of 160 x 140
+        for left, top in itertools.product(range(0, 640, 160), range(0, 420, 140)):
+            piece = Image.fromarray(pixels).crop((left, top, left + 160, top + 140))
+            path = tmp_path / f"{number}-{left}-{top}.png"
+            piece.save(path)
+            images[path] = piece
+    assert len(check_classes(trained, images)) > 3
+
+
+def test_photographs_get_the_class_that_timm_and_torch_give(trained, real_data):
+    photographs = sorted(real_data.glob("imagenet-sample/*.JPEG"))
+    assert len(photographs) == 100
+    assert len(check_classes(trained, {path: Image.open(path).convert("RGB") for path in photographs})) > 3
 
 
 def test_wide_pictures_equal_timm():

@@ -17,7 +17,6 @@ from ccnn_zoo.train import evaluation_batches, load_data
 
 FOLDER = Path(ccnn_zoo.__file__).parent / "checkpoints"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.safetensors"))]
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def test_the_names_are_timms_and_the_files_small():
@@ -55,10 +54,8 @@ def test_the_card_names_the_file_by_its_sum(name):
     assert digest in (FOLDER / f"{name}.md").read_text()
 
 
-def test_mnist_is_classified_as_the_card_says():
-    if not (DATA / "MNIST").is_dir():
-        pytest.skip(f"no MNIST at {DATA}")
-    data = load_data(f"mnist:{DATA}")
+def test_mnist_is_classified_as_the_card_says(real_data):
+    data = load_data(f"mnist:{real_data}")
     model = timm.create_model("ccnn_resnet18_cifar.mnist", pretrained=True).eval()
     with torch.no_grad():
         wrong = sum((model(x).argmax(1) != y).sum().item() for x, y in evaluation_batches(data))

@@ -19,10 +19,7 @@ from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.train import Data, FileImages, Recipe, load_data
 from ccnn_zoo.train._batches import PictureView, ShuffledOrder, TensorView, loader_of, view_of
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data are not at ../shared/data")
 
 
 def recipe(**kwargs) -> Recipe:
@@ -92,9 +89,8 @@ def test_mnist_is_found_wherever_its_layout_begins(tmp_path, place, zipped):
     assert (len(data.train), data.input_size, data.name) == (20, (1, 28, 28), "MNIST (20 test images)")
 
 
-@needs_shared
-def test_real_mnist_is_read_without_being_unpacked():
-    data = load_data(f"mnist:{SHARED}")
+def test_real_mnist_is_read_without_being_unpacked(real_data):
+    data = load_data(f"mnist:{real_data}")
     assert (len(data.train), len(data.test)) == (60_000, 3_000)
     assert data.name == "MNIST (3,000 test images)"
     assert data.mean == pytest.approx([0.1307], abs=1e-4)  # the figures that every tutorial uses

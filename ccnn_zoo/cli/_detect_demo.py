@@ -9,7 +9,7 @@ import typer
 
 
 def detect_demo(
-    data: Annotated[str, typer.Option(help="voc:FOLDER or coco:FOLDER, e.g. voc:../shared/data/bccd.")],
+    data: Annotated[str, typer.Option(help="voc:FOLDER or coco:FOLDER, e.g. voc:data/bccd.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for training, repository and pictures.")] = (
         Path("ccnn-detect-demo")
     ),
@@ -23,7 +23,7 @@ def detect_demo(
 
     What is trained already is not trained again: a second run goes on from the first one's last state.
 
-    Example:  ccnn detect-demo --data voc:../shared/data/bccd
+    Example:  ccnn detect-demo --data voc:data/bccd
     """
     from ccnn_zoo import hub
     from ccnn_zoo.detection import load_detection_data, train_detector

@@ -11,6 +11,7 @@ import numpy as np
 import timm
 
 from ccnn_zoo import hub
+from ccnn_zoo._folders import is_there
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
@@ -37,7 +38,7 @@ def find(source: str) -> Path | str:
         return path
     if timm.is_model(source):
         return source
-    if path.is_dir() or source.startswith("local:"):
+    if (is_there(path) and path.is_dir()) or source.startswith("local:"):
         return hub.download(f"local:{path}" if path.is_dir() else source)
     if source.count("/") == 1:
         try:

@@ -19,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from ccnn_zoo._arguments import ARGUMENTS, DETECTOR, checked
 from ccnn_zoo._rebuild import refused_by
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import CalibratedConv2d, check_branches, check_merge
+from ccnn_zoo.layers import FEATURE_MERGES, CalibratedConv2d, check_branches, check_merge
 
 from ._backbone import DetectorBackbone
 from ._weights import load_classifier, open_classifier, preprocessing_of
@@ -94,7 +94,7 @@ def create_detector(
         IntegrityError: the checkpoint is damaged.
     """
     check_branches(branches)
-    check_merge(merge)
+    check_merge(merge, FEATURE_MERGES)
     _check_classes(num_classes, labels)
     _check_further(faster_rcnn)
     if folded and backbone_weights is not None:

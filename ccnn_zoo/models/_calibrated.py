@@ -25,7 +25,8 @@ class CalibratedClassifier:
 
     Args:
         branches: number K of branches; 1 is the plain network.
-        merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
+        merge: how branches meet: ``"mean"``, ``"max"`` or ``"concat"`` before the classifier; or behind one of their
+            own each: ``"probability"``, the logarithm of the mean of their probabilities.
         mixing: which features a branch reads: its own (``"grouped"``) or those of all branches (``"dense"``).
         folded: build the plain form with grouped convolutions, which loads the weights of a folded network.
         diversity: how far the first R is from equal R_k, in [0, 1]: 1 is the paper's random R; 0 leaves all branches
@@ -87,7 +88,8 @@ class CalibratedClassifier:
     def forward_branches(self, x: Tensor) -> Tensor:
         """Return the logits that each branch alone gives, for ensemble-style uncertainty.
 
-        With ``merge="mean"`` their mean over the branches is what the network returns.
+        With ``merge="mean"`` their mean over the branches is what the network returns, with ``"probability"`` the
+        logarithm of their mean probability.
 
         Args:
             x: images, (N, C, H, W).

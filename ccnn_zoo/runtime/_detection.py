@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata
 
@@ -19,7 +20,7 @@ from ._backend import Backend, OpenOptions, Session
 from ._checks import at_least_one
 from ._header import Header
 from ._images import ImageInput
-from ._loading import locate, read_safely
+from ._loading import locate, path_of, read_safely
 from ._registry import check_device, open_session
 from ._stream import mapped
 
@@ -190,13 +191,17 @@ def load_detector(
     if threads is not None:
         at_least_one("threads", threads)
     check_device(device)
-    path = locate(os.fspath(path_or_repo_id), revision, "fp32")
-    header = read_safely(path)
-    metadata = DetectorMetadata.from_props(header.properties, source=str(path))
-    _check_graph(header, str(path))
-    usual = (1, 3, metadata.min_size, min(metadata.min_size * 4 // 3, metadata.max_size))
-    session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True))
-    return ObjectDetector(session, metadata, str(path))
+
+    def opened() -> ObjectDetector:
+        path = locate(os.fspath(path_or_repo_id), revision, "fp32")
+        header = read_safely(path)
+        metadata = DetectorMetadata.from_props(header.properties, source=str(path))
+        _check_graph(header, str(path))
+        usual = (1, 3, metadata.min_size, min(metadata.min_size * 4 // 3, metadata.max_size))
+        session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True))
+        return ObjectDetector(session, metadata, str(path))
+
+    return while_it_stays(path_of(path_or_repo_id), opened)
 
 
 def _check_graph(header: Header, source: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.layers import BranchLinear
 
 from ._augment import Objective
 from ._batches import Batch, ShuffledOrder, View, loader_of, view_of
@@ -19,6 +22,7 @@ from ._data import load_data
 from ._images import Images
 from ._network import Builder
 from ._recipe import Recipe
+from ._start import load_teacher
 from ._task import Outcome
 
 
@@ -39,6 +43,9 @@ class Classification:
         self.recipe, self.data, self._build = recipe, data, build
         self.data_name, self.train, self.test = data.name, data.train, data.test
         self.objective = Objective(recipe, len(data.labels))
+        self.teacher = None
+        if recipe.teacher is not None:
+            self.teacher = load_teacher(recipe.teacher, data.labels, data.input_size)
 
     def build_model(self) -> nn.Module:
         return self._build(self.recipe, self.data)
@@ -55,8 +62,14 @@ class Classification:
     def loss(self, model: nn.Module, batch: Batch) -> Outcome:
         images, targets = batch
         images, wanted = self.objective.mixed(images, targets)
-        logits = self._forward(model, images)
+        share = self.recipe.joint_share if self.recipe.branches > 1 else 1.0
+        with branch_logits(model, len(self.data.labels), wanted=share < 1) as alone:
+            logits = self._forward(model, images)
         loss = self.objective.loss(logits, wanted)
+        if share < 1:
+            loss = share * loss + (1 - share) * self.objective.loss(alone[0].flatten(0, 1), wanted)
+        if self.teacher is not None:
+            loss = (1 - self.recipe.teacher_share) * loss + self.recipe.teacher_share * self._taught(logits, images)
         if len(logits) > len(targets):  # those of several members
             logits = logits.unflatten(0, (-1, len(targets))).mean(0)
         return Outcome(loss, (logits.detach().argmax(1) != targets).sum(), len(targets))
@@ -81,7 +94,49 @@ class Classification:
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:
         save_checkpoint(path, model, record)
 
+    def _taught(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Return the divergence from the teacher's probabilities, mean over the images, in nats."""
+        with torch.no_grad():
+            wanted = self.teacher.to(images.device)(images).float().log_softmax(1)
+        wanted = wanted.repeat(len(logits) // len(wanted), 1)  # for each of several members
+        return F.kl_div(logits.float().log_softmax(1), wanted, reduction="batchmean", log_target=True)
+
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return model(images)
+
+
+@contextmanager
+def branch_logits(model: nn.Module, classes: int, *, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """Collect what each branch alone says, (K, N, classes), beside the merged logits of the passes within.
+
+    They are computed where the branches meet, inside the pass: under its autocast, and seen by what wraps the network.
+
+    Args:
+        model: the network, in whatever wraps it for training.
+        classes: number of them.
+        wanted: False collects nothing.
+
+    Raises:
+        ConfigurationError: the branches of ``model`` do not meet in its classifier.
+    """
+    found: list[Tensor] = []
+    if not wanted:
+        yield found
+        return
+    meeting = next((module for module in model.modules() if isinstance(module, BranchLinear)), None)
+    if meeting is None or meeting.out_features != classes:
+        raise ConfigurationError(
+            "objective: branches have losses of their own only where they meet in a linear classifier, which this "
+            "network does not have; set objective='joint'"
+        )
+
+    def collect(layer: BranchLinear, features: tuple[Tensor], _: Tensor) -> None:
+        found.append(layer.forward_branches(features[0]).float())
+
+    handle = meeting.register_forward_hook(collect)
+    try:
+        yield found
+    finally:
+        handle.remove()

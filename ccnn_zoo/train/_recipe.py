@@ -26,6 +26,9 @@ PRECISIONS = ("no", "fp16", "bf16")
 
 _RATES = ("lr", "momentum", "weight_decay", "noise_std", "noise_decay", "calibration_lr")
 _MACHINERY = ("workers", "save_every", "keep")
+_JOINT_SHARES = {"joint": 1.0, "branches": 0.0}
+_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9}
+"""Keys that older runs did not know, with the value that changes nothing of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,13 @@ class Recipe:
         iterations: optimizer steps; the last epoch ends where they do.
         evaluate_every: epochs from one evaluation on test and held-out images to the next; after the last one always.
         branches: number K of branches; 1 is the plain network.
-        merge: how branches meet before the classifier: ``"mean"``, ``"max"`` or ``"concat"``.
+        merge: how branches meet: ``"mean"``, ``"max"`` or ``"concat"`` before the classifier, ``"probability"`` behind
+            one of their own each.
+        objective: what is minimised: ``"joint"``, the loss of the merged logits; ``"branches"``, the mean of the
+            branches' own losses; or the share in [0, 1] of the joint loss, the rest being the branches'.
+        teacher: checkpoint or training folder of a network of the same classes, from which this one learns: by the
+            Kullback-Leibler divergence from the teacher's probabilities. None learns from the labels alone.
+        teacher_share: share in [0, 1] of that loss, the rest being the objective's; without a teacher it means nothing.
         model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
         start_from: checkpoint or training folder of the same network, whose weights training starts from; a classifier
             of other classes starts afresh. None starts from random weights.
@@ -95,6 +104,9 @@ class Recipe:
     evaluate_every: int = 1
     branches: int = 4
     merge: str = "mean"
+    objective: str | float = "joint"
+    teacher: str | None = None
+    teacher_share: float = 0.9
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     validation: float = 0.0
@@ -155,8 +167,13 @@ class Recipe:
             raise ConfigurationError(f"data must be a name such as 'digits' or 'folder:PATH', got {self.data!r}")
         check_branches(self.branches)
         check_merge(self.merge)
-        if self.start_from is not None and (not isinstance(self.start_from, str) or not self.start_from):
-            raise ConfigurationError(f"start_from must be the path of a checkpoint, got {self.start_from!r}")
+        if not isinstance(self.objective, str) or self.objective not in _JOINT_SHARES:
+            named = " or ".join(map(repr, _JOINT_SHARES))
+            require_number(f"objective, which is {named} or a share,", self.objective, 0, 1)
+        for name in ("start_from", "teacher"):
+            path = getattr(self, name)
+            if path is not None and (not isinstance(path, str) or not path):
+                raise ConfigurationError(f"{name} must be the path of a checkpoint, got {path!r}")
         if not isinstance(self.model_kwargs, dict):
             raise ConfigurationError(f"model_kwargs must map names to values, got {self.model_kwargs!r}")
 
@@ -179,7 +196,7 @@ class Recipe:
             require_number(name, getattr(self, name), 0, float("inf"))
         for name in ("validation", "warmup", "label_smoothing"):
             require_number(name, getattr(self, name), 0, 1, below=True)
-        for name in ("flip", "random_erasing"):
+        for name in ("flip", "random_erasing", "teacher_share"):
             require_number(name, getattr(self, name), 0, 1)
         if self.ema_decay is not None:
             require_number("ema_decay", self.ema_decay, 0, 1, below=True)
@@ -275,8 +292,17 @@ class Recipe:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def decisive(self) -> dict[str, Any]:
-        """Return the values that decide the result of the run, as JSON holds them."""
-        return {name: value for name, value in self.to_dict().items() if name not in _MACHINERY}
+        """Return the values that decide the result of the run, as JSON holds them.
+
+        Keys that are younger than the first runs are left out where they change nothing, so that those runs stay.
+        """
+        unchanged = [name for name, value in _ADDED_LATER.items() if getattr(self, name) == value]
+        return {name: v for name, v in self.to_dict().items() if name not in (*_MACHINERY, *unchanged)}
+
+    @property
+    def joint_share(self) -> float:
+        """Share in [0, 1] of the loss of the merged logits; the rest is the mean of the branches' own losses."""
+        return _JOINT_SHARES[self.objective] if isinstance(self.objective, str) else self.objective
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write all values, defaults too, atomically.

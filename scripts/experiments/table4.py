@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from ccnn_zoo.detection import VOC_LABELS, load_detection_data
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import MERGES
+from ccnn_zoo.layers import FEATURE_MERGES
 from ccnn_zoo.train import Recipe
 from ccnn_zoo.train._images import open_rgb
 
@@ -72,7 +72,7 @@ def cells(plan: Plan) -> list[DetectorTraining]:
 
 def merge_cells(plan: Plan) -> list[DetectorTraining]:
     """Return trainings that hold out pictures, one for each way in which branches meet."""
-    return plan.with_seeds([training(plan, "ccnn_resnet18", 2, merge=m, validation=_HELD_OUT) for m in MERGES])
+    return plan.with_seeds([training(plan, "ccnn_resnet18", 2, merge=m, validation=_HELD_OUT) for m in FEATURE_MERGES])
 
 
 def report(plan: Plan, records: Records) -> Document:
@@ -154,7 +154,7 @@ def _findings(found: dict[tuple[str, int], list[Record]]) -> Iterator[str]:
 
 def _merges(plan: Plan, records: Records) -> Iterator[str]:
     found = {}
-    for merge in MERGES:
+    for merge in FEATURE_MERGES:
         cell = training(plan, "ccnn_resnet18", 2, merge=merge, validation=_HELD_OUT)
         found[merge] = spread(records.of(plan.with_seeds([cell])), "validation", "map_percent")
     if not any(each.values for each in found.values()):
@@ -164,7 +164,7 @@ def _merges(plan: Plan, records: Records) -> Iterator[str]:
     yield ""
     yield from table(["merge", "mAP", "seeds"], [[m, f.text(), str(len(f.values))] for m, f in found.items()])
     yield ""
-    yield from (f"- {m} less mean: {_gap(found[m], found['mean'])}." for m in MERGES if m != "mean")
+    yield from (f"- {m} less mean: {_gap(found[m], found['mean'])}." for m in FEATURE_MERGES if m != "mean")
 
 
 def _gap(one: Spread, other: Spread) -> str:
