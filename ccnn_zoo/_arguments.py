@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ccnn_zoo._branches import MERGES, MIXINGS
+from ccnn_zoo._branches import INPUT_SCALES, MERGES, MIXINGS, SCALED_LAYERS
 from ccnn_zoo.errors import ConfigurationError
 
 
@@ -97,6 +97,9 @@ ARGUMENTS: dict[str, Kind] = _table(
     ("branches", BRANCHES),
     ("merge", one_of(*MERGES)),
     ("mixing", one_of(*MIXINGS)),
+    ("input_scale", one_of(*INPUT_SCALES)),
+    ("scaled_layers", one_of(*SCALED_LAYERS)),
+    ("base", WORD),
     ("folded rescale", FLAG),
     ("diversity", SHARE),
     # every network

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
-from ccnn_zoo.convert import fold
+from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import ExportReport, ImageBatches, metadata_of, to_folder
 
@@ -160,7 +160,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     return {
-        "architecture": model.pretrained_cfg["architecture"],
+        "architecture": timm_name(model),
         "branches": getattr(model, "branches", 1),
         "merge": getattr(model, "merge", "mean"),
         "parameters": {"shared": count(model), "folded": count(fold(model))},

@@ -65,7 +65,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def run_detect(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BLOCKED, "detect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def in_torch(trained: Path, path: Path) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.models._calibrated import CalibratedClassifier
+from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
 from ccnn_zoo.models._small_resnet import timm_output_stride
 
@@ -94,7 +94,7 @@ class WideResNet(ResNetV2):
         return super().prune_intermediate_layers(taken, prune_norm, prune_head)
 
 
-class CalibratedWideResNet(CalibratedClassifier, WideResNet):
+class CalibratedWideResNet(ZooClassifier, WideResNet):
     """A Wide ResNet with calibrated convolutions; arguments of both."""
 
 

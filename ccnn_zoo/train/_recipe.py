@@ -13,7 +13,7 @@ import timm
 import yaml
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a recipe names
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files import read_text, replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge
 from ccnn_zoo.optim import CALIBRATION_UPDATES, NOISES
@@ -261,11 +261,7 @@ class Recipe:
         Raises:
             ConfigurationError: it is missing, no mapping, has an unknown key or a value outside its range.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"cannot read the recipe {path}: {error}") from error
-        return cls.from_mapping(_parse(text, str(path)), str(path))
+        return cls.from_mapping(_parse(read_text(path), str(path)), str(path))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
