@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import timm
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
+from ccnn_zoo._arguments import ARGUMENTS, TEXT, Kind, checked, whole
 from ccnn_zoo._network import CalibratedNetwork
-from ccnn_zoo._sealed import read_sealed, write_sealed
-from ccnn_zoo.errors import IntegrityError, RepositoryError
+from ccnn_zoo._rebuild import parsed, rebuild
+from ccnn_zoo._sealed import read_sealed, read_tensors, write_sealed
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 
 
@@ -48,6 +49,17 @@ class TrainingRecord:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+_VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,40}")
+_RECORD = {
+    "data": TEXT,
+    "seed": whole(0, 2**64),
+    "epochs": whole(0, 10**9),
+    "recipe": Kind("a table", lambda value: isinstance(value, dict)),
+    "metrics": Kind("a table of numbers", lambda value: _are_all(value, (int, float))),
+    "versions": Kind("a table of texts", lambda value: _are_all(value, str)),
+}
+
+
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: TrainingRecord) -> None:
     """Write ``model`` and ``record`` to one safetensors file, atomically.
 
@@ -57,6 +69,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: Trai
         record: how it was trained.
 
     Raises:
+        ConfigurationError: the network was made with arguments that no file may set, so that it could not be loaded.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
     try:
@@ -80,16 +93,53 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRe
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
     weights, texts = read_sealed(path, ("config", "record"), "a ccnn-zoo checkpoint")
     try:
-        model = build_from_config(json.loads(texts["config"]))
-        model.load_state_dict(weights)
-        record = TrainingRecord(**json.loads(texts["record"]))
-    except (RuntimeError, TypeError, KeyError) as error:
+        model = rebuild(parsed(texts["config"], "its configuration"), weights)
+        record = read_record(texts["record"])
+    except ConfigurationError as error:
         # The sum is right, so this is how it was written.
         raise IntegrityError(
             f"{path} holds a network or record that this version does not know ({error}); "
             f"it was written by ccnn-zoo {_writer(texts)}, load it with that"
         ) from error
     return model.eval(), record
+
+
+def load_repository(folder: str | os.PathLike[str]) -> nn.Module:
+    """Rebuild the network of a repository's ``config.json`` and ``model.safetensors``, in eval mode.
+
+    Unlike timm's ``local-dir:`` it takes from ``config.json`` only what a network is built from, within bounds, and no
+    weights but these. It does not compare checksums: give it what :func:`ccnn_zoo.hub.download` returns.
+
+    Raises:
+        RepositoryError: a file is missing or cannot be read.
+        IntegrityError: the files are none of a network, or do not fit each other.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / "config.json").read_bytes()
+        weights = read_tensors(folder / "model.safetensors")
+    except OSError as error:
+        if isinstance(error, IntegrityError):
+            raise
+        raise RepositoryError(f"{folder} holds no network that can be read: {error}") from error
+    try:
+        return rebuild(parsed(text, "config.json"), weights).eval()
+    except ConfigurationError as error:
+        raise IntegrityError(f"{folder} holds a network that this version does not know: {error}") from error
+
+
+def read_record(text: str) -> TrainingRecord:
+    """Return the record that a file holds.
+
+    Raises:
+        ConfigurationError: it is none, or a field is not what it must be.
+    """
+    values = parsed(text, "the record")
+    known = {f.name: f for f in fields(TrainingRecord)}
+    missing = [name for name, f in known.items() if f.default_factory is MISSING and name not in values]
+    if missing:
+        raise ConfigurationError(f"the record lacks {', '.join(missing)}")
+    return TrainingRecord(**checked(values, _RECORD, "the record"))
 
 
 def holds_detector(path: str | os.PathLike[str]) -> bool:
@@ -102,7 +152,11 @@ def holds_detector(path: str | os.PathLike[str]) -> bool:
 
 
 def config_json(model: nn.Module) -> str:
-    """Return the text of timm's ``config.json`` for ``model``."""
+    """Return the text of timm's ``config.json`` for ``model``.
+
+    Raises:
+        ConfigurationError: the network was made with arguments that no file may set.
+    """
     resolved = {}
     if isinstance(model, CalibratedNetwork):
         # timm records the arguments that were given; a default of today may be another one tomorrow.
@@ -115,15 +169,24 @@ def config_json(model: nn.Module) -> str:
     corrected = {"pretrained_cfg": {"num_classes": model.num_classes}} if named else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        save_config_for_hf(model, path, model_config=corrected, model_args=resolved)
-        return path.read_text()
+        try:
+            save_config_for_hf(model, path, model_config=corrected, model_args=resolved)
+        except ValueError as error:  # an argument that is a class or function
+            raise ConfigurationError(
+                f"{error} Build the network without it, or publish its ONNX file alone."
+            ) from error
+        text = path.read_text()
+    checked(json.loads(text).get("model_args", {}), ARGUMENTS, "a checkpoint")  # or nobody could load it
+    return text
 
 
-def build_from_config(config: dict[str, Any]) -> nn.Module:
-    """Build the network that timm's ``config.json`` describes, without its weights."""
-    cfg = {**config["pretrained_cfg"], "architecture": config["architecture"]}
-    return timm.create_model(config["architecture"], pretrained_cfg=cfg, **config.get("model_args", {}))
+def _are_all(values: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, dict) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values.values())
 
 
 def _writer(texts: Mapping[str, str]) -> str:
-    return json.loads(texts["record"]).get("versions", {}).get("ccnn-zoo", "of another version")
+    try:
+        version = json.loads(texts["record"])["versions"]["ccnn-zoo"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        version = None
+    return version if isinstance(version, str) and _VERSION.fullmatch(version) else "of another version"

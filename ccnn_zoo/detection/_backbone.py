@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-import ccnn_zoo.models  # noqa: F401, registers the networks
 from ccnn_zoo._branches import merge_features
+from ccnn_zoo._rebuild import created
 from ccnn_zoo.errors import ConfigurationError
 
 PYRAMID_CHANNELS = 256
@@ -82,12 +82,7 @@ class DetectorBackbone(nn.Module):
 
 
 def _features(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(name, features_only=True, **arguments)
-    except TypeError as error:
-        raise ConfigurationError(
-            f"{name} refuses backbone_kwargs ({error}); remove what it does not know, got {dict(arguments)!r}"
-        ) from error
+    return created(name, features_only=True, **arguments)
 
 
 def _levels(name: str, arguments: Mapping[str, Any], stride: int, fpn: bool) -> Sequence[int]:
