@@ -17,7 +17,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, curves and history.")] = Path(
         "runs/ccnn"
     ),
-    model: Annotated[str | None, typer.Option(help="A network of `ccnn list`.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network of `ccnn list`, or any of timm's to calibrate.")] = None,
     branches: Annotated[int | None, typer.Option(help="Number K of branches; 1 is the plain network.")] = None,
     data: Annotated[
         str | None,

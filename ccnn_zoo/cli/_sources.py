@@ -12,7 +12,7 @@ import timm
 
 from ccnn_zoo import hub
 from ccnn_zoo._folders import is_there
-from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
@@ -65,8 +65,9 @@ def load_network(found: Path | str) -> tuple[nn.Module, TrainingRecord | None]:
     """
     if isinstance(found, Path) and found.is_file():
         return load_checkpoint(found)
-    name = f"local-dir:{found}" if isinstance(found, Path) else found
-    return timm.create_model(name, pretrained=True).eval(), None
+    if isinstance(found, Path):
+        return load_repository(found), None
+    return timm.create_model(found, pretrained=True).eval(), None
 
 
 def checkpoint_path(source: str) -> Path:
