@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ FEATURE_MERGES = ("mean", "max", "concat")
 MERGES = (*FEATURE_MERGES, "probability")
 """How branches meet before or, with ``"probability"``, behind the classifier."""
 MIXINGS = ("grouped", "dense")
+INPUT_SCALES = ("none", "signs", "learned")
+SCALED_LAYERS = ("first", "all")
 
 
 def check_branches(branches: int) -> int:
@@ -54,6 +57,30 @@ def check_mixing(mixing: str) -> str:
     if mixing not in MIXINGS:
         raise ConfigurationError(f"mixing must be one of {', '.join(MIXINGS)}, got {mixing!r}")
     return mixing
+
+
+def check_diversity(diversity: float) -> float:
+    """Return ``diversity``, how far R starts from uniform.
+
+    Raises:
+        ConfigurationError: it is no number in [0, 1].
+    """
+    if isinstance(diversity, bool) or not isinstance(diversity, Real) or not 0 <= diversity <= 1:
+        raise ConfigurationError(f"diversity must be between 0 and 1, got {diversity!r}")
+    return diversity
+
+
+def check_input_scale(input_scale: str, layers: str = "all") -> str:
+    """Return ``input_scale``, the factors that a branch's input channels have, in the ``layers`` that have them.
+
+    Raises:
+        ConfigurationError: it is not one of :data:`INPUT_SCALES`, or ``layers`` not one of :data:`SCALED_LAYERS`.
+    """
+    if input_scale not in INPUT_SCALES:
+        raise ConfigurationError(f"input_scale must be one of {', '.join(INPUT_SCALES)}, got {input_scale!r}")
+    if layers not in SCALED_LAYERS:
+        raise ConfigurationError(f"scaled_layers must be one of {', '.join(SCALED_LAYERS)}, got {layers!r}")
+    return input_scale
 
 
 def concat_branches(tensors: Sequence[Tensor], branches: int) -> Tensor:
@@ -214,7 +241,18 @@ class BranchConv2d(nn.Conv2d):
         self.merge = merge
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Conv2d's own name
-        return super().forward(merge_features(input, self.branches, self.merge, dim=1))
+        # Not super().forward: TorchScript knows no super.
+        return self._conv_forward(merge_features(input, self.branches, self.merge, dim=1), self.weight, self.bias)
+
+    def forward_branches(self, features: Tensor) -> Tensor:
+        """Return what each branch alone says, (K, N, out_channels, H, W); see :class:`BranchLinear`."""
+        parts = features.movedim(1, -1).chunk(self.branches, dim=-1)
+        weights = [self.weight.flatten(1)] * self.branches
+        if self.merge == "concat":
+            weights = (self.branches * self.weight.flatten(1)).chunk(self.branches, dim=1)
+        # As a linear map of every pixel: exporters want the weights of a convolution stored, not computed.
+        logits = [F.linear(x, weight, self.bias) for x, weight in zip(parts, weights, strict=True)]
+        return torch.stack(logits).movedim(-1, 2)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, branches={self.branches}, merge={self.merge!r}"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ccnn_zoo._known_blocks import CalibratedConv2dSame, qualified_name
+from ccnn_zoo._options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
@@ -79,11 +80,12 @@ def calibrated_conv(
     *,
     shared_input: bool,
     mixing: str,
-    diversity: float,
+    options: ConversionOptions,
 ) -> CalibratedConv2d:
     """Return the calibrated form of ``conv``, whose shared weight is ``weight``."""
     _refuse(name, conv, shared_input=shared_input and branches > 1)
     layer = CalibratedConv2d if type(conv) is nn.Conv2d else CalibratedConv2dSame
+    scaled = branches > 1 and (shared_input or options.scaled_layers == "all")
     # On the meta device first: nothing is allocated or initialised that the given weight then replaces.
     calibrated = layer(
         conv.in_channels,
@@ -97,12 +99,17 @@ def calibrated_conv(
         branches=branches,
         shared_input=shared_input,
         mixing=mixing,
+        input_scale=options.input_scale if scaled else "none",
         device="meta",
     )
     calibration = weight.new_empty(branches, *conv.kernel_size)
     calibrated.adopt_parameters(weight, nn.Parameter(calibration), conv.bias)
+    if (scale := calibrated.input_scale) is not None:
+        own = torch.ones(scale.shape, device=weight.device, dtype=weight.dtype)
+        calibrated.input_scale = nn.Parameter(own) if options.input_scale == "learned" else own
     if not calibration.is_meta:
-        calibrated.reset_calibration(diversity)
+        calibrated.reset_calibration(options.diversity)
+        calibrated.reset_input_scale(random=not options.rescale)
     return calibrated.train(conv.training)
 
 
@@ -169,3 +176,24 @@ def _adopt(
         if plain.bias is not None:
             merged.bias = nn.Parameter(plain.bias.detach().repeat(branches), plain.bias.requires_grad)
     return merged.train(plain.training)
+
+
+def new_classifier(plain: nn.Linear | nn.Conv2d, branches: int, merge: str) -> BranchLinear | BranchConv2d:
+    """Return an untrained classifier of ``branches`` branches of the size of ``plain``, which reads one branch."""
+    how = {"bias": plain.bias is not None, "branches": branches, "merge": merge}
+    how |= {"device": plain.weight.device, "dtype": plain.weight.dtype}
+    if isinstance(plain, nn.Linear):
+        return BranchLinear(plain.in_features, plain.out_features, **how).train(plain.training)
+    return BranchConv2d(plain.in_channels, plain.out_channels, plain.kernel_size, **how).train(plain.training)
+
+
+def plain_classifier(merged: BranchLinear | BranchConv2d) -> nn.Linear | nn.Conv2d:
+    """Return the plain layer that ``merged``, of one branch, is."""
+    bias = merged.bias is not None
+    if isinstance(merged, BranchLinear):
+        plain = nn.Linear(merged.in_features, merged.out_features, bias, device="meta")
+    else:
+        shape = (merged.in_channels, merged.out_channels, merged.kernel_size, merged.stride, merged.padding)
+        plain = nn.Conv2d(*shape, bias=bias, device="meta")
+    plain.weight, plain.bias = merged.weight, merged.bias
+    return plain.train(merged.training)

@@ -57,7 +57,8 @@ def find_classifier(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
     found = next(((name, module) for name, module in model.named_modules() if is_linear(module)), None)
     if found is None and callable(getattr(model, "get_classifier", None)):
         classifier = model.get_classifier()
-        if type(classifier) is nn.Conv2d and classifier.groups == 1 and classifier.dilation == (1, 1):
+        pixelwise = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "groups": 1}
+        if type(classifier) is nn.Conv2d and all(getattr(classifier, name) == it for name, it in pixelwise.items()):
             found = next((name, module) for name, module in model.named_modules() if module is classifier)
     if found is not None:
         refuse_attachments(*found)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ccnn_zoo.errors import RepositoryError
+from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
@@ -69,6 +69,20 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
         leftover.unlink(missing_ok=True)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a file that a person may have saved with any editor: UTF-8 with or without a byte-order mark.
+
+    Raises:
+        ConfigurationError: it cannot be read, or holds something else; names it.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

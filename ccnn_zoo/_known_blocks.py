@@ -6,13 +6,13 @@ They are recognised by name and imported only where a network has them: importin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnn_zoo._branches import concat_branches
+from ccnn_zoo._mixed import Mixin, mix_in
 from ccnn_zoo.layers import CalibratedConv2d
 
 
@@ -62,7 +62,7 @@ class CalibratedConv2dSame(CalibratedConv2d):
         return same.train(self.training)
 
 
-class _DenseLayer:
+class _DenseLayer(Mixin):
     """DenseNet's layer, which reads the concatenation of all features before it."""
 
     branches: int
@@ -74,7 +74,7 @@ class _DenseLayer:
         return super().bn_function([concat_branches(inputs, self.branches)])
 
 
-class _DenseBlock:
+class _DenseBlock(Mixin):
     """DenseNet's block, which gives the concatenation of all its features."""
 
     branches: int
@@ -86,7 +86,20 @@ class _DenseBlock:
         return concat_branches(features, self.branches)
 
 
+class _CatAvgMax(Mixin):
+    """timm's ``catavgmax`` pooling, which gives the averages of all channels, then their maxima."""
+
+    branches: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.stack(self.plain_forward(x).chunk(2, dim=1), dim=1)
+        by_branch = torch.stack(parts.chunk(self.branches, dim=2), dim=1)
+        return by_branch.flatten(1, 3)
+
+
 _CONCATENATING = {
+    "timm.layers.adaptive_avgmax_pool.AdaptiveCatAvgMaxPool2d": _CatAvgMax,
+    "timm.layers.adaptive_avgmax_pool.FastAdaptiveCatAvgMaxPool": _CatAvgMax,
     "timm.models.densenet.DenseLayer": _DenseLayer,
     "timm.models.densenet.DenseBlock": _DenseBlock,
     "torchvision.models.densenet._DenseLayer": _DenseLayer,
@@ -99,10 +112,5 @@ def keep_branches_apart(model: nn.Module, branches: int) -> None:
     for module in model.modules():
         mixin = _CONCATENATING.get(qualified_name(module))
         if mixin is not None and branches > 1:
-            module.__class__ = _branch_major(mixin, type(module))
+            mix_in(module, mixin, "BranchMajor")
             module.branches = branches
-
-
-@cache
-def _branch_major(mixin: type, plain: type[nn.Module]) -> type[nn.Module]:
-    return type(f"BranchMajor{plain.__name__.lstrip('_')}", (mixin, plain), {"__doc__": mixin.__doc__})

@@ -8,7 +8,7 @@ come out of every module are compared, which also tells where the branches get m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,8 @@ _TOLERANCE = 1e-4
 """Relative, of norms. One module in float32 gives about 1e-6, branches in the wrong place about 1."""
 _TOLERANCE_OF_NETWORK = 1e-2
 """The same over a whole network: ResNet-152 gives 2e-4."""
+_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+"""What networks raise for images of a size that they do not take."""
 _MIXED = (
     "mixes the channels of different branches (does it concatenate, split, shuffle, normalise or attend over "
     "channels?), so it cannot be calibrated"
@@ -73,13 +75,27 @@ def make_probe(model: nn.Module, convs: dict[nn.Conv2d, str], input_size: tuple[
         images = torch.randn(2, *size)
         try:
             return Probe(network, images, _settle(network, images, set(convs.values())))
-        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as failure:
+        except _FAILURES as failure:
             error = failure
     tried = " or ".join("x".join(map(str, size)) for size in sizes)
     raise CalibrationError(
         f"{type(model).__name__} cannot be checked, for it does not run on images of {tried} ({error}); give "
         "input_size=(channels, height, width)"
     ) from error
+
+
+def readers_without_data(
+    model: nn.Module, convs: dict[nn.Conv2d, str], input_size: tuple[int, int, int] | None
+) -> tuple[str, ...]:
+    """Return the convolutions that read the image itself; none if the network does not run on the meta device."""
+    network = deepcopy(model).to("meta").eval()
+    sizes = [input_size] if input_size else _likely_sizes(model, next(iter(convs)).in_channels)
+    for size in sizes:
+        images = torch.empty(2, *size, device="meta", dtype=next(network.parameters()).dtype)
+        with torch.no_grad(), suppress(*_FAILURES), _noted_readers(network, images, set(convs.values())) as readers:
+            network(images)
+            return tuple(readers)
+    return ()
 
 
 def _likely_sizes(model: nn.Module, channels: int) -> list[tuple[int, int, int]]:
@@ -101,26 +117,35 @@ def _randomise(network: nn.Module) -> None:
 
 def _settle(network: nn.Module, images: Tensor, convs: set[str]) -> tuple[str, ...]:
     """Give batch normalisation the statistics of ``images``, so that nothing explodes; return who reads them."""
-    readers: list[str] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _, args: readers.append(name) if args and args[0] is images else None
-
     norms = _tracking_norms(network).values()
-    hooks = [network.get_submodule(name).register_forward_pre_hook(note(name)) for name in convs]
     try:
         for norm in norms:
             norm.momentum = 1.0
             norm.train()
-        network(images)
+        with _noted_readers(network, images, convs) as readers:
+            network(images)
     finally:
-        for handle in hooks:
-            handle.remove()
         for norm in norms:
             norm.eval()
             # A channel that hardly varies would have its rounding errors blown up.
             norm.running_var.clamp_(min=0.01 * norm.running_mean.square())
     return tuple(readers)
+
+
+@contextmanager
+def _noted_readers(network: nn.Module, images: Tensor, convs: set[str]) -> Iterator[list[str]]:
+    """Collect the names of those of ``convs`` that read ``images`` themselves."""
+    readers: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args: readers.append(name) if args and args[0] is images else None
+
+    hooks = [network.get_submodule(name).register_forward_pre_hook(note(name)) for name in convs]
+    try:
+        yield readers
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def _tracking_norms(network: nn.Module) -> dict[str, nn.Module]:

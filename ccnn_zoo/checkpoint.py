@@ -21,10 +21,10 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a checkpoint names
+from ccnn_zoo._network import CalibratedNetwork
 from ccnn_zoo._sealed import read_sealed, write_sealed
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
-from ccnn_zoo.models._calibrated import CalibratedClassifier
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,12 @@ def holds_detector(path: str | os.PathLike[str]) -> bool:
 def config_json(model: nn.Module) -> str:
     """Return the text of timm's ``config.json`` for ``model``."""
     resolved = {}
-    if isinstance(model, CalibratedClassifier):
+    if isinstance(model, CalibratedNetwork):
         # timm records the arguments that were given; a default of today may be another one tomorrow.
-        resolved = {"branches": model.branches, "merge": model.merge, "mixing": model.mixing}
-        if not any(isinstance(module, CalibratedConv2d) for module in model.modules()):
-            resolved["folded"] = True
+        folded = not any(isinstance(module, CalibratedConv2d) for module in model.modules())
+        resolved = {**model.conversion.architecture(), "folded": folded}
+        if "base" in getattr(model, "_model_args", {}):  # its tag names weights
+            resolved["base"] = model._model_args["base"].partition(".")[0]
     # timm drops the class names of a network whose default configuration has another number of classes.
     named = len(model.pretrained_cfg.get("label_names") or ()) == model.num_classes
     corrected = {"pretrained_cfg": {"num_classes": model.num_classes}} if named else {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,13 +16,25 @@ from ccnn_zoo._conversions import (
     dense_weight,
     is_normalisation,
     is_per_channel,
+    plain_classifier,
     tile_per_channel,
 )
 from ccnn_zoo._conversions import branch_linear as branch_linear
 from ccnn_zoo._ends import check_last_layer, find_classifier, find_convs
 from ccnn_zoo._known_blocks import keep_branches_apart
-from ccnn_zoo._selfcheck import check_branches_apart, check_same_function, make_probe, private_randomness
-from ccnn_zoo.layers import CalibratedConv2d, check_branches, check_merge, check_mixing
+from ccnn_zoo._network import CalibratedNetwork as CalibratedNetwork
+from ccnn_zoo._network import become_calibrated, scale_declared_widths
+from ccnn_zoo._network import timm_name as timm_name
+from ccnn_zoo._options import OPTIONS
+from ccnn_zoo._options import ConversionOptions as ConversionOptions
+from ccnn_zoo._selfcheck import (
+    check_branches_apart,
+    check_same_function,
+    make_probe,
+    private_randomness,
+    readers_without_data,
+)
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 
 def calibrate(
@@ -28,10 +42,8 @@ def calibrate(
     branches: int,
     merge: str = "mean",
     *,
-    mixing: str = "grouped",
-    diversity: float = 0.0,
-    rescale: bool = True,
     input_size: tuple[int, int, int] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Return a calibrated copy of a plain network; its weights become the shared weights w.
 
@@ -46,65 +58,56 @@ def calibrate(
 
     Networks without a classifier return the features of all branches, branch-major.
 
-    Set the number of classes first: ``reset_classifier`` of a timm network that was calibrated puts a plain layer,
-    which reads the features of all branches, in the place of the one in which they meet by ``merge``.
+    The copy can do all that the networks of the zoo can (:class:`CalibratedNetwork`): it has ``forward_branches``, its
+    ``reset_classifier`` merges the branches, and if ``model`` is one of timm's it is saved, published and loaded as
+    ``timm.create_model("ccnn", base=...)``.
 
     Args:
         model: network of plain ``nn.Conv2d``, batch and group normalisation, element-wise and pooling layers, which
-            ends in linear layers or in a 1x1 convolution that timm's ``get_classifier`` names.
+            ends in linear layers or in a 1x1 convolution that timm's ``get_classifier`` names; or a network of the zoo
+            with one branch.
         branches: number K of branches; 1 gives the plain network.
         merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``; or behind it,
             with a classifier per branch: ``"probability"``, whose logits are the logarithm of the mean of the branches'
             probabilities (:class:`BranchLinear`), for networks of a single linear layer.
-        mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
-            through slices of w of its own. Each of the K slices then starts as the given weight (times K, for the
-            scale of R, and over K, since K of them add up). Convolutions with groups stay grouped.
-        diversity: how far R starts from uniform: 0 (equal R_k) to 1 (the paper's random R).
-        rescale: multiply w by K, so that H_k keeps the scale of the given weights. The paper, which trains from
-            scratch, does not. Networks without normalisation are always rescaled: nothing else would keep their
-            activations from shrinking K-fold at every layer. False says that the weights are a fresh random start;
-            with dense mixing all slices but the first are then shuffled copies, since equal ones would learn alike.
         input_size: (channels, height, width) to check with; by default 64x64, or what the network declares.
+        options: ``mixing="grouped"``, ``diversity=0.0``, ``rescale=True`` and all else that
+            :class:`ConversionOptions` explains.
 
     Returns:
-        A new network of the same class.
+        A new network, of a subclass of the given class.
 
     Raises:
-        ConfigurationError: ``branches``, ``merge``, ``mixing`` or ``diversity`` is out of range.
+        ConfigurationError: ``branches``, ``merge`` or another option is out of range.
         CalibrationError: a module of the network has no calibrated form, or fails the check; names it and why.
     """
-    for check, value in ((check_branches, branches), (check_merge, merge), (check_mixing, mixing)):
-        check(value)
+    if unknown := options.keys() - OPTIONS:
+        raise TypeError(
+            f"calibrate() got an unexpected keyword argument {min(unknown)!r}; it takes {', '.join(OPTIONS)}"
+        )
+    return _calibrated(model, ConversionOptions(branches=branches, merge=merge, **options), input_size)
+
+
+def _calibrated(model: nn.Module, options: ConversionOptions, input_size: tuple[int, int, int] | None) -> nn.Module:
+    if isinstance(model, CalibratedNetwork) and model.conversion.branches == 1:
+        model = plain_form(model)
     find_convs(model)  # refuses before copying, which some of the refused networks cannot be
-    readers = None
-    # Without data there is nothing to compute; with one branch, nothing to keep apart.
-    if branches > 1 and not any(tensor.is_meta for tensor in model.parameters()):
-        readers = _check(model, branches, merge, mixing, input_size)
+    readers = check(model, options, input_size)
     model = deepcopy(model)
-    calibrate_(model, branches, merge, mixing=mixing, diversity=diversity, rescale=rescale, image_readers=readers)
+    calibrate_(model, options, readers)
     return model
 
 
 @torch.no_grad()
-def calibrate_(
-    model: nn.Module,
-    branches: int,
-    merge: str = "mean",
-    *,
-    mixing: str = "grouped",
-    diversity: float,
-    rescale: bool,
-    image_readers: Collection[str] | None = None,
-) -> None:
+def calibrate_(model: nn.Module, options: ConversionOptions, image_readers: Collection[str] | None = None) -> None:
     """Calibrate ``model`` in place: :func:`calibrate` without the copy and without the check.
 
     Args:
-        model, branches, merge, mixing, diversity, rescale: as in :func:`calibrate`.
+        model: as in :func:`calibrate`.
+        options: how.
         image_readers: names of the convolutions that read the image; None takes the first one.
     """
-    check_branches(branches)
-    check_merge(merge)
-    check_mixing(mixing)
+    branches, merge = options.branches, options.merge
     convs = find_convs(model)
     classifier = find_classifier(model)
     if classifier in convs:
@@ -120,15 +123,15 @@ def calibrate_(
     normalised = any(is_normalisation(module) for module in model.modules())
     weights: dict[tuple[int, str], nn.Parameter] = {}  # by the given weight, for layers may share one
     for conv, name in convs.items():
-        how = mixing if conv.groups == 1 and name not in readers and branches > 1 else "grouped"
+        how = options.mixing if conv.groups == 1 and name not in readers and branches > 1 else "grouped"
         key = (id(conv.weight), how)
         if key not in weights:
             weights[key] = conv.weight
             if how == "dense":
-                weights[key] = dense_weight(conv.weight, branches, same_function=rescale, normalised=normalised)
-        options = {"shared_input": name in readers, "mixing": how, "diversity": diversity}
-        replaced[conv] = calibrated_conv(name, conv, weights[key], branches, **options)
-    if rescale or not normalised:
+                weights[key] = dense_weight(conv.weight, branches, same_function=options.rescale, normalised=normalised)
+        how_it_reads = {"shared_input": name in readers, "mixing": how, "options": options}
+        replaced[conv] = calibrated_conv(name, conv, weights[key], branches, **how_it_reads)
+    if options.rescale or not normalised:
         for (_, how), weight in weights.items():
             if how == "grouped":
                 weight.mul_(branches)
@@ -137,7 +140,9 @@ def calibrate_(
         if is_per_channel(module):
             tile_per_channel(module, branches)
     keep_branches_apart(model, branches)
-    _scale_declared_widths(model, branches)
+    scale_declared_widths(model, lambda width: width * branches)
+    _scale_feature_info(model, branches)
+    become_calibrated(model, options)
 
 
 def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
@@ -146,22 +151,48 @@ def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
             model.set_submodule(name, replaced[module])
 
 
-def _check(
-    model: nn.Module, branches: int, merge: str, mixing: str, input_size: tuple[int, int, int] | None
+def check(
+    model: nn.Module, options: ConversionOptions, input_size: tuple[int, int, int] | None = None
 ) -> tuple[str, ...] | None:
-    """Return the names of the convolutions that read the image, after refusing a network that cannot be calibrated."""
+    """Refuse a network that cannot be calibrated; return the names of the convolutions that read the image.
+
+    None stands for the first one.
+
+    Raises:
+        CalibrationError: names the module and why.
+    """
+    if options.branches == 1:
+        return None
+    if any(tensor.is_meta for tensor in model.parameters()):  # nothing to compute
+        return find_readers(model, input_size)
+    scale = "none" if options.input_scale == "none" else "learned"  # which begins at 1
+    start = replace(options, rescale=True, input_scale=scale)
     with private_randomness():
         probe = make_probe(model, find_convs(model), input_size)
         readers = probe.image_readers or None
-        # First, for it names the module. The layout is that of both mixings, but only grouped branches are networks.
+        # First, for it names the module. The layout is that of all options, but only grouped branches are networks.
         apart = deepcopy(probe.network)
-        calibrate_(apart, branches, merge, diversity=1.0, rescale=True, image_readers=readers)
-        check_branches_apart(probe, apart, branches)
+        calibrate_(apart, replace(start, mixing="grouped", diversity=1.0), readers)
+        check_branches_apart(probe, apart, options.branches)
         del apart
         equal = deepcopy(probe.network)
-        calibrate_(equal, branches, merge, mixing=mixing, diversity=0.0, rescale=True, image_readers=readers)
-        check_same_function(probe, equal, branches, normalised=merge == "probability")
+        calibrate_(equal, replace(start, diversity=0.0), readers)
+        check_same_function(probe, equal, options.branches, normalised=options.merge == "probability")
     return readers
+
+
+def find_readers(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> tuple[str, ...] | None:
+    """Return what :func:`check` does, and check nothing: for networks that were checked when they were made."""
+    return readers_without_data(model, find_convs(model), input_size) or None
+
+
+def plain_form(model: nn.Module) -> nn.Module:
+    """Return a plain copy of a network of one branch: ``nn.Conv2d`` and ``nn.Linear`` in place of ours."""
+    model = fold(model)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, BranchLinear | BranchConv2d):
+            model.set_submodule(name, plain_classifier(module))
+    return model
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -193,16 +224,8 @@ def fold_(model: nn.Module) -> None:
             model.set_submodule(name, folded[module])
 
 
-def _scale_declared_widths(model: nn.Module, branches: int) -> None:
-    """timm networks declare their feature widths; K branches make them K times wider."""
-    owners = [(model, ("num_features", "head_hidden_size"))]
-    head = getattr(model, "head", None)
-    if hasattr(head, "global_pool"):  # timm's ClassifierHead, which sizes new classifiers by it
-        owners.append((head, ("in_features", "num_features")))
-    for owner, names in owners:
-        for name in names:
-            if isinstance(getattr(owner, name, None), int):
-                setattr(owner, name, getattr(owner, name) * branches)
+def _scale_feature_info(model: nn.Module, branches: int) -> None:
+    """timm networks declare the widths of their features; K branches make them K times wider."""
     feature_info = getattr(model, "feature_info", None)
     holder, name = (feature_info, "info") if hasattr(feature_info, "info") else (model, "feature_info")
     if isinstance(levels := getattr(holder, name, None), list):

@@ -77,9 +77,9 @@ class ModelMetadata:
     preprocessing_in_graph: bool = False
 
     def __post_init__(self) -> None:
-        _require(self, "architecture", _is_text, _TEXT)
+        _require(self, "architecture", is_label, _TEXT)
         _require(self, "branches", lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
-        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, _TEXTS)
+        _require(self, "labels", lambda value: _all(value, is_label) and len(value) > 0, _TEXTS)
         _require(self, "input_size", _is_size, f"(1 or 3, height, width) of at most {_MAX_PIXELS} pixels")
         numbers = f"{self.input_size[0]} finite numbers, one per channel"
         for name in ("mean", "std"):
@@ -137,8 +137,8 @@ class DetectorMetadata:
     max_size: int
 
     def __post_init__(self) -> None:
-        _require(self, "architecture", _is_text, _TEXT)
-        _require(self, "labels", lambda value: _all(value, _is_text) and len(value) > 0, _TEXTS)
+        _require(self, "architecture", is_label, _TEXT)
+        _require(self, "labels", lambda value: _all(value, is_label) and len(value) > 0, _TEXTS)
         for name in ("branches", "min_size", "max_size"):
             _require(self, name, lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
 
@@ -201,7 +201,8 @@ def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
     return isinstance(values, tuple) and all(map(holds, values))
 
 
-def _is_text(value: Any) -> bool:
+def is_label(value: Any) -> bool:
+    """Tell whether ``value`` can be the name of a class in an exported file."""
     # Control characters could command a terminal; halves of surrogate pairs can be neither printed nor written.
     return isinstance(value, str) and not _CONTROLS.search(value)
 

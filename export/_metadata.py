@@ -8,6 +8,7 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from ccnn_zoo._branches import BranchConv2d
+from ccnn_zoo.convert import timm_name
 from ccnn_zoo.errors import MetadataError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 from ccnn_zoo.metadata import ModelMetadata, in_order
@@ -35,7 +36,7 @@ def metadata_of(model: nn.Module, labels: Sequence[str] | None = None) -> ModelM
     data = resolve_model_data_config(model)
     _check_channels(model, data["input_size"][0])
     return ModelMetadata(
-        architecture=config["architecture"],
+        architecture=timm_name(model),
         branches=_branches_of(model),
         labels=_labels_of(model, labels),
         input_size=tuple(data["input_size"]),

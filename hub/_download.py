@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 from . import _remote
@@ -52,7 +53,7 @@ def download(
     folder = local_folder(repo_id)
     if folder is not None:
         refuse_for_folders(repo_id, revision=revision, token=token)
-        manifest = verify_repository(folder, repo_id, patterns)
+        manifest = while_it_stays(folder, lambda: verify_repository(folder, repo_id, patterns))
     else:
         folder = _remote.fetch(repo_id, revision, token, patterns)
         manifest = read_fetched_manifest(folder, repo_id, revision, token)

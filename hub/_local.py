@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ccnn_zoo import _folders
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 from ._manifest import all_files, read_manifest
@@ -17,43 +15,14 @@ from ._names import MANIFEST
 
 @contextmanager
 def replacing_folder(target: Path, repo_id: str) -> Iterator[Path]:
-    """Yield an empty folder beside ``target``; on success it takes the place of ``target``, on failure it is removed.
-
-    The earlier repository is renamed away for the moment of the exchange, and removed only when the new one stands
-    in its place.
+    """Yield an empty folder; on success it takes the place of ``target`` in one step, on failure it is removed.
 
     Raises:
+        ConfigurationError: another process is publishing to the same folder.
         RepositoryError: ``target`` holds something else than a repository of ours, or cannot be written.
     """
-    target = target.resolve()
-    refuse_foreign(target, repo_id)
-    workshop = _make_workshop(target, repo_id)
-    try:
-        staged = workshop / "new"
-        staged.mkdir()
+    with _folders.replacing_folder(target, repo_id, lambda: refuse_foreign(target, repo_id)) as staged:
         yield staged
-        refuse_foreign(target, repo_id)  # staging takes a while: somebody may have put a file there
-        try:
-            _synchronise(staged)
-            _exchange(staged, target, workshop / "old")
-        except OSError as error:
-            raise _cannot_write(repo_id, target, error) from error
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _make_workshop(target: Path, repo_id: str) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise _cannot_write(repo_id, target, error) from error
-
-
-def _cannot_write(repo_id: str, target: Path, error: OSError) -> RepositoryError:
-    return RepositoryError(
-        f"cannot write {repo_id} ({target}): {error.strerror or error}. Choose a folder that you may write to."
-    )
 
 
 def refuse_foreign(target: Path, repo_id: str) -> None:
@@ -62,7 +31,7 @@ def refuse_foreign(target: Path, repo_id: str) -> None:
     Raises:
         RepositoryError: ``target`` holds something else.
     """
-    if not target.exists():
+    if not _folders.is_there(target):
         return
     advice = "Choose another folder, or move it away."
     if not target.is_dir():
@@ -80,22 +49,3 @@ def refuse_foreign(target: Path, repo_id: str) -> None:
             f"{repo_id} holds {foreign[0]}, which is not part of the published repository and would be lost. "
             "Move that file away, or choose another folder."
         )
-
-
-def _exchange(staged: Path, target: Path, old: Path) -> None:
-    if not target.exists():
-        staged.rename(target)
-        return
-    target.rename(old)
-    try:
-        staged.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-
-
-def _synchronise(folder: Path) -> None:
-    """Bring the files to the disk before the rename does: after a power cut both are there, or neither."""
-    for name in all_files(folder):
-        with (folder / name).open("rb") as stream:
-            os.fsync(stream.fileno())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
-from ccnn_zoo.convert import fold
+from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import ExportReport, ImageBatches, metadata_of, to_folder
 
@@ -34,7 +34,7 @@ def stage_network(
     record: TrainingRecord | None,
     images: ImageBatches | None,
     precisions: Iterable[str] = (),
-    calibration: ImageBatches | None = None,
+    int8_images: ImageBatches | None = None,
 ) -> dict[str, Any]:
     """Write configuration, weights, ONNX files and heat map of a network; return its part of the manifest.
 
@@ -44,7 +44,7 @@ def stage_network(
         record: how it was trained; the checkpoint's by default.
         images: what to verify the exported networks on.
         precisions: those to export besides fp32.
-        calibration: images to measure the ranges of int8 on.
+        int8_images: images to measure the ranges of int8 on.
 
     Raises:
         ConfigurationError: no record, a metric that is not measured, or a network that timm cannot build again.
@@ -66,7 +66,7 @@ def stage_network(
     details = _describe(model)
     _write_config(model, folder)
     _write_weights(model, folder, details)
-    reports = to_folder(model, folder, ["fp32", *precisions], images=images, calibration=calibration)
+    reports = to_folder(model, folder, ["fp32", *precisions], images=images, int8_images=int8_images)
     draw_calibration(model, folder / HEAT_MAP)
     exports = {precision: _measured(report) for precision, report in reports.items()}
     versions = {name: version(name) for name in _PACKAGES}
@@ -160,7 +160,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     return {
-        "architecture": model.pretrained_cfg["architecture"],
+        "architecture": timm_name(model),
         "branches": getattr(model, "branches", 1),
         "merge": getattr(model, "merge", "mean"),
         "parameters": {"shared": count(model), "folded": count(fold(model))},

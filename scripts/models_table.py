@@ -1,6 +1,7 @@
 """Write docs/models.md: the networks of the zoo, the shipped checkpoints, and what the package costs.
 
-    python scripts/models_table.py
+    python scripts/models_table.py             # all of it
+    python scripts/models_table.py --counts    # measures nothing, for a machine that is busy: times stay as they are
 
 Times are medians of alternating runs; ratios compare what stands beside each other in one run.
 """
@@ -19,19 +20,24 @@ from pathlib import Path
 
 import timm
 import torch
+from experiments.table2 import CLASSES, ROWS, Row, counts, stage_kernels
 
 from ccnn_zoo._files import replacing
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.models import table
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+COST = "## Cost"
 ROUNDS = 7
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    lines = ["# The zoo", "", f"Written by `scripts/models_table.py` ({machine()}).", ""]
-    lines += [*networks(), "", *checkpoints(), "", *costs()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", action="store_true", help="keep the times that are there")
+    keep = parser.parse_args().counts
+    lines = ["# The zoo", "", "Written by `scripts/models_table.py`.", ""]
+    lines += [*networks(), "", *kernels(), "", *checkpoints(), ""]
+    lines += [COST + DOCUMENT.read_text(encoding="utf-8").partition(COST)[2].rstrip()] if keep else [COST, "", *costs()]
     with replacing(DOCUMENT) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(DOCUMENT.read_text(encoding="utf-8"))
@@ -60,6 +66,41 @@ def networks() -> Iterator[str]:
         'what the paper\'s Table 2 counts. With `mixing="dense"` every branch reads all others, and w is K times as '
         "large. ResNet-1202 has 19.4 million parameters as a plain network, as He et al. (2016) print; the 10.2 "
         "million in the paper's Table 2 is what Zagoruyko and Komodakis (2016) list for pre-activation ResNet-1001."
+    )
+
+
+def kernels() -> Iterator[str]:
+    """Yield what the paper's Table 2 prints of its networks beside what ours have."""
+    printed = [row for row in ROWS if row.kernels]
+    yield "## Against the paper's Table 2"
+    yield ""
+    yield f"Millions of deployed parameters, {CLASSES} classes; kernels of the stem and of the stages, of one branch."
+    yield ""
+    yield "| method | network | K | kernels, paper | ours | parameters, paper | ours | the same number |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in printed:
+        ours = counts(row, "grouped")[1] / 1e6
+        yield (
+            f"| {row.method} | `{row.model}` | {row.branches} | {dashed(row.kernels)} | {dashed(stage_kernels(row))} | "
+            f"{row.parameters} | {ours:.2f} | {'yes' if round(ours, 1) == row.parameters else 'no'} |"
+        )
+    yield ""
+    for row in printed:
+        if row.kernels != stage_kernels(row):
+            yield other_stem(row)
+
+
+def dashed(numbers: tuple[int, ...]) -> str:
+    """Return the numbers as the paper prints kernels."""
+    return "-".join(map(str, numbers))
+
+
+def other_stem(row: Row) -> str:
+    """Return what a network that has another stem than the paper's table says would have with that one."""
+    wide = counts(row, "grouped", wide_stem=True)[1] / 1e6
+    return (
+        f"- {row.method} with the stem of {row.kernels[0]} that the table names (`wide_stem=True`) has {wide:.2f} "
+        f"million; the table's {row.parameters} is the count of Zagoruyko and Komodakis's network, whose stem has 16."
     )
 
 
@@ -92,7 +133,7 @@ def costs() -> Iterator[str]:
     model = timm.create_model("ccnn_resnet18", branches=2)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     plain = sum(p.numel() * p.element_size() for p in timm.create_model("resnet18").parameters())
-    yield "## Cost"
+    yield f"Measured on {machine()}."
     yield ""
     yield "| what | measured |"
     yield "|---|---|"

@@ -2,6 +2,7 @@
 
     python scripts/reproduce.py all --quick                                    # everything, tiny, on digits: minutes
     python scripts/reproduce.py table1 ablation --small --data mnist:DATA      # small relatives on a CPU: an hour
+    python scripts/reproduce.py pays --medium --data cifar10:DATA              # what K branches buy: hours on a CPU
     python scripts/reproduce.py table1 figure2 --data cifar10:DATA --jobs 4    # the paper's recipe: needs a GPU
     python scripts/reproduce.py table4 --voc DATA                              # VOC2007, detection; --small: BCCD
 
@@ -26,12 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what the command line names."""
     args = _parser().parse_args(arguments)
     names = experiments.NAMES if "all" in args.experiment else args.experiment
-    size = "quick" if args.quick else "small" if args.small else "full"
+    size = next((name for name in ("quick", "small", "medium") if getattr(args, name)), "full")
     _choose_device(args.device)
     # Also in the processes to come, and before torch is imported.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
 
-    from experiments._cells import key_of
+    from experiments._cells import Records, key_of, written
     from experiments._plans import MissingDataError, make_plan
     from experiments._running import run_cells
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = args.out or (RESULTS if size != "quick" else RUNS / "quick")
     cells_folder = args.cells or RUNS / "cells"
     try:
-        plan = make_plan(size, f"voc:{args.voc}" if args.voc else args.data, args.seeds, cells_folder)
+        plan = make_plan(size, f"voc:{args.voc}" if args.voc else args.data, args.seeds, cells_folder, args.side)
         chosen, cells = [], []
         for name in names:
             experiment = experiments.load(name)
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
                 if "all" not in args.experiment:
                     raise
                 print(f"left out: {error}", file=sys.stderr)
-        records = run_cells(cells, cells_folder, args.jobs, args.threads, run=not args.report)
+        known = written(out) if size == "medium" else Records(())
+        records = run_cells(cells, cells_folder, args.jobs, args.threads, run=not args.report, known=known)
     except CCNNError as error:
         sys.exit(f"error: {error}")
     for name, experiment in chosen:
@@ -62,12 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", nargs="+", choices=[*experiments.NAMES, *experiments.WITH_BOXES, "all"])
+    parser.add_argument("experiment", nargs="+", choices=[*experiments.NAMES, *experiments.OF_THEIR_OWN, "all"])
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="all of it, tiny: shows that it works")
+    sizes.add_argument("--medium", action="store_true", help="CIFAR-10, 30 epochs, on a CPU: hours")
     sizes.add_argument("--small", action="store_true", help="small relatives of the networks, for a CPU")
     parser.add_argument("--data", help="as recipes name data: cifar10:FOLDER, folder:FOLDER, mnist:FOLDER, digits")
     parser.add_argument("--voc", type=Path, help="for table4: folder that holds VOCdevkit, of VOC2007 or in its layout")
+    parser.add_argument("--side", type=int, default=16, help="pixels, with --medium: 16 or 32")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick)")
     parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")

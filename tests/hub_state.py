@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Fault:
         body: what becomes of the answer's body: "reset" and "truncated" break off in the middle, the first as if the
             server had crashed; "tampered" has another last byte.
         lost: do what is asked, and close the connection without an answer.
-        delay: seconds before the answer.
+        until: an event without which no answer comes.
         meanwhile: called before the request is looked at.
     """
 
@@ -46,7 +47,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     lost: bool = False
-    delay: float = 0
+    until: threading.Event | None = None
     meanwhile: Callable[[], object] | None = None
     times: int | None = None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from waiting import HANG_S
 
 _FORKS = """
 import json, os, sys, traceback
@@ -81,7 +82,8 @@ class User:
             "HF_ENDPOINT": self.server.url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_S),
+            "HF_HUB_ETAG_TIMEOUT": str(HANG_S),
             "NO_PROXY": "127.0.0.1,localhost",
             **settings,
         }

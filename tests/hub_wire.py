@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_state import RefusalError, Request
+from waiting import HANG_S
 
 if TYPE_CHECKING:
     from hub_server import HubServer
@@ -43,7 +44,8 @@ class Wire(BaseHTTPRequestHandler):
                 )
             )
             self.fault = self.hub.next_fault(f"{self.command} {url.path}")
-        time.sleep(self.fault.delay)
+        if self.fault.until:
+            self.fault.until.wait(HANG_S)
         if self.fault.meanwhile:
             self.fault.meanwhile()
         with self.hub.lock:

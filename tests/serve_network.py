@@ -19,13 +19,26 @@ from ccnn_zoo.metadata import ModelMetadata
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox")
 METADATA = ModelMetadata("ccnn_test", 2, LABELS, (3, 12, 10), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 WEIGHT = np.random.default_rng(7).normal(size=(3, len(LABELS))).astype(np.float32)
+# Ray takes for dead what does not answer in these times, and starts it anew.
+PATIENCE = {
+    "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_gcs_rpc_server_connect_timeout_s": "600",
+    "RAY_health_check_timeout_ms": "600000",
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "600",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "600",
+}
 
 
 @contextmanager
 def ray_folder() -> Iterator[dict[str, str]]:
-    """An environment in which Ray keeps its files in a folder of their own; its sockets need a short path."""
+    """An environment in which Ray keeps its files in a folder of their own, and has patience with a busy machine.
+
+    Its sockets need a short path.
+    """
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield os.environ | {"RAY_TMPDIR": folder}
+        yield os.environ | PATIENCE | {"RAY_TMPDIR": folder}
 
 
 def save_network(path: Path, batch: int | str = "N", metadata: ModelMetadata = METADATA) -> Path:

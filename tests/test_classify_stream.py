@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import pytest
 from fuzz_networks import convolutions, int8
 from PIL import Image
 from pyarrow import parquet
+from waiting import HANG_S, until
 
 from ccnn_zoo import runtime
 from ccnn_zoo.cli import main
@@ -179,10 +179,9 @@ def test_a_killed_run_leaves_no_result_and_goes_on(network, tmp_path):
     output, part = tmp_path / "r.csv", tmp_path / "r.csv.part"
     command = [CCNN, "classify", pictures, "--model", network, "--device", "cpu", "-o", output, "--batch-size", "4"]
     child = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL)
-    while not part.exists() or part.stat().st_size < 20_000:
-        assert child.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    assert "another process is writing" in str(classify(pictures, network, output, "--resume", "--top-k", 5))
+    until(lambda: part.exists() and part.stat().st_size > 20_000, child)
+    child.send_signal(signal.SIGSTOP)  # it is there, however long the next line takes
+    assert f"process {child.pid} on " in str(classify(pictures, network, output, "--resume", "--top-k", 5))
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not output.exists()
@@ -221,9 +220,7 @@ def test_an_interrupt_says_how_to_go_on(network, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     part = tmp_path / "r.csv.part"
-    while not part.exists() or part.stat().st_size < 2000:
-        assert child.poll() is None, "it ended before it could be interrupted"
-        time.sleep(0.002)
+    until(lambda: part.exists() and part.stat().st_size > 2000, child)
     child.send_signal(signal.SIGINT)
     _, said = child.communicate()
     assert child.returncode == 130
@@ -318,7 +315,7 @@ def test_a_pipe_among_the_pictures_is_named_not_waited_for(network, tmp_path):
 
 def test_workers_keep_the_order_and_draw_no_more_than_they_may():
     drawn, running, most = 0, 0, 0
-    lock = threading.Lock()
+    lock, done = threading.Lock(), [threading.Event() for _ in range(120)]
 
     def items():
         nonlocal drawn
@@ -331,9 +328,11 @@ def test_workers_keep_the_order_and_draw_no_more_than_they_may():
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.001 * (number % 3))  # later ones are ready before earlier ones
+        if number % 4:  # of each four, later ones are ready before earlier ones
+            assert done[number + 1].wait(HANG_S)
         with lock:
             running -= 1
+        done[number].set()
         return number * number
 
     results = mapped(square, items(), workers=4, ahead=10)
@@ -341,7 +340,9 @@ def test_workers_keep_the_order_and_draw_no_more_than_they_may():
     for number in range(1, 100):
         assert next(results) == number * number
         assert drawn <= number + 9
-    assert 1 < most <= 4
+    assert most == 4
+    for event in done:  # for those that wait for one that will not be drawn
+        event.set()
     results.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ccnn-decode")]
 

@@ -96,6 +96,9 @@ def test_branches_of_a_family_equal_separate_plain_networks(family: str, build: 
     separate = torch.stack([what_reaches_the_classifier(load_branch(plain, model, k), x) for k in range(BRANCHES)])
     assert (separate.std(0).mean() / separate.abs().mean()).item() > 1e-3, "the branches must differ"
     torch.testing.assert_close(together, torch.cat(list(separate), 1), rtol=1e-6, atol=1e-6 * separate.abs().max())
+    with torch.no_grad():
+        alone = torch.stack([load_branch(plain, model, k)(x) for k in range(BRANCHES)])
+        torch.testing.assert_close(model.forward_branches(x), alone, rtol=1e-6, atol=1e-6 * alone.abs().max().item())
 
 
 @pytest.mark.parametrize("mixing", ["grouped", "dense"])

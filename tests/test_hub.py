@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -211,6 +212,7 @@ def test_an_exchange_that_fails_brings_the_earlier_one_back(published, repositor
     (repository / "README.md").write_text("# Earlier\n")
     before = content_of(repository)
     rename = Path.rename
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)  # a C library that cannot exchange folders
 
     def fail_on_new(path: Path, target: Path) -> Path:
         if path.name == "new":

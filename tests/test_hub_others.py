@@ -9,15 +9,14 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_network import FETCHED, LABELS, content_of, published_folder
+from waiting import HANG_S, free_port, until
 
 OLAH = os.environ.get("OLAH_CLI") or shutil.which("olah-cli")
 TRANSFORMERS_JS = os.environ.get("TRANSFORMERS_JS")
@@ -59,9 +58,7 @@ def olah(tmp_path_factory) -> Iterator[tuple[str, str]]:
         pytest.skip("olah is not installed (docs/hub.md)")
     folder = tmp_path_factory.mktemp("olah")
     commit = make_git_repository(folder / "mirrors" / "models" / "org" / "digits", content_of(published_folder()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "configs.toml").write_text(f"""
 [basic]
 host = "127.0.0.1"
@@ -78,24 +75,19 @@ offline = true
         process = subprocess.Popen([OLAH, "-c", "configs.toml"], cwd=folder, stdout=log, stderr=log)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_for(f"{url}/api/models/org/digits/revision/main", process, folder / "log")
+        until(lambda: _answers(f"{url}/api/models/org/digits/revision/main"), process)
         yield url, commit
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(300):
-        try:
-            opener.open(url, timeout=5).close()
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"olah did not start: {log.read_text()}")
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=HANG_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_what_olah_serves_is_downloaded_verified_and_loaded(olah, user):

@@ -135,7 +135,6 @@ def test_torchrun_trains_and_ends_with_an_error_when_a_rank_dies(together, tmp_p
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     loss = load_checkpoint(together / "last.safetensors")[1].metrics["train_loss"]
     assert done.stdout.splitlines() == [f"loss {loss!r}"] * 2, done.stderr

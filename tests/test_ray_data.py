@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from serve_network import encoded, probabilities_of, ray_folder, save_network
+from waiting import until
 
 from ccnn_zoo.errors import ConfigurationError
 
@@ -31,7 +32,8 @@ def folder(tmp_path, monkeypatch) -> Iterator[Path]:
     (tmp_path / "broken.png").write_bytes(encoded(COLOURS[0])[:40])
     monkeypatch.chdir(tmp_path)
     with ray_folder() as environment:
-        monkeypatch.setenv("RAY_TMPDIR", environment["RAY_TMPDIR"])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         yield tmp_path
 
 
@@ -64,8 +66,7 @@ def test_results_are_whole_and_in_order_though_a_process_is_killed(folder):
         expected = list(probabilities_of(COLOURS[number % 4]).items())[:2]
         assert [p.label for p in result.predictions] == [label for label, _ in expected]
         assert [p.probability for p in result.predictions] == pytest.approx([p for _, p in expected], rel=1e-5)
-    psutil.wait_procs(held, 60)
-    assert not workers(), "Ray ends with the job"
+    until(lambda: not workers())  # Ray ends with the job
 
 
 def test_the_command_line_writes_what_it_writes_without_ray(folder):

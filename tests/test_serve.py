@@ -9,9 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from serve_network import LABELS, encoded, probabilities_of, ray_folder, save_network
+from waiting import HANG_S, free_port, until
 
 pytest.importorskip("ray", reason="the extra serve is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -27,7 +27,6 @@ CCNN = Path(sys.executable).with_name("ccnn")
 LOAD = Path(__file__).parent.parent / "scripts" / "serve_load.py"
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "grey": (128, 128, 128)}
 MAX_BYTES = 200_000
-PATIENCE_S = 240  # a condition that does not come true by then never will
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Service:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, object]:
         """Send one request on a connection of its own; headers' underscores are hyphens."""
-        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection(self.address, timeout=HANG_S)
         try:
             connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
             response = connection.getresponse()
@@ -67,29 +66,21 @@ class Service:
         return found
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("serve")
     network = save_network(folder / "network.onnx")
     log = folder / "log"
     options = ["--device=cpu", "--replicas=2", "--threads=1", "--port=0", "--batch-size=4", "--batch-wait=0.2"]
-    options += [f"--max-bytes={MAX_BYTES}", f"--timeout={PATIENCE_S}"]
+    options += [f"--max-bytes={MAX_BYTES}", f"--timeout={HANG_S}"]
     with ray_folder() as environment, log.open("wb") as stream:
         process = subprocess.Popen([CCNN, "serve", network, *options], stdout=stream, stderr=stream, env=environment)
         try:
-            until(lambda: process.poll() is not None or b"serving " in log.read_bytes(), "the service did not start")
-            assert process.poll() is None, log.read_text()
+            until(lambda: b"serving " in log.read_bytes(), process)
             yield Service(process, log, log.read_text().rpartition("http://")[2].strip())
         finally:
             process.terminate()
-            process.wait(PATIENCE_S)
+            process.wait(HANG_S)
 
 
 def check(answer: object, colour: tuple[int, int, int], top_k: int) -> None:
@@ -152,7 +143,7 @@ def test_what_holds_no_picture_is_refused_by_name(service):
         assert (status, list(answer)) == (expected, ["error"]), (path, answer)
         assert word in answer["error"]
     # A body that never says how long it is may not be longer either.
-    connection = http.client.HTTPConnection(service.address, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(service.address, timeout=HANG_S)
     connection.request("POST", "/classify", iter([bytes(MAX_BYTES), b"!"]), encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
@@ -168,11 +159,11 @@ def test_killing_replicas_under_load_loses_no_accepted_request(service, tmp_path
         [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:
         for _ in range(3):
-            until(lambda: service.metric("ccnn_requests_pending") > 8, "no load came")
+            until(lambda: service.metric("ccnn_requests_pending") > 8)
             victim = service.replicas()[0]
             victim.kill()
-            until(lambda gone=victim: not gone.is_running(), "a killed process went on")
-            until(lambda: len(service.replicas()) == 2, "no replica took its place")
+            until(lambda gone=victim: not gone.is_running())
+            until(lambda: len(service.replicas()) == 2)
         output, _ = client.communicate()  # closes its input, which ends the load
     result = json.loads(output)
     count = sum(result["statuses"].values())
@@ -182,73 +173,79 @@ def test_killing_replicas_under_load_loses_no_accepted_request(service, tmp_path
         assert sum(result["answers"][name].values()) >= count // len(COLOURS)
         for answer in result["answers"][name]:
             check(json.loads(answer), colour, 1)
-    until(lambda: service.ask("GET", "/healthz")[0] == 200, "the service did not recover")
+    until(lambda: service.ask("GET", "/healthz")[0] == 200)
 
 
 def test_sigterm_ends_the_service_when_what_it_had_accepted_is_answered(service):
     picture = encoded(COLOURS["blue"])
-    head = f"POST /classify?top_k=3 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
-    host, port = service.address.split(":")
     with contextlib.ExitStack() as stack:
-        accepted = [stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_S)) for _ in range(6)]
-        for connection in accepted:
-            connection.sendall(head + picture[:20])
-        until(lambda: service.metric("ccnn_requests_pending") == 6, "the requests were not accepted")
+        accepted = [stack.enter_context(stall(service, "/classify?top_k=3", picture)) for _ in range(6)]
+        until(lambda: service.metric("ccnn_requests_pending") == 6)
         processes = psutil.Process(service.process.pid).children(recursive=True)
         service.process.send_signal(signal.SIGTERM)
-        until(lambda: _refuses(host, int(port)), "the service went on listening")
+        until(lambda: _refuses(service))
         for connection in accepted:
-            connection.sendall(picture[20:])
+            connection.sendall(picture[4:])
         for connection in accepted:
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            assert response.status == 200
-            check(json.loads(response.read()), COLOURS["blue"], 3)
-    assert service.process.wait(PATIENCE_S) == 0, service.log.read_text()
-    _, alive = psutil.wait_procs(processes, PATIENCE_S)
-    assert not alive
+            status, answer = response_to(connection)
+            assert status == 200
+            check(answer, COLOURS["blue"], 3)
+    assert service.process.wait() == 0, service.log.read_text()
+    psutil.wait_procs(processes)
 
 
 def test_serves_own_proxies_reach_the_application_and_time_is_limited(tmp_path, monkeypatch):
-    """A batch of two never fills with one picture: whoever comes alone meets the time limit."""
+    """A batch of two never fills with one picture: whoever comes alone waits, or meets the time limit."""
     from ray import serve
 
     from ccnn_zoo.serve import application
     from ccnn_zoo.serve._ray import running
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    red = encoded(COLOURS["red"])
+    port, red = free_port(), encoded(COLOURS["red"])
     args = {"model": str(save_network(tmp_path / "network.onnx")), "device": "cpu", "threads": "1"}
-    args |= {"max_batch_size": 2, "batch_wait_s": 600, "timeout_s": "15", "max_pending": 3}
+    args |= {"max_batch_size": 2, "batch_wait_s": HANG_S, "max_pending": 3}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
-        monkeypatch.setenv("RAY_TMPDIR", stack.enter_context(ray_folder())["RAY_TMPDIR"])
-        stack.enter_context(running("local", 1))
+        for name, value in stack.enter_context(ray_folder()).items():
+            monkeypatch.setenv(name, value)
+        stack.enter_context(running("local", 2))
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         stack.callback(serve.shutdown)
-        serve.run(application(args), name="pets")
+        serve.run(application(args | {"timeout_s": str(HANG_S)}), name="pets")
+        serve.run(application(args | {"timeout_s": "0.5"}), name="hasty", route_prefix="/hasty")
         service = Service(None, None, f"127.0.0.1:{port}")
         for status, answer in pool.map(lambda _: service.ask("POST", "/classify?top_k=6", red), range(2)):
             assert status == 200
             check(answer, COLOURS["red"], 6)
         assert service.ask("GET", "/healthz") == (200, {"status": "ok", "replicas": 1})
-        alone = pool.submit(service.ask, "POST", "/classify", red)
-        stalled = [stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S)) for _ in range(2)]
-        for connection in stalled:
-            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n\x89PNG")
-        until(lambda: service.metric("ccnn_requests_pending") == 3, "the requests were not accepted")
+        alone = pool.submit(service.ask, "POST", "/classify?top_k=6", red)
+        stalled = [stack.enter_context(stall(service, "/classify?top_k=6", red)) for _ in range(2)]
+        until(lambda: service.metric("ccnn_requests_pending") == 3)
         status, answer = service.ask("POST", "/classify", red)
         assert (status, answer["error"].split()[:4]) == (503, ["3", "requests", "are", "held"])
-        assert alone.result()[0] == 504
-        for connection in stalled:
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            assert response.status == 408
+        stalled[0].sendall(red[4:])
+        assert response_to(stalled[0])[0] == alone.result()[0] == 200
+        assert service.ask("POST", "/hasty/classify", red)[0] == 504
+        with stall(service, "/hasty/classify", red) as connection:
+            assert response_to(connection)[0] == 408
 
 
-def _refuses(host: str, port: int) -> bool:
+def stall(service: Service, path: str, body: bytes) -> socket.socket:
+    """Send a request whose body stops after four bytes."""
+    host, port = service.address.split(":")
+    connection = socket.create_connection((host, int(port)), HANG_S)
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:4])
+    return connection
+
+
+def response_to(connection: socket.socket) -> tuple[int, object]:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response.status, json.loads(response.read())
+
+
+def _refuses(service: Service) -> bool:
     try:
-        socket.create_connection((host, port), 5).close()
+        stall(service, "/classify", b"").close()
     except ConnectionRefusedError:
         return True
     return False

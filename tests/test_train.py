@@ -133,6 +133,12 @@ def test_the_reported_test_figures_are_those_of_the_saved_network(tiny):
     assert record.metrics["test_loss"] == pytest.approx(F.cross_entropy(logits, data.test.targets).item(), rel=1e-4)
 
 
+def test_a_history_that_a_spreadsheet_saved_is_read(tiny, tmp_path):
+    text = (tiny.checkpoint.parent / "history.csv").read_text(encoding="utf-8")
+    (tmp_path / "history.csv").write_text(text, encoding="utf-8-sig")
+    assert read_history(tmp_path / "history.csv") == tiny.history
+
+
 def test_the_history_file_is_the_history(tiny):
     assert read_history(tiny.checkpoint.parent / "history.csv") == tiny.history
     assert [result.epoch for result in tiny.history] == [1, 2]

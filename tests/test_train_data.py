@@ -152,11 +152,18 @@ def test_cifar10_images_of_two_sizes_are_refused(tmp_path):
         load_data(f"cifar10:{root}")
 
 
-@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.parametrize("split", ["test", "val", "valid", "validation"])
 def test_any_folder_of_images_is_read(tmp_path, split):
     data = load_data(f"folder:{write_folder(tmp_path, splits=('train', split))}", image_size=64)
     assert (len(data.train), len(data.test), data.labels, data.input_size) == (6, 6, ("cat", "dog"), (3, 64, 64))
     assert [target for _, target in data.train] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_test_part_comes_before_validation_parts(tmp_path):
+    folder = write_folder(tmp_path, ("train", "valid"), count=4)
+    assert len(load_data(f"folder:{folder}").test) == 8
+    write_folder(folder, ("test",), count=1)
+    assert len(load_data(f"folder:{folder}").test) == 2
 
 
 def test_files_are_turned_upright(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ccnn_zoo.checkpoint import save_checkpoint
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe, build_model, load_data, train
 
@@ -115,3 +116,31 @@ def test_networks_whose_branches_have_no_classifier_are_refused(tmp_path):
 def test_runs_from_before_the_objective_stay_the_same_runs():
     assert "objective" not in STEP.decisive()
     assert replace(STEP, objective="branches").decisive()["objective"] == "branches"
+
+
+def test_a_student_follows_the_labels_and_its_teachers_probabilities(tmp_path):
+    teacher = train(replace(STEP, batch_size=128, lr=0.1), tmp_path / "teacher", progress=False).model
+    student = replace(STEP, branches=1, seed=1, teacher=str(tmp_path / "teacher"), teacher_share=0.75)
+    steps, loss = one_step(student, tmp_path / "student")
+    data = load_data("digits")
+    pixels = data.train.pixels.permute(0, 3, 1, 2) / 255
+    images = (pixels - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    wanted = teacher(images).softmax(1).detach()
+    model = build_model(student, data).train()
+    logits = model(images)
+    divergence = (wanted * (wanted.log() - logits.log_softmax(1))).sum(1).mean()
+    value = 0.25 * F.cross_entropy(logits, data.train.targets) + 0.75 * divergence
+    value.backward()
+    assert loss == pytest.approx(value.item(), rel=1e-4)
+    for name, parameter in model.named_parameters():
+        if not name.endswith("calibration"):
+            near = 1e-3 * parameter.grad.abs().max().item() + 1e-6
+            torch.testing.assert_close(steps[name], parameter.grad, rtol=1e-2, atol=near)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    result = train(replace(STEP, batch_size=128), tmp_path / "teacher", progress=False)
+    result.model.pretrained_cfg["label_names"] = list("abcdefghij")
+    save_checkpoint(tmp_path / "other.safetensors", result.model, result.record)
+    with pytest.raises(ConfigurationError, match=r"teacher='.*other\.safetensors' has other classes"):
+        train(replace(STEP, teacher=str(tmp_path / "other.safetensors")), tmp_path / "student", progress=False)

@@ -24,6 +24,9 @@ def test_every_value_survives_yaml(tmp_path):
         branches=8,
         branches_at_once=2,
         merge="concat",
+        objective=0.3,
+        teacher="runs/teacher",
+        teacher_share=0.5,
         model_kwargs={"drop_rate": 0.1},
         start_from="runs/first",
         skip_bad_annotations=True,
@@ -181,6 +184,16 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, message):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=rf"bad\.yaml.*{message}"):
         Recipe.from_yaml(tmp_path / "bad.yaml")
+
+
+def test_a_recipe_that_notepad_saved_is_read(tmp_path):
+    recipe = Recipe(**VALID)
+    recipe.to_yaml(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text((tmp_path / "a.yaml").read_text(), encoding="utf-8-sig")
+    assert Recipe.from_yaml(tmp_path / "b.yaml") == recipe
+    (tmp_path / "c.yaml").write_text((tmp_path / "a.yaml").read_text() + "# Größe", encoding="latin-1")
+    with pytest.raises(ConfigurationError, match=r"c\.yaml is no text in UTF-8"):
+        Recipe.from_yaml(tmp_path / "c.yaml")
 
 
 def test_yaml_makes_no_objects(tmp_path):

@@ -52,7 +52,7 @@ def test_samples_are_those_that_timms_reader_streams(tmp_path, target):
         found = [(np.asarray(image).tobytes(), label) for image, label in (images[i] for i in range(len(images)))]
         assert found == expected
     assert data.labels == ("0", "1", "2")
-    (root / "classes.txt").write_text("cat\ndog\nowl\n")
+    (root / "classes.txt").write_text("cat\ndog\nowl\n", encoding="utf-8-sig")  # as Windows saves it
     assert load_data(f"wds/{root}", 32).labels == ("cat", "dog", "owl")
 
 

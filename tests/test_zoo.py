@@ -65,12 +65,36 @@ def test_table_can_be_asked_for_some_names():
         ("ccnn_wrn40_4", {"branches": 1}, 8.9),
         ("ccnn_wrn28_10", {"branches": 1}, 36.5),
         ("ccnn_wrn40_4", {"branches": 2, "folded": True}, 17.9),
-        # 17.54M with the classifier of CIFAR-10: the paper counted the one of CIFAR-100.
+        ("ccnn_wrn28_4", {"branches": 3, "folded": True}, 17.6),
         ("ccnn_wrn28_4", {"branches": 3, "folded": True, "num_classes": 100}, 17.6),
     ],
 )
 def test_counts_are_those_of_table_2(name, arguments, millions):
     assert round(count(on_meta(name, **arguments)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("ccnn_resnet110_cifar", [16, 16, 32, 64]),
+        ("ccnn_wrn40_4", [16, 64, 128, 256]),
+        ("ccnn_wrn28_4", [64, 64, 128, 256]),
+    ],
+)
+def test_stem_and_stages_have_the_kernels_of_table_2(name, channels):
+    assert on_meta(name, branches=1, features_only=True).feature_info.channels() == channels
+    tapped = on_meta(name, branches=1, features_only=True)(torch.empty(1, 3, 32, 32, device="meta"))
+    assert [level.shape[1] for level in tapped] == channels
+
+
+def test_wrn28_4_with_a_stem_of_16_is_that_of_zagoruyko_and_komodakis():
+    # 5.85M: 16 * 27 + the blocks of stages 64-128-256, each first one with its shortcut, and the classifier.
+    def stage(before: int, width: int) -> int:
+        first = 2 * before + 9 * before * width + 2 * width + 9 * width**2 + before * width
+        return first + 3 * 2 * (2 * width + 9 * width**2)
+
+    plain = 16 * 27 + stage(16, 64) + stage(64, 128) + stage(128, 256) + 2 * 256 + 257 * 10
+    assert count(on_meta("ccnn_wrn28_4", branches=1, wide_stem=False)) == plain
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def detect(
     failed = 0
     with _results(output) as file:
         names = _Names(images, output)
-        for found in detector.detect(pictures_below(images), score, workers=workers):
+        for found in detector.detect_stream(pictures_below(images), score, workers=workers):
             record = asdict(found)
             if found.error is None and output is not None:
                 record["picture"] = names.of(found.source)

@@ -25,7 +25,7 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Compare with torch on all test images of these data, and calibrate int8 on training ones."),
+        typer.Option(help="Compare with torch on all test images of these data; int8's ranges are of training ones."),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; a widely supported one by default.")] = None,
     branch_outputs: Annotated[

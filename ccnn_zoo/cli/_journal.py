@@ -10,16 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ccnn_zoo._locks import held
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 Record = dict[str, Any]
 
@@ -43,20 +39,18 @@ class Journal:
         self._run = json.loads(json.dumps(run))
         self._claimed: set[bytes] = set()
         self._count = 0
-        self._file = _opened(path, resume)
-        try:
-            _lock(self._file, path)
+        with ExitStack() as stack:
+            stack.enter_context(held(path.with_name(f"{path.name}.lock"), str(path)))
+            self._file = stack.enter_context(_opened(path, resume))
             self._continue()
-        except BaseException:
-            self._file.close()
-            raise
+            self._held = stack.pop_all()
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
         with suppress(OSError):  # what could not be flushed was reported when it was written
-            self._file.close()
+            self._held.close()
 
     def __len__(self) -> int:
         """Return the number of results."""
@@ -145,17 +139,6 @@ def _opened(path: Path, resume: bool) -> BinaryIO:
         raise RepositoryError(
             f"cannot write {path}: {error.strerror or error}. Choose a folder that you may write to."
         ) from error
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigurationError(f"another process is writing {path}. Wait for it, or choose another file.") from error
-    except OSError:
-        return  # a file system without locks
 
 
 def _digest(source: str) -> bytes:

@@ -20,7 +20,8 @@ def publish(
     parent_commit: Annotated[str | None, typer.Option(help="Publish only on top of this commit.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Export the network in half precision too.")] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Export it in 8-bit integers too, calibrated on the training images.")
+        bool,
+        typer.Option("--int8", help="Export it in 8-bit integers too, with ranges of the training images."),
     ] = False,
     fp16_file: Annotated[Path | None, typer.Option(help="An ONNX file in half precision to publish.")] = None,
     int8_file: Annotated[Path | None, typer.Option(help="An ONNX file in 8-bit integers to publish.")] = None,

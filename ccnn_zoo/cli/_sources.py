@@ -11,11 +11,12 @@ import numpy as np
 import timm
 
 from ccnn_zoo import hub
+from ccnn_zoo._folders import is_there
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
-CALIBRATION_IMAGES = 512
+INT8_IMAGES = 512
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +38,7 @@ def find(source: str) -> Path | str:
         return path
     if timm.is_model(source):
         return source
-    if path.is_dir() or source.startswith("local:"):
+    if (is_there(path) and path.is_dir()) or source.startswith("local:"):
         return hub.download(f"local:{path}" if path.is_dir() else source)
     if source.count("/") == 1:
         try:
@@ -106,7 +107,7 @@ def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, A
 
 
 def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]:
-    """Return the images that an export takes: labelled test images, and training images to calibrate int8 on.
+    """Return the images that an export takes: labelled test images, and training images to measure int8's ranges on.
 
     Args:
         data: name of the data, None where there are none.
@@ -127,7 +128,7 @@ def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]
     found: dict[str, Any] = {"images": evaluation_batches(loaded)}
     if wants_training:
         # Spread over the set, which may be sorted by class; preprocessed as test images are.
-        count = min(CALIBRATION_IMAGES, len(loaded.train))
+        count = min(INT8_IMAGES, len(loaded.train))
         chosen = np.linspace(0, len(loaded.train) - 1, count).astype(np.int64)
-        found["calibration"] = evaluation_batches(replace(loaded, test=loaded.train.subset(chosen)))
+        found["int8_images"] = evaluation_batches(replace(loaded, test=loaded.train.subset(chosen)))
     return found

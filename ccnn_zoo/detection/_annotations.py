@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from ._pictures import AnnotatedPicture
 
 _ROUNDING = 0.5
 """Pixels by which a box may pass the picture's edge: tools round, and the box is cut there."""
+_HELD_OUT = 5
+"""One of so many pictures is tested on where a tool exported them all as one part."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,27 @@ def refuse_or_skip(name: str, problems: Sequence[str], *, skip: bool) -> tuple[s
             f"skip_bad_annotations=true:\n  {listed}"
         )
     return tuple(problems)
+
+
+def hold_out(names: Sequence[str]) -> tuple[set[str], str]:
+    """Return which of all pictures are tested on where nobody said so, and a note of it.
+
+    It depends on the names alone, so that it is the same everywhere.
+
+    Args:
+        names: of the pictures.
+    """
+    order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+    held = set(order[: max(1, len(order) // _HELD_OUT)])
+    return held, f"all pictures are one part: {len(held)} of {len(order)}, by a sum over their names, are tested on"
+
+
+def shared_pictures(train: Sequence[AnnotatedPicture], test: Sequence[AnnotatedPicture]) -> tuple[str, ...]:
+    """Return a note of the pictures that are trained on and tested on, if there are any."""
+    shared = sorted({picture.path for picture in train} & {picture.path for picture in test})
+    if not shared:
+        return ()
+    return (f"{len(shared)} pictures are trained on and tested on, the first is {shared[0].name}",)
 
 
 def require_pictures(name: str, parts: Mapping[str, Sequence[AnnotatedPicture]]) -> None:

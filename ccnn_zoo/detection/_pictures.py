@@ -50,6 +50,7 @@ class DetectionData:
         test: test pictures.
         labels: names of the kinds of objects; label 1 is the first.
         skipped: what was wrong with annotations that were left out, one line each.
+        notes: what was odd but could be read, and how it was, one line each.
     """
 
     name: str
@@ -57,3 +58,4 @@ class DetectionData:
     test: Sequence[AnnotatedPicture]
     labels: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ from ._voc_protocol import voc_evaluate
 
 _NOT_FOR_DETECTORS = (
     *("image_size", "crop_padding", "crop_scale", "auto_augment", "color_jitter", "random_erasing"),
-    *("mixup", "cutmix", "label_smoothing", "branches_at_once", "start_from", "objective"),
+    *("mixup", "cutmix", "label_smoothing", "branches_at_once", "start_from", "objective", "teacher"),
 )
 _HELD_OUT = 3  # of the draws that ccnn_zoo.train numbers from 0
 
@@ -85,6 +85,8 @@ class Detection:
         data = load_detection_data(recipe.data, skip_bad_annotations=recipe.skip_bad_annotations)
         if data.skipped:
             warnings.warn("left out:\n  " + "\n  ".join(data.skipped), stacklevel=4)
+        if data.notes:
+            warnings.warn(f"{data.name}:\n  " + "\n  ".join(data.notes), stacklevel=4)
         self.recipe, self.labels, self.data_name = recipe, data.labels, data.name
         self.train, self.test, self.held_out = data.train, data.test, None
         if recipe.validation:

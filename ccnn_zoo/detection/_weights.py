@@ -11,9 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from ccnn_zoo.checkpoint import load_checkpoint
-from ccnn_zoo.convert import calibrate, fold
+from ccnn_zoo.convert import CalibratedNetwork, calibrate
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.models._calibrated import CalibratedClassifier
 
 from ._backbone import DetectorBackbone
 
@@ -63,9 +62,9 @@ def load_classifier(backbone: DetectorBackbone, classifier: nn.Module, mixing: s
     Raises:
         ConfigurationError: the weights do not fit; names the first that do not.
     """
-    branches = classifier.branches if isinstance(classifier, CalibratedClassifier) else 1
+    branches = classifier.conversion.branches if isinstance(classifier, CalibratedNetwork) else 1
     if branches == 1 and backbone.branches > 1:
-        classifier = calibrate(_plain(classifier), backbone.branches, mixing=mixing, diversity=diversity)
+        classifier = calibrate(classifier, backbone.branches, mixing=mixing, diversity=diversity)
     elif branches != backbone.branches:
         raise ConfigurationError(
             f"backbone_weights has branches={branches}, the detector branches={backbone.branches}; give both the same, "
@@ -82,15 +81,6 @@ def load_classifier(backbone: DetectorBackbone, classifier: nn.Module, mixing: s
         )
     optional = {name: tensor for name, tensor in weights.items() if tensor is not None}
     backbone.body.load_state_dict(optional, strict=len(optional) == len(weights))
-
-
-def _plain(classifier: nn.Module) -> nn.Module:
-    """Return a network of plain layers; one of ours with K=1 has calibrated ones, and a classifier for branches."""
-    if not isinstance(classifier, CalibratedClassifier):
-        return classifier
-    plain = fold(classifier)
-    plain.reset_classifier(0, "")
-    return plain
 
 
 def _fits(own: Tensor, given: Tensor | None, name: str) -> bool:

@@ -15,7 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.models._calibrated import CalibratedClassifier
+from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
 from ccnn_zoo.models._tapped import TappedFeatures
 
@@ -125,30 +125,12 @@ class AlexNet(TappedFeatures, torchvision.models.AlexNet):
         return x
 
 
-class CalibratedAlexNet(CalibratedClassifier, AlexNet):
+class CalibratedAlexNet(ZooClassifier, AlexNet):
     """AlexNet with calibrated convolutions; arguments of both. The branches meet before the hidden layers.
 
-    It has no batch normalisation, so w starts K times larger than in the plain network.
+    It has no batch normalisation, so w starts K times larger than in the plain network. Hidden layers follow the
+    meeting of the branches, so the network's logits are not the mean of those of the branches.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.has_hidden_layers():
-            self.head_hidden_size = 4096  # behind the meeting of the branches
-
-    def forward_branches(self, x: Tensor) -> Tensor:
-        """Return the logits that each branch alone gives, (K, N, classes).
-
-        Hidden layers follow the meeting of the branches, so the network's logits are not the mean of these.
-
-        Raises:
-            ConfigurationError: the network has no classifier (``num_classes=0``).
-        """
-        if self.num_classes == 0 or not self.has_hidden_layers():
-            return super().forward_branches(x)
-        dropout, meeting, *rest = self.classifier
-        x = meeting.forward_branches(dropout(self.avgpool(self.forward_features(x))))
-        return nn.Sequential(*rest)(x)
 
 
 default_cfgs = generate_default_cfgs({"ccnn_alexnet": imagenet_cfg("features.0", "classifier.6", pool_size=(6, 6))})

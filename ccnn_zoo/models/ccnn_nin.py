@@ -13,7 +13,7 @@ from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ccnn_zoo.models._calibrated import CalibratedClassifier
+from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
 from ccnn_zoo.models._tapped import TappedFeatures
 
@@ -102,7 +102,7 @@ class NIN(TappedFeatures, nn.Module):
         return self.head(x, pre_logits=pre_logits)
 
 
-class CalibratedNIN(CalibratedClassifier, NIN):
+class CalibratedNIN(ZooClassifier, NIN):
     """Network in Network with calibrated convolutions; arguments of both.
 
     It has no batch normalisation, so w starts K times larger than in the plain network.

@@ -11,14 +11,14 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
-from ccnn_zoo.models._calibrated import CalibratedClassifier
+from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg, imagenet_cfg, shipped_cfg
 from ccnn_zoo.models._small_resnet import SmallInputResNet
 
 __all__ = ["CalibratedResNet"]
 
 
-class CalibratedResNet(CalibratedClassifier, SmallInputResNet):
+class CalibratedResNet(ZooClassifier, SmallInputResNet):
     """timm's ``ResNet`` with calibrated convolutions; arguments of both."""
 
 

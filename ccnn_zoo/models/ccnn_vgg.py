@@ -11,14 +11,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vgg import VGG, _filter_fn, cfgs
 from torch import nn
 
-from ccnn_zoo.models._calibrated import CalibratedClassifier
+from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
 from ccnn_zoo.models._tapped import TappedFeatures
 
 __all__ = ["CalibratedVGG"]
 
 
-class CalibratedVGG(TappedFeatures, CalibratedClassifier, VGG):
+class CalibratedVGG(TappedFeatures, ZooClassifier, VGG):
     """timm's ``VGG`` with calibrated convolutions, the two hidden ones of its head included; arguments of both."""
 
 

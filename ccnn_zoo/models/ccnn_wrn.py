@@ -15,7 +15,7 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.models._calibrated import CalibratedClassifier
+from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
 from ccnn_zoo.models._small_resnet import timm_output_stride
 
@@ -28,6 +28,8 @@ class WideResNet(ResNetV2):
     Args:
         depth: number of layers, 6n + 4.
         width: factor of the stages' 16, 32 and 64 channels.
+        wide_stem: give the stem the channels of the first stage, 16 * width, which then needs no shortcut convolution,
+            as the paper's "64-64-128-256" has it; otherwise 16, as Zagoruyko and Komodakis do.
         num_classes, in_chans, global_pool, drop_rate, kwargs: as in timm's ``ResNetV2``.
         output_stride: largest reduction of the image: 4, or 2 to dilate the last stage instead.
 
@@ -39,6 +41,7 @@ class WideResNet(ResNetV2):
         self,
         depth: int,
         width: int,
+        wide_stem: bool = False,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -48,13 +51,14 @@ class WideResNet(ResNetV2):
     ) -> None:
         if depth < 10 or (depth - 4) % 6:
             raise ConfigurationError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth!r}")
+        stem_channels = 16 * width if wide_stem else 16
         super().__init__(
             layers=3 * [(depth - 4) // 6],
             channels=(16 * width, 32 * width, 64 * width),
             num_classes=0,
             in_chans=in_chans,
             output_stride=timm_output_stride(output_stride),
-            stem_chs=16,
+            stem_chs=stem_channels,
             basic=True,
             bottle_ratio=1.0,
             norm_layer=BatchNormAct2d,
@@ -64,7 +68,7 @@ class WideResNet(ResNetV2):
         )
         like = {"device": self.stem.conv.weight.device, "dtype": self.stem.conv.weight.dtype}
         self.stem = nn.Sequential()
-        self.stem.add_module("conv", nn.Conv2d(in_chans, 16, 3, padding=1, bias=False, **like))
+        self.stem.add_module("conv", nn.Conv2d(in_chans, stem_channels, 3, padding=1, bias=False, **like))
         # timm's own head is a convolution; branches meet in a linear layer.
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate, **like)
         self.num_classes = num_classes
@@ -90,7 +94,7 @@ class WideResNet(ResNetV2):
         return super().prune_intermediate_layers(taken, prune_norm, prune_head)
 
 
-class CalibratedWideResNet(CalibratedClassifier, WideResNet):
+class CalibratedWideResNet(ZooClassifier, WideResNet):
     """A Wide ResNet with calibrated convolutions; arguments of both."""
 
 
@@ -114,8 +118,12 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
 
 @register_model
 def ccnn_wrn28_4(pretrained: bool = False, **kwargs: Any) -> CalibratedWideResNet:
-    """WRN-28-4 with K=3 branches by default; Table 2 "CCNNs3-28"."""
-    return _create("ccnn_wrn28_4", pretrained, {"depth": 28, "width": 4, "branches": 3}, kwargs)
+    """WRN-28-4 with K=3 branches by default; Table 2 "CCNNs3-28", whose stem is as wide as the first stage.
+
+    The one of Zagoruyko and Komodakis is ``wide_stem=False``.
+    """
+    defaults = {"depth": 28, "width": 4, "wide_stem": True, "branches": 3}
+    return _create("ccnn_wrn28_4", pretrained, defaults, kwargs)
 
 
 @register_model

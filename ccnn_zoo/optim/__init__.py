@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._calibration import CALIBRATION_UPDATES, calibration_step
+from ._algorithm import CALIBRATION_UPDATES, calibration_step
 from ._csgd import CSGD
 from ._noise import NOISES
 from ._timm import register_with_timm

@@ -5,18 +5,18 @@ Source: "Calibrated Stochastic Gradient Descent for Convolutional Neural Network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
-from torch.optim.sgd import sgd
 
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
+from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT
 from ccnn_zoo.errors import ConfigurationError
 
-from ._calibration import CALIBRATION_UPDATES, update_one_by_one, update_together
+from ._algorithm import CALIBRATION_UPDATES, csgd_one_by_one, csgd_together
+from ._groups import check_known, groups_of, layers_of, refuse_lost_roles, regrouped, role_in
 from ._noise import NOISES, NoiseSource
 
 
@@ -30,8 +30,13 @@ class CSGD(Optimizer):
         R^{t+1} &= |R^t \mp \ell \, \partial f / \partial R^t|, \quad \text{then divided by its sum over branches}
 
     The first sum is what autograd gives for f(R * w). Parameters of other layers take plain momentum SGD steps,
-    bit-equal to ``torch.optim.SGD``'s. R knows neither momentum nor weight decay. Do not use it for networks
-    without :class:`ccnn_zoo.CalibratedConv2d`: it would be ``torch.optim.SGD``.
+    bit-equal to ``torch.optim.SGD``'s. R knows neither momentum nor weight decay. The steps themselves are functions,
+    in :mod:`ccnn_zoo.optim._algorithm`.
+
+    Give it the model: it finds w and R through the layers, makes the parameter groups w, R and rest, and every step
+    makes sure that it still knows the parameters of the layers. Parameters alone know what they are, and are grouped in
+    the same way. Groups that were cut before, as timm's factory hands them over, stay as they are; the steps are the
+    same. Like every optimizer, build it after what makes new parameters (FSDP's ``fully_shard``).
 
     The noise is the same for the same seed, whatever ``foreach`` and ``fused`` are, and on the CPU also however groups
     are cut, if that leaves the order of the parameters that receive noise.
@@ -60,15 +65,19 @@ class CSGD(Optimizer):
         seed: seed of the noise. Every data-parallel rank must have the same one, and then adds the same noise.
 
     Raises:
-        ConfigurationError: an argument is out of range.
+        ConfigurationError: an argument is out of range; a model has no calibrated layer; a parameter looks like an R
+            that does not know it.
     """
+
+    _layers: Sequence[tuple[str, nn.Module]] = ()  # of the model, if it was given
+    _order: Sequence[int] = ()  # which parameter of those given is the first, the second, ... of the groups
 
     def __init__(
         self,
         params: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float | Tensor = 0.1,
         momentum: float = 0.9,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 0.0,
         noise_std: float = 1e-4,
         calibration_lr: float = 0.1,
         calibration_update: str = "descent",
@@ -98,7 +107,12 @@ class CSGD(Optimizer):
         }
         self._noise = NoiseSource(seed)
         self._steps = torch.zeros(())  # a tensor, which a CUDA graph can count up
-        super().__init__(params.parameters() if isinstance(params, nn.Module) else params, defaults)
+        if isinstance(params, nn.Module):
+            self._layers = layers_of(params)
+            params = params.parameters()
+        groups, self._order = groups_of(list(params))
+        super().__init__(groups, defaults)
+        refuse_lost_roles(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _check_group({**self.defaults, **param_group})
@@ -115,63 +129,66 @@ class CSGD(Optimizer):
             The closure's loss, or None without a closure.
 
         Raises:
-            ConfigurationError: a gradient is sparse; nothing was changed.
+            ConfigurationError: a gradient is sparse, or a layer of the model has other parameters than the optimizer
+                knows; nothing was changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         _refuse_sparse(self.param_groups)
+        check_known(self._layers, self.param_groups)
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            learnt = [p for p in params if get_role(p) != CALIBRATION]
-            noisy = group["noise_std"] > 0
-            grads = [p.grad for p in learnt]
-            if noisy and group["noise"] == "gradient":
-                grads = self._with_noise(grads, group)
-            self._descend(learnt, grads, group)
-            self._calibrate([p for p in params if get_role(p) == CALIBRATION], group)
-            if noisy and group["noise"] == "weight":
-                self._add_noise([p for p in learnt if get_role(p) == SHARED_WEIGHT], group)
+            self._step_of(group)
         self._steps.add_(1)
         return loss
 
-    def _descend(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        momentum = group["momentum"]
-        buffers = [self.state[p].get("momentum_buffer") for p in params] if momentum != 0 else []
+    def _step_of(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        learnt = [p for p in params if role_in(group, p) != CALIBRATION]
+        calibrations = [p for p in params if role_in(group, p) == CALIBRATION]
+        grads, noise = [p.grad for p in learnt], ()
+        if group["noise_std"] > 0 and group["noise"] == "gradient":
+            grads = self._with_noise(grads, group)
+        elif group["noise_std"] > 0:
+            noise = self._noise_for([p for p in learnt if role_in(group, p) == SHARED_WEIGHT], group)
+        momenta = [self.state[p].get("momentum_buffer") for p in learnt] if group["momentum"] != 0 else []
         # The other implementations read a tensor's value on the host, which waits for the device.
         fused = group["fused"] or (group["capturable"] and isinstance(group["lr"], Tensor))
         if fused:  # its first step is one with empty buffers, but for all parameters at once or none
-            buffers = [torch.zeros_like(p) if b is None else b for p, b in zip(params, buffers, strict=False)]
-        sgd(
-            params,
-            grads,
-            buffers or [None] * len(params),
-            foreach=False if fused else group["foreach"],
-            fused=fused or None,
-            weight_decay=group["weight_decay"],
-            momentum=momentum,
-            lr=group["lr"],
-            dampening=0.0,
-            nesterov=False,
-            maximize=group["maximize"],
-        )
-        for param, buffer in zip(params, buffers, strict=False):
-            self.state[param]["momentum_buffer"] = buffer
-
-    def _calibrate(self, calibrations: list[Tensor], group: dict[str, Any]) -> None:
+            momenta = [torch.zeros_like(p) if b is None else b for p, b in zip(learnt, momenta, strict=False)]
+        step, how = csgd_together, {"foreach": group["foreach"], "fused": fused}
+        if group["foreach"] is False and not fused:
+            step, how = csgd_one_by_one, {}
         downhill = (group["calibration_update"] == "descent") != group["maximize"]
-        step_size = -group["calibration_lr"] if downhill else group["calibration_lr"]
-        update = update_one_by_one if group["foreach"] is False else update_together
-        update(calibrations, [r.grad for r in calibrations], step_size)
+        momenta = momenta or [None] * len(learnt)
+        step(
+            learnt,
+            grads,
+            momenta,
+            noise,
+            calibrations,
+            [r.grad for r in calibrations],
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            step_size=-group["calibration_lr"] if downhill else group["calibration_lr"],
+            maximize=group["maximize"],
+            **how,
+        )
+        for param, buffer in zip(learnt, momenta, strict=True):
+            if buffer is not None:
+                self.state[param]["momentum_buffer"] = buffer
 
-    def _add_noise(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+    def _noise_for(
+        self, weights: list[Tensor], group: dict[str, Any]
+    ) -> Iterator[tuple[list[Tensor], list[Tensor], float]]:
         for batch, noise in self._noise.batches(weights):
             std = self._noise_std(group, batch[0].device)
             if isinstance(std, Tensor):
                 torch._foreach_mul_(noise, std)
                 std = 1.0
-            torch._foreach_add_(batch, noise, alpha=std)
+            yield batch, noise, std
 
     def _with_noise(self, grads: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         sums = {}
@@ -207,11 +224,12 @@ class CSGD(Optimizer):
         return {**super().state_dict(), "noise": {**self._noise.state_dict(), "steps": self._steps.clone()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, noise included; one of ``torch.optim.SGD`` loads too and leaves the noise as it is.
+        """Load a state, noise included; one of ``torch.optim.SGD`` on the same parameters loads too and leaves the
+        noise as it is.
 
         The noise continues to the bit on the same kind of device; on another kind it starts from the seed.
         """
-        super().load_state_dict(state_dict)
+        super().load_state_dict(regrouped(state_dict, self.param_groups, self._order))
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -220,7 +238,8 @@ class CSGD(Optimizer):
             self._steps.copy_(torch.as_tensor(state_dict["noise"].get("steps", 0)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_noise": self._noise, "_steps": self._steps}
+        # A copy does not watch over the layers, which need not be copied with it.
+        return {**super().__getstate__(), "_noise": self._noise, "_steps": self._steps, "_order": self._order}
 
 
 def _refuse_sparse(groups: list[dict[str, Any]]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._sharded import is_sharded, part_of
+
 NOISES = ("weight", "gradient")
 
 
@@ -38,7 +40,7 @@ class NoiseSource:
             size = 1 if device.type == "cpu" else len(alike)
             for start in range(0, len(alike), size):
                 batch = alike[start : start + size]
-                yield batch, self._normal(batch)
+                yield batch, [part_of(noise, tensor) for noise, tensor in zip(self._normal(batch), batch, strict=True)]
 
     # Dynamo cannot trace a generator. (torch.compiler.disable would import all of dynamo with this module.)
     @torch._disable_dynamo
@@ -47,7 +49,9 @@ class NoiseSource:
         device, sizes = tensors[0].device, [t.numel() for t in tensors]
         flat = torch.empty(sum(sizes), device=device).normal_(generator=self.generator(device))
         return [
-            part.as_strided(t.shape, torch.empty_like(t, device="meta").stride()).to(t.dtype)
+            part.as_strided(t.shape, t.stride() if is_sharded(t) else torch.empty_like(t, device="meta").stride()).to(
+                t.dtype
+            )
             for part, t in zip(flat.split(sizes), tensors, strict=True)
         ]
 

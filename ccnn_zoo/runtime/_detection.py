@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata
 
@@ -19,7 +20,7 @@ from ._backend import Backend, OpenOptions, Session
 from ._checks import at_least_one
 from ._header import Header
 from ._images import ImageInput
-from ._loading import locate, read_safely
+from ._loading import locate, path_of, read_safely
 from ._registry import check_device, open_session
 from ._stream import mapped
 
@@ -84,26 +85,37 @@ class ObjectDetector:
             f"{len(self.metadata.labels)} labels, {self.provider})"
         )
 
-    def detect(
-        self, images: ImageInput | Iterable[ImageInput], score: float = 0.5, *, workers: int = 0
-    ) -> Iterator[Detection]:
-        """Find the objects in one image or many, one after another; endless iterables are welcome.
+    def detect(self, images: ImageInput | Iterable[ImageInput], score: float = 0.5) -> list[Detection]:
+        """Find the objects in one image or many.
 
         An image that cannot be read gives an entry with ``error``; the others are looked through all the same.
 
         Args:
             images: paths, PIL images or uint8 arrays, as :meth:`ImageClassifier.classify` takes them.
             score: objects less sure than this are left out, in [0, 1]; the network's own limit is 0.05 by default.
-            workers: threads that decode images ahead of the network; 0 decodes each when it is due.
 
         Returns:
             one entry per image, in the order of ``images``.
 
         Raises:
-            ConfigurationError: ``score`` or ``workers`` is out of range.
+            ConfigurationError: ``score`` is out of range.
             ImageError: an input is neither a path nor a PIL image nor such an array.
             DeviceError: the device fails while it runs, e.g. by lack of memory.
             IntegrityError: the network gives what no detector gives.
+        """
+        return list(self.detect_stream(images, score))
+
+    def detect_stream(
+        self, images: ImageInput | Iterable[ImageInput], score: float = 0.5, *, workers: int = 0
+    ) -> Iterator[Detection]:
+        """Find the objects in images one after another, as :meth:`detect` does; endless iterables are welcome.
+
+        Args:
+            images, score: as in :meth:`detect`.
+            workers: threads that decode images ahead of the network; 0 decodes each when it is due.
+
+        Raises:
+            ConfigurationError: ``workers`` is out of range, and all that :meth:`detect` raises.
         """
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise ConfigurationError(f"score must be a number in [0, 1], got {score!r}")
@@ -190,13 +202,17 @@ def load_detector(
     if threads is not None:
         at_least_one("threads", threads)
     check_device(device)
-    path = locate(os.fspath(path_or_repo_id), revision, "fp32")
-    header = read_safely(path)
-    metadata = DetectorMetadata.from_props(header.properties, source=str(path))
-    _check_graph(header, str(path))
-    usual = (1, 3, metadata.min_size, min(metadata.min_size * 4 // 3, metadata.max_size))
-    session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True))
-    return ObjectDetector(session, metadata, str(path))
+
+    def opened() -> ObjectDetector:
+        path = locate(os.fspath(path_or_repo_id), revision, "fp32")
+        header = read_safely(path)
+        metadata = DetectorMetadata.from_props(header.properties, source=str(path))
+        _check_graph(header, str(path))
+        usual = (1, 3, metadata.min_size, min(metadata.min_size * 4 // 3, metadata.max_size))
+        session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True))
+        return ObjectDetector(session, metadata, str(path))
+
+    return while_it_stays(path_of(path_or_repo_id), opened)
 
 
 def _check_graph(header: Header, source: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo._onnx_contents import refused_network
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, ModelMetadata
@@ -60,19 +61,27 @@ def load(
     at_least_one("batch_size", batch_size)
     check_device(device)
     whole = device != AUTO and find(device).whole_repository
-    path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole)
-    header = read_safely(path)
-    if header.properties.get("task") == DETECTION:
-        raise MetadataError(
-            f"{path} is a detector: load it with ccnn_zoo.runtime.load_detector, or run `ccnn detect` on pictures."
-        )
-    if metadata is None:
-        metadata = ModelMetadata.from_props(header.properties, source=str(path))
-    check_graph(header, metadata, str(path))
-    tensor = header.inputs[0]
-    options = OpenOptions(usual_shape(tensor, metadata, batch_size), tensor.dtype, threads)
-    session = open_session(path, device, options)
-    return ImageClassifier(session, header, metadata, source=str(path), batch_size=batch_size)
+
+    def opened() -> ImageClassifier:
+        path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole)
+        header = read_safely(path)
+        if header.properties.get("task") == DETECTION:
+            raise MetadataError(
+                f"{path} is a detector: load it with ccnn_zoo.runtime.load_detector, or run `ccnn detect` on pictures."
+            )
+        described = metadata or ModelMetadata.from_props(header.properties, source=str(path))
+        check_graph(header, described, str(path))
+        tensor = header.inputs[0]
+        options = OpenOptions(usual_shape(tensor, described, batch_size), tensor.dtype, threads)
+        session = open_session(path, device, options)
+        return ImageClassifier(session, header, described, source=str(path), batch_size=batch_size)
+
+    return while_it_stays(path_of(path_or_repo_id), opened)
+
+
+def path_of(name: str | os.PathLike[str]) -> Path:
+    """Return the path that a name stands for, if it stands for one."""
+    return Path(os.fspath(name).removeprefix(_LOCAL)).expanduser()
 
 
 def read_safely(path: Path) -> Header:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import onnx
 
+from ccnn_zoo._folders import is_there, replacing_folder
 from ccnn_zoo._onnx_contents import refused_network
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, DetectorMetadata, ModelMetadata
@@ -83,7 +81,7 @@ def write_triton(
         raise ConfigurationError(f"name must be letters, digits, '_', '-' or '.', got {name!r}")
     config = render(_config(name, graph, metadata, options))
     target = folder / name
-    with _replacing_folder(target) as temporary:
+    with replacing_folder(target, str(target), lambda: _refuse_foreign(target)) as temporary:
         (temporary / "1").mkdir()
         shutil.copyfile(network, temporary / "1" / "model.onnx")
         (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in metadata.labels))
@@ -200,29 +198,6 @@ def _tensor(value: onnx.ValueInfoProto) -> _Tensor:
     return _Tensor(value.name, _TYPES[tensor.elem_type], shape)
 
 
-@contextmanager
-def _replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target``, which takes its place on success and is removed on failure."""
-    if target.exists() and not (target / "config.pbtxt").is_file():
+def _refuse_foreign(target: Path) -> None:
+    if is_there(target) and not (target / "config.pbtxt").is_file():
         raise RepositoryError(f"{target} exists and is no Triton model. Choose another folder or name.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise RepositoryError(f"cannot write {target}: {error.strerror}. Choose a folder you may write to.") from error
-    try:
-        new, old = staging / "new", staging / "old"
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    except OSError as error:
-        raise RepositoryError(f"cannot write {target}: {error.strerror}. What was there before is kept.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

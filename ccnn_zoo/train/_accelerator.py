@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, broadcast
 
-from ccnn_zoo.errors import ConfigurationError, DeviceError
+from ccnn_zoo._locks import held
+from ccnn_zoo.errors import CCNNError, ConfigurationError, DeviceError
 
 from ._recipe import Recipe
+
+LOCK = "training.lock"
+"""What keeps a second training out of a folder."""
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -32,6 +40,27 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         raise DeviceError(
             f"mixed_precision={recipe.mixed_precision!r} is not possible here: {error}. Set it to 'no'."
         ) from error
+
+
+@contextmanager
+def alone(output: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other trainings out of the folder; of a run's processes the first holds it for all.
+
+    Raises:
+        ConfigurationError: another training writes there; names it.
+        RepositoryError: the folder cannot be written.
+    """
+    refusal: CCNNError | None = None
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(held(output / LOCK, f"the training folder {output}"))
+            except CCNNError as error:
+                refusal = error
+        refused = broadcast(torch.tensor(int(refusal is not None), device=accelerator.device))
+        if refused:  # said to all, or the others would wait for the first one
+            raise refusal or ConfigurationError(f"{output} is refused; the first process says why")
+        yield
 
 
 def steps_per_epoch(recipe: Recipe, images: int, processes: int) -> int:

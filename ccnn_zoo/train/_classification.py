@@ -22,6 +22,7 @@ from ._data import load_data
 from ._images import Images
 from ._network import Builder
 from ._recipe import Recipe
+from ._start import load_teacher
 from ._task import Outcome
 
 
@@ -42,6 +43,9 @@ class Classification:
         self.recipe, self.data, self._build = recipe, data, build
         self.data_name, self.train, self.test = data.name, data.train, data.test
         self.objective = Objective(recipe, len(data.labels))
+        self.teacher = None
+        if recipe.teacher is not None:
+            self.teacher = load_teacher(recipe.teacher, data.labels, data.input_size)
 
     def build_model(self) -> nn.Module:
         return self._build(self.recipe, self.data)
@@ -64,6 +68,8 @@ class Classification:
         loss = self.objective.loss(logits, wanted)
         if share < 1:
             loss = share * loss + (1 - share) * self.objective.loss(alone[0].flatten(0, 1), wanted)
+        if self.teacher is not None:
+            loss = (1 - self.recipe.teacher_share) * loss + self.recipe.teacher_share * self._taught(logits, images)
         if len(logits) > len(targets):  # those of several members
             logits = logits.unflatten(0, (-1, len(targets))).mean(0)
         return Outcome(loss, (logits.detach().argmax(1) != targets).sum(), len(targets))
@@ -87,6 +93,13 @@ class Classification:
 
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:
         save_checkpoint(path, model, record)
+
+    def _taught(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Return the divergence from the teacher's probabilities, mean over the images, in nats."""
+        with torch.no_grad():
+            wanted = self.teacher.to(images.device)(images).float().log_softmax(1)
+        wanted = wanted.repeat(len(logits) // len(wanted), 1)  # for each of several members
+        return F.kl_div(logits.float().log_softmax(1), wanted, reduction="batchmean", log_target=True)
 
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         if self.recipe.channels_last:

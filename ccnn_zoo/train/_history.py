@@ -82,7 +82,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
         RepositoryError: it is missing or no such file.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as stream:
+        with Path(path).open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a mark
             history = tuple(_result(row) for row in csv.DictReader(stream))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RepositoryError(f"{path} is not a history.csv of a training run: {error}") from error

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ccnn_zoo.errors import ImageError
 
-TEST_SPLITS = ("test", "validation", "val")
+TEST_SPLITS = ("test", "validation", "valid", "val")
 """What libraries of data sets call the test part, the first that is there."""
 
 

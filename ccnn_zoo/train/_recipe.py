@@ -13,7 +13,7 @@ import timm
 import yaml
 
 import ccnn_zoo.models  # noqa: F401, registers the networks that a recipe names
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files import read_text, replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge
 from ccnn_zoo.optim import CALIBRATION_UPDATES, NOISES
@@ -27,7 +27,7 @@ PRECISIONS = ("no", "fp16", "bf16")
 _RATES = ("lr", "momentum", "weight_decay", "noise_std", "noise_decay", "calibration_lr")
 _MACHINERY = ("workers", "save_every", "keep")
 _JOINT_SHARES = {"joint": 1.0, "branches": 0.0}
-_ADDED_LATER = {"objective": "joint"}
+_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9}
 """Keys that older runs did not know, with the value that changes nothing of them."""
 
 
@@ -46,6 +46,9 @@ class Recipe:
             one of their own each.
         objective: what is minimised: ``"joint"``, the loss of the merged logits; ``"branches"``, the mean of the
             branches' own losses; or the share in [0, 1] of the joint loss, the rest being the branches'.
+        teacher: checkpoint or training folder of a network of the same classes, from which this one learns: by the
+            Kullback-Leibler divergence from the teacher's probabilities. None learns from the labels alone.
+        teacher_share: share in [0, 1] of that loss, the rest being the objective's; without a teacher it means nothing.
         model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
         start_from: checkpoint or training folder of the same network, whose weights training starts from; a classifier
             of other classes starts afresh. None starts from random weights.
@@ -102,6 +105,8 @@ class Recipe:
     branches: int = 4
     merge: str = "mean"
     objective: str | float = "joint"
+    teacher: str | None = None
+    teacher_share: float = 0.9
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     validation: float = 0.0
@@ -165,8 +170,10 @@ class Recipe:
         if not isinstance(self.objective, str) or self.objective not in _JOINT_SHARES:
             named = " or ".join(map(repr, _JOINT_SHARES))
             require_number(f"objective, which is {named} or a share,", self.objective, 0, 1)
-        if self.start_from is not None and (not isinstance(self.start_from, str) or not self.start_from):
-            raise ConfigurationError(f"start_from must be the path of a checkpoint, got {self.start_from!r}")
+        for name in ("start_from", "teacher"):
+            path = getattr(self, name)
+            if path is not None and (not isinstance(path, str) or not path):
+                raise ConfigurationError(f"{name} must be the path of a checkpoint, got {path!r}")
         if not isinstance(self.model_kwargs, dict):
             raise ConfigurationError(f"model_kwargs must map names to values, got {self.model_kwargs!r}")
 
@@ -189,7 +196,7 @@ class Recipe:
             require_number(name, getattr(self, name), 0, float("inf"))
         for name in ("validation", "warmup", "label_smoothing"):
             require_number(name, getattr(self, name), 0, 1, below=True)
-        for name in ("flip", "random_erasing"):
+        for name in ("flip", "random_erasing", "teacher_share"):
             require_number(name, getattr(self, name), 0, 1)
         if self.ema_decay is not None:
             require_number("ema_decay", self.ema_decay, 0, 1, below=True)
@@ -254,11 +261,7 @@ class Recipe:
         Raises:
             ConfigurationError: it is missing, no mapping, has an unknown key or a value outside its range.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"cannot read the recipe {path}: {error}") from error
-        return cls.from_mapping(_parse(text, str(path)), str(path))
+        return cls.from_mapping(_parse(read_text(path), str(path)), str(path))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -17,7 +17,7 @@ from torchvision.datasets import MNIST, ImageFolder
 
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
-from ._images import ArrayImages, FileImages, photographs, stacked
+from ._images import TEST_SPLITS, ArrayImages, FileImages, photographs, stacked
 
 _MNIST_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
@@ -118,12 +118,15 @@ def _existing(place: str, what: str) -> Path:
 
 
 def _splits(root: Path) -> tuple[FileImages, FileImages, tuple[str, ...]]:
-    expected = "Expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/CLASS/*.jpg), one folder per class."
-    parts = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
+    expected = (
+        "Expected train/CLASS/*.jpg and test/CLASS/*.jpg, one folder per class; instead of test/ also "
+        f"{', '.join(f'{name}/' for name in TEST_SPLITS[1:])}."
+    )
+    parts = {name: root / name for name in ("train", *TEST_SPLITS) if (root / name).is_dir()}
     if "train" not in parts or len(parts) < 2:
         found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "a file"
         raise ConfigurationError(f"{root} is no image folder: found {found or 'nothing'}. {expected}")
-    test_path = parts.get("test", parts.get("val"))
+    test_path = next(parts[name] for name in TEST_SPLITS if name in parts)
     try:
         train, test = ImageFolder(parts["train"]), ImageFolder(test_path)
     except (FileNotFoundError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Weights that training starts from: those of an earlier run, for fine-tuning."""
+"""Networks of earlier runs: the weights that training starts from, and the teacher that it learns from."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def load_start(model: nn.Module, source: str) -> None:
         IntegrityError: it is damaged.
         ConfigurationError: it holds another network; names the first tensor that does not fit.
     """
-    path = Path(source).expanduser()
-    trained, _ = load_checkpoint(path / CHECKPOINT if path.is_dir() else path)
+    trained = _trained(source)
     own, given = model.state_dict(), trained.state_dict()
     if model.pretrained_cfg.get("label_names") != trained.pretrained_cfg.get("label_names"):
         head = f"{model.pretrained_cfg['classifier']}."
@@ -39,3 +38,32 @@ def load_start(model: nn.Module, source: str) -> None:
             f"it: {min(unfit)} and {len(unfit) - 1} more tensors differ. Give its model, branches and model_kwargs."
         )
     model.load_state_dict(given)
+
+
+def load_teacher(source: str, labels: tuple[str, ...], input_size: tuple[int, int, int]) -> nn.Module:
+    """Return the network of a checkpoint, frozen and in eval mode, for a student that sees the same images.
+
+    Args:
+        source: a checkpoint or a training folder.
+        labels: the student's classes.
+        input_size: (C, H, W) of the student's images.
+
+    Raises:
+        RepositoryError: there is no such checkpoint.
+        IntegrityError: it is damaged.
+        ConfigurationError: it knows other classes, or images of other channels.
+    """
+    teacher = _trained(source)
+    cfg = teacher.pretrained_cfg
+    if tuple(cfg.get("label_names") or ()) != labels:
+        raise ConfigurationError(f"teacher={source!r} has other classes ({teacher.num_classes}) than the data's")
+    if cfg["input_size"][0] != input_size[0]:
+        raise ConfigurationError(
+            f"teacher={source!r} reads images of {cfg['input_size'][0]} channels, not {input_size[0]}"
+        )
+    return teacher.requires_grad_(False)
+
+
+def _trained(source: str) -> nn.Module:
+    path = Path(source).expanduser()
+    return load_checkpoint(path / CHECKPOINT if path.is_dir() else path)[0]

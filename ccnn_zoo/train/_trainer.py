@@ -18,7 +18,7 @@ from ccnn_zoo._files import remove_leftovers
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.checkpoint import TrainingRecord
 
-from ._accelerator import make_accelerator, steps_per_epoch
+from ._accelerator import alone, make_accelerator, steps_per_epoch
 from ._batches import ShuffledOrder, step_seed
 from ._curves import plot_curves
 from ._environment import package_versions, write_environment
@@ -103,6 +103,10 @@ class Trainer:
 
     def run(self, resume: bool, progress: bool) -> TrainingResult:
         """Train to the end, from the newest state if asked."""
+        with alone(self.output, self.accelerator):
+            return self._run(resume, progress)
+
+    def _run(self, resume: bool, progress: bool) -> TrainingResult:
         main = self.accelerator.is_main_process
         title = f"{self.recipe.model} K={self.recipe.branches}"
         if resume:

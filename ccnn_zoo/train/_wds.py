@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ccnn_zoo._files import read_text
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
 from ._images import TEST_SPLITS, open_rgb, photographs
@@ -81,7 +82,7 @@ def wds(name: str) -> dict[str, Any]:
     if info is None:
         raise ConfigurationError(f"{root.absolute()} has no _info.json. {_EXPECTED}")
     try:
-        splits = json.loads(info.read_text())["splits"]
+        splits = json.loads(info.read_bytes())["splits"]
         test = next(split for split in TEST_SPLITS if split in splits)
         parts = [_read_split(root, splits[split]) for split in ("train", test)]
     except (KeyError, TypeError, ValueError, StopIteration) as error:
@@ -144,7 +145,7 @@ def _read(path: Path, place: _Place) -> bytes:
 def _labels(path: Path, classes: int) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(map(str, range(classes)))
-    names = tuple(path.read_text(encoding="utf-8").splitlines())
+    names = tuple(read_text(path).splitlines())
     if len(names) < classes:
         raise ConfigurationError(f"{path} names {len(names)} classes, the samples have {classes}; add the others")
     return names

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # so that the names alone import no torch
     from ._document import Document
     from ._plans import Plan
 
-WITH_BOXES = ("table4",)
-"""Those that need pictures with boxes, and are not part of ``all``."""
+OF_THEIR_OWN = ("table4", "pays")
+"""Those that need data or a size of their own, and are not part of ``all``."""
 
 NAMES = ("table1", "table2", "table3", "figure2", "ablation")
 

@@ -61,6 +61,10 @@ class Records:
     def __getitem__(self, cell: Cell) -> Record:
         return self._by_key[key_of(cell.settings())]
 
+    def get(self, cell: Cell) -> Record | None:
+        """Return the record of a cell, or None."""
+        return self._by_key.get(key_of(cell.settings()))
+
     def __contains__(self, cell: Cell) -> bool:
         return key_of(cell.settings()) in self._by_key
 
@@ -102,3 +106,12 @@ def finish(cell: Cell, place: Path) -> Record:
             with replacing(folder / RECORD) as temporary:
                 temporary.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def written(documents: Path) -> Records:
+    """Return the records that stand in the documents of a folder, so that another machine goes on from them."""
+    found = []
+    for path in sorted(documents.glob("*_medium_*.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found += [Record(**value, folder=path) for value in values]
+    return Records(found)

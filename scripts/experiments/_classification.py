@@ -91,8 +91,13 @@ class Training:
             "seconds": _training_seconds(result.history, self.recipe),
             **costs(result.model, data.input_size),
             **self._branches(result.model, data),
+            **self._further(folder, result.model, data, held_out),
             **_environment(folder),
         }
+
+    def _further(self, folder: Path, model: nn.Module, data: Data, held_out: Images | None) -> dict[str, Any]:
+        """Return what else a kind of cell measures of the trained network."""
+        return {}
 
     def _branches(self, model: nn.Module, data: Data) -> dict[str, Any]:
         """Return how far R moved and how far apart the branches are on test images, of our networks with K > 1."""

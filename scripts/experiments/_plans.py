@@ -11,11 +11,11 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe
 
 from ._classification import Training
-from ._subset import mnist_subset
+from ._subset import cifar10_halved, mnist_subset
 
-SIZES = ("full", "small", "quick")
+SIZES = ("full", "medium", "small", "quick")
 
-_SEEDS = {"full": (0, 1, 2), "small": (0, 1, 2), "quick": (0, 1)}
+_SEEDS = {"full": (0, 1, 2), "medium": (0, 1, 2), "small": (0, 1, 2), "quick": (0, 1)}
 # One block a stage; with the stages of the paper's ResNet-18, or even narrower.
 _RELATIVES = {
     "small": {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 64]},
@@ -41,6 +41,18 @@ _DIGITS = {
 }
 _MNIST = {**_DIGITS, "validation": 0.2, "batch_size": 64, "crop_padding": 1}
 _MNIST_IMAGES = 2500
+# CIFAR-10 on a CPU: one cycle of 30 epochs. Sigma is 0, so that rows differ in what they are about.
+_MEDIUM = {
+    **_DIGITS,
+    "epochs": 30,
+    "evaluate_every": 10,
+    "validation": 0.1,
+    "batch_size": 128,
+    "weight_decay": 5e-4,
+    "noise_std": 0.0,
+    "warmup": 0.2,
+    "flip": 0.5,
+}
 _EPOCHS = {("small", "digits"): 60, ("quick", "digits"): 6, ("small", "mnist"): 12, ("quick", "mnist"): 2}
 
 
@@ -53,12 +65,14 @@ class Plan:
         data: as recipes name data, ``"digits"`` or ``"KIND:PLACE"``; "" if none was given.
         seeds: one training each.
         overrides: values of recipes that differ from the paper's, but for the network; empty in full size.
+        elsewhere: folder of pictures of other things, in medium size.
     """
 
     size: str
     data: str
     seeds: tuple[int, ...]
     overrides: dict[str, Any]
+    elsewhere: str = ""
 
     @property
     def kind(self) -> str:
@@ -71,8 +85,15 @@ class Plan:
         return self.size == "full"
 
     @property
+    def side(self) -> int | None:
+        """Side of the images in pixels, where the plan sets it."""
+        return self.overrides.get("image_size")
+
+    @property
     def suffix(self) -> str:
         """What tells the documents of other sizes and data from the paper's."""
+        if self.size == "medium":
+            return f"_medium_{self.kind}_{self.side}"
         return "" if self.full else f"_{self.size}_{self.kind}"
 
     @property
@@ -99,7 +120,7 @@ class Plan:
         """
         values = {**Recipe.load(recipe).to_dict(), "data": self.data, **self.overrides, **changes}
         grouped = network == "ours" and values["model_kwargs"].get("mixing", "grouped") == "grouped"
-        if grouped and not self.full:
+        if grouped and self.size in ("small", "quick"):
             # On so small images a pass costs more than what it computes.
             values["branches_at_once"] = values["branches"]
         return Training(Recipe.from_mapping(values), network)
@@ -115,7 +136,7 @@ class Plan:
         return [replace(c, recipe=replace(c.recipe, seed=seed)) for seed in self.seeds for c in cells]
 
 
-def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Plan:
+def make_plan(size: str, data: str | None, seeds: int | None, place: Path, side: int = 16) -> Plan:
     """Return the plan of a call.
 
     Args:
@@ -123,6 +144,7 @@ def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Pl
         data: as recipes name data; None is digits, or nothing in full size.
         seeds: number of them; None is the size's own.
         place: folder for subsets of data.
+        side: of the images in pixels, in medium size.
 
     Raises:
         ConfigurationError: the small sizes know no recipe for the data, or there is no seed.
@@ -133,6 +155,8 @@ def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Pl
     if size == "full":
         return Plan(size, data or "", chosen, {})
     kind, _, folder = (data or "digits").partition(":")
+    if size == "medium":
+        return _medium(kind, folder, chosen, place, side)
     if kind in ("voc", "coco"):  # the packaged recipes of detectors as they are
         return Plan(size, data, chosen, {})
     if (size, kind) not in _EPOCHS:
@@ -143,6 +167,14 @@ def make_plan(size: str, data: str | None, seeds: int | None, place: Path) -> Pl
         return Plan(size, kind, chosen, {**_DIGITS, **epochs})
     subset = mnist_subset(Path(folder), place / "data", _MNIST_IMAGES)
     return Plan(size, f"mnist:{subset}", chosen, {**_MNIST, **epochs})
+
+
+def _medium(kind: str, folder: str, seeds: tuple[int, ...], place: Path, side: int) -> Plan:
+    if kind != "cifar10" or side not in (16, 32):
+        raise ConfigurationError(f"--medium trains on 'cifar10:FOLDER' at 16 or 32 pixels, got {kind!r} at {side}")
+    source = cifar10_halved(Path(folder), place / "data") if side == 16 else folder
+    overrides = {**_MEDIUM, "image_size": side, "crop_padding": side // 8}
+    return Plan("medium", f"cifar10:{source}", seeds, overrides, elsewhere=folder)
 
 
 class MissingDataError(ConfigurationError):

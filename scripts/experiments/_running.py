@@ -13,7 +13,9 @@ from pathlib import Path
 from ._cells import Cell, Record, Records, find, finish, key_of
 
 
-def run_cells(cells: Sequence[Cell], place: Path, jobs: int, threads: int, run: bool = True) -> Records:
+def run_cells(
+    cells: Sequence[Cell], place: Path, jobs: int, threads: int, run: bool = True, known: Records | None = None
+) -> Records:
     """Finish all cells, and return their records.
 
     Args:
@@ -22,9 +24,11 @@ def run_cells(cells: Sequence[Cell], place: Path, jobs: int, threads: int, run: 
         jobs: processes; 1 is this one.
         threads: of torch, in each process.
         run: False returns the records of those that are finished.
+        known: records of cells that were finished elsewhere.
     """
     wanted = {key_of(cell.settings()): cell for cell in cells}
-    done = [record for cell in wanted.values() if (record := find(cell, place))]
+    known = Records(()) if known is None else known
+    done = [record for cell in wanted.values() if (record := find(cell, place) or known.get(cell))]
     finished = {key_of(record.settings) for record in done}
     left = [cell for key, cell in wanted.items() if run and key not in finished]
     print(f"{len(wanted)} cells, {len(done)} of them finished before", file=sys.stderr)

@@ -31,6 +31,7 @@ class Row:
         error: the paper's on CIFAR-10, in percent.
         error_100: the same on CIFAR-100.
         relative: what makes a small relative of the network; empty if there is none.
+        kernels: the paper's "network stage kernels": channels of the stem and of the stages.
     """
 
     method: str
@@ -40,17 +41,18 @@ class Row:
     error: float
     error_100: float
     relative: dict[str, Any] = field(default_factory=dict)
+    kernels: tuple[int, ...] = ()
 
 
 ROWS = (
     Row("NIN", "ccnn_nin", 1, None, 8.81, 35.67),
     Row("VGG", "ccnn_vgg16", 1, None, 6.32, 28.49),
-    Row("ResNet-110", "ccnn_resnet110_cifar", 1, 1.7, 6.43, 25.16, {"layers": [1, 1, 1]}),
-    Row("ResNet-1202", "ccnn_resnet1202_cifar", 1, 10.2, 7.83, 27.82, {"layers": [2, 2, 2]}),
-    Row("WRN-40", "ccnn_wrn40_4", 1, 8.9, 4.53, 21.18, {"depth": 10, "width": 1}),
-    Row("WRN-28", "ccnn_wrn28_10", 1, 36.5, 4.00, 19.25, {"depth": 10, "width": 2}),
-    Row("CCNNs2-40", "ccnn_wrn40_4", 2, 17.9, 4.62, 21.67, {"depth": 10, "width": 1}),
-    Row("CCNNs3-28", "ccnn_wrn28_4", 3, 17.6, 3.81, 19.11, {"depth": 10, "width": 1}),
+    Row("ResNet-110", "ccnn_resnet110_cifar", 1, 1.7, 6.43, 25.16, {"layers": [1, 1, 1]}, (16, 16, 32, 64)),
+    Row("ResNet-1202", "ccnn_resnet1202_cifar", 1, 10.2, 7.83, 27.82, {"layers": [2, 2, 2]}, (16, 16, 32, 64)),
+    Row("WRN-40", "ccnn_wrn40_4", 1, 8.9, 4.53, 21.18, {"depth": 10, "width": 1}, (64, 64, 128, 256)),
+    Row("WRN-28", "ccnn_wrn28_10", 1, 36.5, 4.00, 19.25, {"depth": 10, "width": 2}, (160, 160, 320, 640)),
+    Row("CCNNs2-40", "ccnn_wrn40_4", 2, 17.9, 4.62, 21.67, {"depth": 10, "width": 1}, (16, 64, 128, 256)),
+    Row("CCNNs3-28", "ccnn_wrn28_4", 3, 17.6, 3.81, 19.11, {"depth": 10, "width": 1}, (64, 64, 128, 256)),
 )
 COMPARED = (("CCNNs2-40", "WRN-40"), ("CCNNs3-28", "WRN-28"))
 CLASSES = 10
@@ -100,11 +102,24 @@ def report(plan: Plan, records: Records) -> Document:
     return Document(f"table2{plan.suffix}", title, lines, records.of(cells(plan)))
 
 
-def counts(row: Row, mixing: str) -> tuple[int, int]:
-    """Return the parameters of a network without R, and those of its folded form."""
-    model = timm.create_model(row.model, branches=row.branches, num_classes=CLASSES, device="meta", mixing=mixing)
+def counts(row: Row, mixing: str, **kwargs: Any) -> tuple[int, int]:
+    """Return the parameters of a network without R, and those of its folded form.
+
+    Args:
+        row: of the table.
+        mixing: of the branches.
+        kwargs: further arguments of the network.
+    """
+    options = {"branches": row.branches, "num_classes": CLASSES, "mixing": mixing, **kwargs}
+    model = timm.create_model(row.model, device="meta", **options)
     calibrations = sum(m.calibration.numel() for m in model.modules() if isinstance(m, CalibratedConv2d))
     return _count(model) - calibrations, _count(fold(model))
+
+
+def stage_kernels(row: Row) -> tuple[int, ...]:
+    """Return the channels of one branch in the stem and in the stages of our network."""
+    model = timm.create_model(row.model, branches=1, device="meta", features_only=True)
+    return tuple(model.feature_info.channels())
 
 
 def _count(model: nn.Module) -> int:

@@ -1,0 +1,77 @@
+"""What may be asked of a conversion: one list, which every door takes by these names and ``config.json`` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ccnn_zoo._branches import check_branches, check_diversity, check_input_scale, check_merge, check_mixing
+from ccnn_zoo.errors import ConfigurationError
+
+_START = {"decides": "the first weights only"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """How a plain network becomes a calibrated one.
+
+    ``calibrate``, the registered networks, recipes and detectors take these by name. A new option is a new field here,
+    and what acts on it.
+
+    Args:
+        branches: number K of branches; 1 is the plain network.
+        merge: how branches meet before the first linear layer: ``"mean"``, ``"max"`` or ``"concat"``; or behind it,
+            with a classifier per branch: ``"probability"``.
+        mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
+            through slices of w of its own. Convolutions with groups stay grouped.
+        input_scale: a factor for every channel that a branch reads: ``"none"``, ``"signs"`` (random, fixed) or
+            ``"learned"``; see :class:`ccnn_zoo.CalibratedConv2d`. From trained weights (``rescale=True``) all begin at
+            1, so ``"signs"`` would stay there and is refused.
+        scaled_layers: which layers have them: ``"all"``, or the ``"first"``, which read the image.
+        diversity: how far R starts from uniform: 0 (equal R_k, which leaves all branches identical for ever) to 1 (the
+            paper's random R).
+        rescale: multiply w by K, so that H_k keeps the scale of the given weights. Networks without normalisation are
+            always rescaled: nothing else would keep their activations from shrinking K-fold at every layer. False
+            says that the weights are a fresh random start; with dense mixing all slices but the first are then
+            shuffled copies, since equal ones would learn alike.
+
+    Raises:
+        ConfigurationError: one is out of range.
+    """
+
+    branches: int
+    merge: str = "mean"
+    mixing: str = "grouped"
+    input_scale: str = "none"
+    scaled_layers: str = "all"
+    diversity: float = field(default=0.0, metadata=_START)
+    rescale: bool = field(default=True, metadata=_START)
+
+    def __post_init__(self) -> None:
+        check_branches(self.branches)
+        check_merge(self.merge)
+        check_mixing(self.mixing)
+        check_input_scale(self.input_scale, self.scaled_layers)
+        if self.input_scale == "signs" and self.rescale:
+            raise ConfigurationError(
+                "input_scale='signs' changes what trained weights compute; take 'learned', or rescale=False"
+            )
+        check_diversity(self.diversity)
+        if not isinstance(self.rescale, bool):
+            raise ConfigurationError(f"rescale must be True or False, got {self.rescale!r}")
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the options by which the same network is built again, whatever weights it then gets."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata != _START}
+
+
+OPTIONS = tuple(f.name for f in fields(ConversionOptions))
+"""Names of all options."""
+
+FROM_SCRATCH = {"diversity": 1.0, "rescale": False}
+"""How the paper trains from scratch: R random, w at the plain network's scale."""
+
+
+def take_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of a conversion from the arguments of a network, and return them."""
+    return {name: arguments.pop(name) for name in OPTIONS if name in arguments}

@@ -1,0 +1,179 @@
+"""Cells of the comparison on CIFAR-10: a training, or an ensemble of trainings, with all that its outputs are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from ccnn_zoo._files import replacing
+from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.train import Data, Images, Recipe, build_model
+from ccnn_zoo.train._batches import loader_of, view_of
+
+from ._beyond import beyond
+from ._cells import finish, key_of
+from ._classification import Training
+from ._doubt import Outputs, as_arrays, doubt, from_arrays, mixed
+from ._scores import scores
+
+OUTPUTS = "outputs.safetensors"
+_IMAGES_OF_STATISTICS = 12_800
+
+
+@dataclass(frozen=True)
+class Trial(Training):
+    """A training with :func:`experiments._doubt.doubt`; :class:`experiments._cells.Cell`.
+
+    Args:
+        elsewhere: folder of :func:`experiments._beyond.beyond`.
+        row: what this network is, in the tables; does not decide the result.
+    """
+
+    elsewhere: str = ""
+    row: str = ""
+
+    @property
+    def name(self) -> str:
+        """The row and the seed."""
+        member = f"-member{self.member}" if self.member else ""
+        return f"{self.recipe.image_size or ''} {self.row} seed{self.recipe.seed}{member}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the decisive values."""
+        return {**super().settings(), "cell": "trial"}
+
+    def _further(self, folder: Path, model: nn.Module, data: Data, held_out: Images | None) -> dict[str, Any]:
+        model.eval()
+        parts = {"validation": held_out, "test": data.test}
+        found = {part: outputs(model, loader_of(view_of(images, data), self.recipe)) for part, images in parts.items()}
+        strange = beyond(self.elsewhere, data)
+        found |= {
+            kind: outputs(model, ((batch, None) for batch in images.split(128))) for kind, images in strange.items()
+        }
+        with replacing(folder / OUTPUTS) as temporary:
+            save_file({k: v for name, each in found.items() for k, v in as_arrays(name, each).items()}, temporary)
+        measured = {"doubt": doubt(found["validation"], found["test"], {kind: found[kind] for kind in strange})}
+        if self.network == "ours" and self.recipe.branches > 1:
+            average = averaged(model, self.recipe, data)
+            together = outputs(average, loader_of(view_of(data.test, data), self.recipe))
+            measured["averaged_kernels"] = scores(together.log_probabilities.numpy(), together.targets.numpy())
+        return measured
+
+
+@dataclass(frozen=True)
+class Student(Trial):
+    """A trial that learns from the probabilities of another one.
+
+    Args:
+        teacher: which is trained first, where it is not.
+    """
+
+    teacher: Trial | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the decisive values; of the teacher the sum over its own."""
+        return {**super().settings(), "cell": "student", "teacher": key_of(self.teacher.settings())}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train the teacher, then the student."""
+        taught = finish(self.teacher, folder.parent)
+        if "diverged" in taught.measured:
+            return taught.measured
+        recipe = replace(self.recipe, teacher=str(taught.folder))
+        return Trial(recipe, self.network, elsewhere=self.elsewhere, row=self.row).run(folder)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks trained apart, whose probabilities are averaged; :class:`experiments._cells.Cell`.
+
+    Args:
+        members: their trainings, of one seed.
+        row: what it is, in the tables.
+    """
+
+    members: tuple[Trial, ...]
+    row: str = ""
+
+    @property
+    def name(self) -> str:
+        """The row and the seed."""
+        return f"{self.row} seed{self.members[0].recipe.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the first member, and how many there are."""
+        return {**self.members[0].settings(), "cell": "ensemble", "members": len(self.members)}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train the members that are not trained, and score their mean probability."""
+        records = [finish(member, folder.parent) for member in self.members]
+        diverged = [r.measured["diverged"] for r in records if "diverged" in r.measured]
+        if diverged:
+            return {**records[0].measured, "diverged": diverged[0]}
+        tensors = [load_file(record.folder / OUTPUTS) for record in records]
+        names = dict.fromkeys(key.partition("/")[0] for key in tensors[0])
+        found = {name: mixed([from_arrays(each, name) for each in tensors]) for name in names}
+        strange = {name: o for name, o in found.items() if name not in ("validation", "test")}
+        totals = ("trained_parameters", "deployed_parameters", "multiply_adds", "seconds")
+        parts = {
+            part: scores(found[part].log_probabilities.numpy(), found[part].targets.numpy())
+            for part in ("validation", "test")
+        }
+        losses = [record.measured["train"]["loss"] for record in records]
+        return {
+            **records[0].measured,
+            **parts,
+            **{name: sum(record.measured[name] for record in records) for name in totals},
+            "train": {"loss": sum(losses) / len(losses)},
+            "doubt": doubt(found["validation"], found["test"], strange),
+        }
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Outputs:
+    """Return what ``model``, in eval mode on the CPU, says of batches of images and their classes, or None."""
+    alone = getattr(model, "forward_branches", None) if getattr(model, "branches", 1) > 1 else None
+    logits, branches, targets = [], [], []
+    for images, classes in batches:
+        logits.append(model(images).log_softmax(1))
+        if alone is not None:
+            branches.append(alone(images).log_softmax(2))
+        if classes is not None:
+            targets.append(classes)
+    return Outputs(
+        torch.cat(logits), torch.cat(branches, dim=1) if branches else None, torch.cat(targets) if targets else None
+    )
+
+
+@torch.no_grad()
+def averaged(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
+    """Return the plain network that holds the mean of the branches' kernels, its statistics measured anew.
+
+    Args:
+        model: a calibrated network, grouped.
+        recipe: by which it was trained.
+        data: images for the statistics of batch normalisation.
+    """
+    branches = recipe.branches
+    kept = {name: v for name, v in recipe.model_kwargs.items() if name in ("layers", "channels")}
+    plain = build_model(replace(recipe, branches=1, merge="mean", model_kwargs=kept), data)
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, CalibratedConv2d):
+            state[f"{name}.weight"] = module.effective_weight().unflatten(0, (branches, -1)).mean(0)
+    for name, value in plain.state_dict().items():
+        if name.endswith("calibration"):
+            continue
+        mine = state[name]
+        value.copy_(mine if mine.shape == value.shape else mine.unflatten(0, (branches, -1)).mean(0))
+    some = data.train.subset(np.random.default_rng(0).permutation(len(data.train))[:_IMAGES_OF_STATISTICS])
+    update_bn((images for images, _ in loader_of(view_of(some, data), recipe)), plain)
+    return plain.eval()

@@ -1,0 +1,197 @@
+"""What K branches buy on CIFAR-10: against plain networks at equal cost, by the probabilities' worth too.
+
+What is chosen, is chosen by held-out images; what is claimed, by the test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from . import _others
+from ._cells import Record, Records
+from ._document import Document, table
+from ._plans import MissingDataError, Plan
+from ._statistics import difference, spread
+from ._trial import Ensemble, Student, Trial
+
+CHANNELS = (16, 16, 32, 64)
+PLAIN = "plain"
+Path_: TypeAlias = tuple[str, ...]
+
+FIGURES: dict[str, tuple[Path_, int]] = {
+    "error, %": (("test", "error_percent"), 2),
+    "NLL": (("test", "nll"), 3),
+    "NLL, tempered": (("doubt", "nll_tempered"), 3),
+    "ECE, %": (("test", "ece_percent"), 2),
+    "ECE, tempered, %": (("doubt", "ece_percent_tempered"), 2),
+    "AURC, %": (("doubt", "aurc_percent"), 2),
+    "AUROC elsewhere, %": (("doubt", "auroc_percent", "mean"), 1),
+}
+BRANCHES: dict[str, tuple[Path_, int]] = {
+    "branches disagree, %": (("doubt", "disagreement_percent"), 1),
+    "KL of branches": (("doubt", "kl"), 3),
+    "AUROC, mutual information, %": (("doubt", "auroc_percent_mutual_information", "mean"), 1),
+    "best single branch, error, %": (("doubt", "best_branch", "error_percent"), 2),
+    "averaged kernels, error, %": (("averaged_kernels", "error_percent"), 2),
+    "R moved": (("branches", "r_moved_rms"), 4),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the comparison: how its cell of a seed is made, or why it cannot be."""
+
+    label: str
+    make: Callable[[Plan, int], Trial | Ensemble]
+    missing: str | None = None
+
+
+def _trial(label: str, network: str = "ours", width: float = 1, **changes: Any) -> Row:
+    def make(plan: Plan, seed: int) -> Trial:
+        kwargs = {**changes.get("model_kwargs", {}), "channels": [round(width * c) for c in CHANNELS]}
+        settings = {"branches": 1, **changes, "model_kwargs": kwargs, "seed": seed}
+        made = plan.training("cifar10_table1", network, **settings)
+        return Trial(made.recipe, network, elsewhere=plan.elsewhere, row=label)
+
+    missing = None if network == "ours" or _others.available() else _others.MISSING
+    return Row(label, make, missing)
+
+
+def _ensemble(label: str, members: int) -> Row:
+    plain = _trial(PLAIN)
+
+    def make(plan: Plan, seed: int) -> Ensemble:
+        first = plain.make(plan, seed)
+        return Ensemble(tuple(replace(first, member=number) for number in range(members)), label)
+
+    return Row(label, make)
+
+
+def _student(label: str, teacher: str) -> Row:
+    plain = _trial(label)
+
+    def make(plan: Plan, seed: int) -> Student:
+        own = plain.make(plan, seed)
+        taught_by = next(row for row in ROWS if row.label == teacher).make(plan, seed)
+        return Student(own.recipe, elsewhere=own.elsewhere, row=label, teacher=taught_by)
+
+    return Row(label, make)
+
+
+ROWS = (
+    # The first ones of every seed, then the others: what decides most comes first.
+    _trial(PLAIN),
+    _trial("K=4, joint", branches=4),
+    _trial("plain, average of the weights", ema_decay=0.998),
+    _trial("K=2, joint", branches=2),
+    _trial("K=4, joint, probability", branches=4, merge="probability"),
+    _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
+    _trial("K=4, half joint, probability", branches=4, merge="probability", objective=0.5),
+    _trial("K=4, joint, random signs", branches=4, model_kwargs={"input_scale": "signs"}),
+    _trial("K=4, joint, learned scales", branches=4, model_kwargs={"input_scale": "learned"}),
+    _trial(
+        "K=4, joint, learned scales, probability",
+        branches=4,
+        merge="probability",
+        model_kwargs={"input_scale": "learned"},
+    ),
+    _student("plain, taught by K=4, joint", "K=4, joint"),
+    _trial("plain, 2 times wider", width=2),
+    _ensemble("ensemble of 4 plain networks", 4),
+    _trial("K=4, joint, average of the weights", branches=4, ema_decay=0.998),
+    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
+    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
+    _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
+    _trial("plain, 1.41 times wider", width=2**0.5),
+    _trial("K=8, joint", branches=8),
+    _trial("K=4, joint, sigma 1e-4", branches=4, noise_std=1e-4),
+    _trial("K=4, joint, R frozen", branches=4, calibration_lr=0.0),
+)
+
+
+def cells(plan: Plan) -> list[Trial | Ensemble]:
+    """Return the comparison, row by row, each with its seeds.
+
+    Raises:
+        MissingDataError: the plan is of another size.
+    """
+    if plan.size != "medium":
+        raise MissingDataError("pays is an experiment of --medium")
+    return [row.make(plan, seed) for row in ROWS if row.missing is None for seed in plan.seeds]
+
+
+def report(plan: Plan, records: Records) -> Document:
+    """Return the figures, and what the rows gain over the plain network."""
+    found = {row.label: records.of(row.make(plan, s) for s in plan.seeds) for row in ROWS if row.missing is None}
+    done = {label: rows for label, rows in found.items() if rows}
+    epochs = plan.overrides["epochs"]
+    lines = [
+        f"CIFAR-10 (JPEG copy) at {plan.side}x{plan.side} pixels, ResNet-18 with stages 16-16-32-64, one cycle of "
+        f"{epochs} epochs, weight decay 5e-4, no noise unless a row says so. Figures are of test images; the "
+        "temperature is fitted, and the best branch chosen, on held-out ones. AUROC: of the highest probability, or of "
+        "the mutual information of the branches, as the sign of a picture of something else (digits, photographs, "
+        "blood cells, noise; the mean of the four).",
+        "",
+        *table(["", *FIGURES], [[label, *_figures(rows, FIGURES)] for label, rows in done.items()]),
+        "",
+        "## What it costs",
+        "",
+        *table(["", "trained parameters", "deployed parameters", "multiply-adds", "training, s"], _costs(done)),
+        "",
+        "## Branches, and networks of one branch's cost",
+        "",
+        "One branch alone, and the plain network that holds the mean of the branches' kernels with its statistics "
+        "measured anew, cost what the plain network costs.",
+        "",
+        *table(["", *BRANCHES], [[n, *_figures(rows, BRANCHES)] for n, rows in done.items() if _branched(rows)]),
+        "",
+        "## Less the plain network",
+        "",
+        *_gains(done),
+        "",
+        "## By held-out images",
+        "",
+        *table(["", "error, %", "NLL"], [[n, *_figures(rows, _HELD_OUT)] for n, rows in done.items()]),
+    ]
+    return Document(f"pays{plan.suffix}", "What K branches buy", lines, records.of(cells(plan)))
+
+
+_HELD_OUT = {"error": (("validation", "error_percent"), 2), "NLL": (("validation", "nll"), 3)}
+
+
+def _figures(records: Sequence[Record], figures: dict[str, tuple[Path_, int]]) -> list[str]:
+    texts = []
+    for path, digits in figures.values():
+        those = [r for r in records if "diverged" in r.measured or path[0] in r.measured]
+        texts.append(spread(those, *path).text(digits) if those else "")
+    return texts
+
+
+def _branched(records: Sequence[Record]) -> bool:
+    return any("kl" in record.measured.get("doubt", {}) and "branches" in record.measured for record in records)
+
+
+def _costs(done: dict[str, list[Record]]) -> Iterator[list[str]]:
+    for label, records in done.items():
+        counts = [
+            f"{records[0].measured.get(n, 0):,}" for n in ("trained_parameters", "deployed_parameters", "multiply_adds")
+        ]
+        yield [label, *counts, spread(records, "seconds").text(0)]
+
+
+def _gains(done: dict[str, list[Record]]) -> Iterator[str]:
+    if PLAIN not in done:
+        yield "The plain network is not trained yet."
+        return
+    shown = {name: FIGURES[name] for name in ("error, %", "NLL, tempered", "AUROC elsewhere, %")}
+    rows = [
+        [
+            label,
+            *(difference(spread(r, *path), spread(done[PLAIN], *path)).text(digits) for path, digits in shown.values()),
+        ]
+        for label, r in done.items()
+        if label != PLAIN
+    ]
+    yield from table(["", *shown], rows)

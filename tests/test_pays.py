@@ -1,0 +1,189 @@
+"""Contract of `scripts/reproduce.py pays --medium`: what K branches buy, judged by figures of other libraries."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
+from sklearn.metrics import log_loss, roc_auc_score
+
+from ccnn_zoo.train import build_model, load_data
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from experiments import _others, pays  # noqa: E402, found through the line before
+from experiments._cells import Records, finish  # noqa: E402
+from experiments._plans import MissingDataError, make_plan  # noqa: E402
+from experiments._running import run_cells  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not _others.available(), reason=_others.MISSING)
+
+
+@pytest.fixture
+def outputs():
+    """Return what three branches, right more often than not, say of images of five classes, and of other images."""
+    from experiments._doubt import Outputs
+
+    generator = np.random.default_rng(0)
+
+    def of(count: int, known: bool) -> Outputs:
+        targets = generator.integers(0, 5, count)
+        logits = generator.normal(0, 1.5, (3, count, 5)) + 3.0 * known * np.eye(5)[targets]
+        alone = log_softmax(logits, axis=-1)
+        joined = np.log(np.exp(alone).mean(0))
+        return Outputs(*(torch.from_numpy(v) for v in (joined, alone, targets)))
+
+    return of(400, True), of(600, True), {"noise": of(300, False)}
+
+
+def test_figures_of_doubt_are_those_of_other_libraries(outputs):
+    from experiments._doubt import doubt
+
+    validation, test, elsewhere = outputs
+    found = doubt(validation, test, elsewhere)
+    logits, alone, targets = (v.numpy() for v in test)
+    best = minimize_scalar(
+        lambda t: log_loss(validation.targets, softmax(validation.log_probabilities.numpy() / t, axis=1)),
+        bounds=(0.05, 20),
+        method="bounded",
+    ).x
+    assert found["temperature"] == pytest.approx(best, rel=1e-2)
+    assert found["nll_tempered"] == pytest.approx(log_loss(targets, softmax(logits / best, axis=1)), rel=1e-3)
+
+    confidence, wrong = softmax(logits, axis=1).max(1), logits.argmax(1) != targets
+    ranked = wrong[np.argsort(-confidence, kind="stable")]
+    coverage = np.arange(1, len(ranked) + 1) / len(ranked)
+    area = np.trapezoid(np.cumsum(ranked) / (coverage * len(ranked)), coverage)
+    assert found["aurc_percent"] == pytest.approx(100 * area / (1 - coverage[0]), rel=1e-4)
+
+    strange = softmax(elsewhere["noise"].log_probabilities.numpy(), axis=1).max(1)
+    which = np.r_[np.zeros(len(confidence)), np.ones(len(strange))]
+    assert found["auroc_percent"]["noise"] == pytest.approx(100 * roc_auc_score(which, -np.r_[confidence, strange]))
+    assert found["auroc_percent"]["mean"] == found["auroc_percent"]["noise"]
+
+    def information(branches):
+        p = np.exp(branches.numpy())
+        return entropy(p.mean(0), axis=-1) - entropy(p, axis=-1).mean(0)
+
+    doubts = np.r_[information(test.branches), information(elsewhere["noise"].branches)]
+    assert found["auroc_percent_mutual_information"]["noise"] == pytest.approx(
+        100 * roc_auc_score(which, doubts), abs=0.01
+    )
+    said = alone.argmax(-1)
+    pairs = list(permutations(range(3), 2))
+    assert found["disagreement_percent"] == pytest.approx(
+        100 * np.mean([said[a] != said[b] for a, b in pairs]), rel=1e-4
+    )
+    assert found["kl"] == pytest.approx(np.mean([entropy(*np.exp(alone[[a, b]]), axis=-1) for a, b in pairs]), rel=1e-4)
+    errors = [(v.argmax(-1) != validation.targets.numpy()).mean() for v in validation.branches.numpy()]
+    chosen = said[int(np.argmin(errors))]
+    assert found["best_branch"]["error_percent"] == pytest.approx(100 * (chosen != targets).mean())
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities(outputs):
+    from experiments._doubt import mixed
+
+    members = [outputs[0], outputs[0]._replace(log_probabilities=outputs[0].branches[0])]
+    wanted = np.mean([softmax(m.log_probabilities.numpy(), axis=1) for m in members], axis=0)
+    np.testing.assert_allclose(mixed(members).log_probabilities.exp(), wanted)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder of a few pictures in the layout of the data: CIFAR-10's, and those from elsewhere."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 10)):
+        for name in "ab":
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number:03d}.png")
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 4), ("t10k", 4)):
+        sizes = np.array([count, 28, 28], ">u4").tobytes()
+        pixels = generator.integers(0, 256, (count, 28, 28), np.uint8).tobytes()
+        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + sizes + pixels))
+        labels = b"\0\0\x08\x01" + np.array([count], ">u4").tobytes() + bytes(range(count))
+        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    for path in ("imagenet-sample/n0_cat.JPEG", "bccd/VOCdevkit/VOC2007/JPEGImages/0.jpg"):
+        (folder / path).parent.mkdir(parents=True)
+        Image.fromarray(generator.integers(0, 256, (50, 70, 3), np.uint8)).save(folder / path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(place, tmp_path_factory):
+    """Return the plan, two steps long."""
+    full = make_plan("medium", f"cifar10:{place}", 1, tmp_path_factory.mktemp("cells"))
+    assert full.overrides["epochs"] == 30
+    return replace(full, overrides={**full.overrides, "epochs": 1, "evaluate_every": 1, "batch_size": 50})
+
+
+def test_pixels_are_means_of_four(place, plan):
+    small, large = load_data(plan.data), load_data(f"cifar10:{place}")
+    wanted = large.test.pixels.numpy().reshape(20, 16, 2, 16, 2, 3).mean((2, 4))
+    assert np.abs(small.test.pixels.numpy() - wanted).max() <= 0.5
+    assert torch.equal(small.train.targets, large.train.targets)
+
+
+def test_rows_are_trained_scored_and_known_on_another_machine(plan, tmp_path):
+    rows = {row.label: row for row in pays.ROWS}
+    named = ("plain", "K=4, joint", "plain, taught by K=4, joint")
+    chosen = [rows[name] for name in named]
+    records = Records(finish(row.make(plan, 0), tmp_path) for row in chosen)
+    plain, ours, student = (records[row.make(plan, 0)].measured for row in chosen)
+    assert 3.9 < ours["multiply_adds"] / plain["multiply_adds"] < 4.1
+    assert student["multiply_adds"] == plain["multiply_adds"]
+    assert student["train"]["loss"] != plain["train"]["loss"]
+    assert ours["doubt"]["kl"] > 0
+    assert set(ours["doubt"]["auroc_percent"]) == {"digits", "photographs", "blood cells", "noise", "mean"}
+    assert "kl" not in plain["doubt"]
+    page = "\n".join(pays.report(plan, records).lines)
+    for label in (row.label for row in chosen):
+        assert f"| {label} |" in page
+    # On a machine that has the documents only, nothing is trained again.
+    again = run_cells([row.make(plan, 0) for row in chosen], tmp_path / "empty", 1, 1, known=records)
+    assert again[chosen[1].make(plan, 0)].measured == ours
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_four_trainings_and_costs_them(plan, tmp_path):
+    row = next(row for row in pays.ROWS if row.label == "ensemble of 4 plain networks")
+    measured = finish(row.make(plan, 0), tmp_path).measured
+    members = [finish(member, tmp_path).measured for member in row.make(plan, 0).members]
+    assert len({member["doubt"]["temperature"] for member in members}) == 4
+    assert measured["multiply_adds"] == sum(member["multiply_adds"] for member in members)
+    assert measured["doubt"]["kl"] > 0
+
+
+def test_averaged_kernels_are_the_mean_of_the_branches(plan):
+    from experiments._trial import averaged
+
+    row = next(row for row in pays.ROWS if row.label == "K=4, joint")
+    cell = row.make(plan, 0)
+    data = load_data(plan.data, 16)
+    model = build_model(cell.recipe, data)
+    plain = averaged(model, cell.recipe, data)
+    conv = model.layer1[0].conv1
+    wanted = sum(conv.calibration[k] * conv.weight for k in range(4)) / 4
+    torch.testing.assert_close(plain.layer1[0].conv1.weight, wanted)
+    assert plain.bn1.running_mean.abs().max() > 0  # measured
+
+
+def test_another_size_is_refused():
+    with pytest.raises(MissingDataError, match="--medium"):
+        pays.cells(make_plan("quick", None, 1, Path("nowhere")))
