@@ -86,7 +86,7 @@ def test_a_recipe_does_not_change():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("model", "resnet18"),
+        ("model", "no_network"),
         ("model", None),
         ("data", ""),
         ("data", 3),

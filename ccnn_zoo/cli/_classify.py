@@ -14,6 +14,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
+from ._options import TOKEN
 from ._pictures import Pictures, printable
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def classify(
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    token: Annotated[bool, TOKEN] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write .csv, .jsonl or .parquet instead of lines.")
     ] = None,
@@ -56,7 +58,7 @@ def classify(
         if resume and output.exists() and not _part(output).exists():
             typer.echo(f"{output} is whole already. Delete it to classify again.", err=True)
             return
-    options = {"device": device, "revision": revision, "batch_size": batch_size}
+    options = {"device": device, "revision": revision, "token": token, "batch_size": batch_size}
     if on_ray:
         from ccnn_zoo.serve import RayClassifier
 

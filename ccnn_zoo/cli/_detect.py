@@ -16,6 +16,7 @@ import typer
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
+from ._options import TOKEN
 from ._pictures import Pictures, printable
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def detect(
     ] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    token: Annotated[bool, TOKEN] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")] = False,
 ) -> None:
     """Find objects in pictures: boxes in pixels (x1, y1, x2, y2), labels and scores, and pictures that show them.
@@ -48,7 +50,7 @@ def detect(
 
     if output is not None:
         _check_output(output, images)
-    detector = load_detector(model, device=device, revision=revision)
+    detector = load_detector(model, device=device, revision=revision, token=token)
     failed, pictures = 0, Pictures(images)
     with _results(output) as file:
         names = _Names(images, output)

@@ -180,6 +180,7 @@ def load_detector(
     *,
     device: str | Backend = "auto",
     revision: str | None = None,
+    token: str | bool = False,
     threads: int | None = None,
 ) -> ObjectDetector:
     """Load an exported detector; :func:`ccnn_zoo.runtime.load` does the same for classifiers.
@@ -190,6 +191,7 @@ def load_detector(
         device: what runs it, as of :func:`load`; ``"auto"`` takes CUDA if it starts, else the CPU, all others are
             strict. On a GPU, sizes and indices are computed on the CPU, as onnxruntime finds best.
         revision: branch, tag or commit of a Hub repository.
+        token: for private repositories, as of :func:`load`; by default none is sent.
         threads: CPU threads of one inference; None takes all cores.
 
     Raises:
@@ -204,7 +206,7 @@ def load_detector(
     check_device(device)
 
     def opened() -> ObjectDetector:
-        path = locate(os.fspath(path_or_repo_id), revision, "fp32")
+        path = locate(os.fspath(path_or_repo_id), revision, "fp32", token=token)
         header = read_safely(path)
         metadata = DetectorMetadata.from_props(header.properties, source=str(path))
         _check_graph(header, str(path))
