@@ -74,8 +74,8 @@ def save_checkpoint(
             loads the file into one that is there.
 
     Raises:
-        ConfigurationError: the network could not be built again, so that nothing could load the file, or is a wrapper of
-            a network (torch.compile is looked through); says why, and the way out.
+        ConfigurationError: the network could not be built again, so that nothing could load the file, or is a wrapper
+            of a network (torch.compile is looked through); says why, and the way out.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
     model = unwrapped(model)

@@ -76,8 +76,8 @@ def to_onnx(
         ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its
             check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
-        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, ``branch_outputs`` are asked
-            of a network that has no branches to ask, or ``model`` is a wrapper (DataParallel, DDP, EMA).
+        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, ``branch_outputs`` are
+            asked of a network that has no branches to ask, or ``model`` is a wrapper (DataParallel, DDP, EMA).
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
