@@ -80,7 +80,7 @@ def test_publishing_exports_the_precisions_that_are_asked_for(repository):
         assert measured["images"] == 360
         assert measured["torch_accuracy"] == pytest.approx(100 - manifest["record"]["metrics"]["test_error_percent"])
         assert measured["accuracy_loss"] < 3
-    assert manifest["further_exports"]["int8"]["calibration_images"] == 512
+    assert manifest["further_exports"]["int8"]["int8_images"] == 512
 
 
 def test_published_networks_classify_pictures_and_folders(repository, tmp_path):
