@@ -203,8 +203,10 @@ def test_publishing_leaves_the_network_and_the_random_numbers_alone(tmp_path):
 
 
 def test_a_failed_publication_leaves_the_earlier_one(published, repository):
-    with pytest.raises(MetadataError, match="label"):
-        hub.publish(trained_network(labels=None), f"local:{repository}", record=RECORD)
+    model = trained_network()
+    model.pretrained_cfg["label_names"] = {str(number + 1): name for number, name in enumerate(LABELS)}
+    with pytest.raises(MetadataError, match="label_names is a table without the index"):
+        hub.publish(model, f"local:{repository}", record=RECORD)
     assert content_of(repository) == content_of(published)
     assert os.listdir(repository.parent) == ["digits"]
 
