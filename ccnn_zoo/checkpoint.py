@@ -24,6 +24,7 @@ from ccnn_zoo._arguments import ARGUMENTS, TEXT, Kind, checked, whole
 from ccnn_zoo._network import CalibratedNetwork
 from ccnn_zoo._rebuild import check_describes, check_same_tensors, parsed, rebuild
 from ccnn_zoo._sealed import read_sealed, read_tensors, write_sealed
+from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 
@@ -73,10 +74,11 @@ def save_checkpoint(
             loads the file into one that is there.
 
     Raises:
-        ConfigurationError: the network could not be built again, so that nothing could load the file; says why, and
-            the way out.
+        ConfigurationError: the network could not be built again, so that nothing could load the file, or is a wrapper
+            of a network (torch.compile is looked through); says why, and the way out.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
+    model = unwrapped(model)
     try:
         config = rebuildable_config(model) if configured else "{}"
         texts = {"config": config, "record": json.dumps(asdict(record))}

@@ -17,6 +17,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ccnn_zoo._wrapped import unwrapped as unwrapped
+from ccnn_zoo._wrapped import usual_settings
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint, rebuildable_config
 from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError
@@ -28,6 +30,7 @@ from ._pictures import draw_calibration
 _PACKAGES = ("ccnn-zoo", "torch", "timm", "onnx", "safetensors")
 
 
+@usual_settings()
 def stage_network(
     source: nn.Module | str | os.PathLike[str],
     folder: Path,

@@ -20,6 +20,7 @@ from ._augment import Objective
 from ._batches import Batch, ShuffledOrder, View, loader_of, view_of
 from ._data import load_data
 from ._images import Images
+from ._look import only_readable
 from ._network import Builder, build_model
 from ._recipe import Recipe
 from ._start import load_teacher
@@ -32,12 +33,14 @@ class Classification:
     Args:
         recipe: names data, augmentation and loss.
         build: makes the network.
+        progress: show on stderr how many pictures have been looked at.
     """
 
     classifies = True
 
-    def __init__(self, recipe: Recipe, build: Builder) -> None:
+    def __init__(self, recipe: Recipe, build: Builder, *, progress: bool = True) -> None:
         data, self.held_out = load_data(recipe.data, recipe.image_size), None
+        data = only_readable(data, skip=recipe.skip_unreadable, shown=progress)
         if recipe.validation:
             data, self.held_out = data.hold_out(recipe.validation, recipe.seed)
         self.recipe, self.data, self._build, self._configured = recipe, data, build, True

@@ -26,8 +26,9 @@ PRECISIONS = ("no", "fp16", "bf16")
 
 _RATES = ("lr", "momentum", "weight_decay", "noise_std", "noise_decay", "calibration_lr")
 _MACHINERY = ("workers", "save_every", "keep")
+_SWITCHES = ("compile", "sync_batchnorm", "channels_last", "skip_unreadable", "skip_bad_annotations")
 _JOINT_SHARES = {"joint": 1.0, "branches": 0.0}
-_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9}
+_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9, "skip_unreadable": False}
 """Keys that older runs did not know, with the value that changes nothing of them."""
 
 
@@ -56,6 +57,7 @@ class Recipe:
             first, with the ``diversity`` of ``model_kwargs`` or 0.1. None starts from random weights.
         validation: share of the training images, in [0, 1), that is held out, drawn by ``seed``. Choose
             hyper-parameters by it, never by the test part.
+        skip_unreadable: leave out pictures of a classification data set that cannot be read, instead of refusing it.
         skip_bad_annotations: leave out annotations of boxes that cannot be used, instead of refusing the data.
         image_size: side in pixels to which images of a folder are brought; None is the data's own.
         crop_padding: black pixels put around a training image before a random crop of its size; 0 is off.
@@ -112,6 +114,7 @@ class Recipe:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     validation: float = 0.0
+    skip_unreadable: bool = False
     skip_bad_annotations: bool = False
     image_size: int | None = None
     crop_padding: int = 0
@@ -221,7 +224,7 @@ class Recipe:
             "calibration_update": CALIBRATION_UPDATES,
             "scheduler": SCHEDULERS,
             "mixed_precision": PRECISIONS,
-            **dict.fromkeys(("compile", "sync_batchnorm", "channels_last", "skip_bad_annotations"), (True, False)),
+            **dict.fromkeys(_SWITCHES, (True, False)),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
