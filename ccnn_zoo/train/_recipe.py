@@ -52,9 +52,9 @@ class Recipe:
             Kullback-Leibler divergence from the teacher's probabilities. None learns from the labels alone.
         teacher_share: share in [0, 1] of that loss, the rest being the objective's; without a teacher it means nothing.
         model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
-        start_from: checkpoint or training folder of the same network, whose weights training starts from; a classifier
-            of other classes starts afresh. A network of one branch is calibrated first, with the ``diversity`` of
-            ``model_kwargs`` or 0.1. None starts from random weights.
+        start_from: checkpoint or training folder of the same network, or timm name of one with trained weights, from
+            which training starts; a classifier of other classes starts afresh. A network of one branch is calibrated
+            first, with the ``diversity`` of ``model_kwargs`` or 0.1. None starts from random weights.
         validation: share of the training images, in [0, 1), that is held out, drawn by ``seed``. Choose
             hyper-parameters by it, never by the test part.
         skip_unreadable: leave out pictures of a classification data set that cannot be read, instead of refusing it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import timm
 from torch import nn
 
 from ccnn_zoo.checkpoint import load_checkpoint
@@ -20,7 +21,7 @@ def load_start(model: nn.Module, source: str, diversity: float = FINE_TUNED["div
 
     Args:
         model: of the same architecture, and of the same branches unless the checkpoint's has one.
-        source: a checkpoint or a training folder.
+        source: a checkpoint, a training folder, or the timm name of a network with trained weights.
         diversity: how far R starts from uniform, where a network of one branch is calibrated.
 
     Raises:
@@ -28,7 +29,7 @@ def load_start(model: nn.Module, source: str, diversity: float = FINE_TUNED["div
         IntegrityError: it is damaged.
         ConfigurationError: it holds another network; names the first tensor that does not fit.
     """
-    trained = _trained(source)
+    trained = _trained(source, model.in_chans)
     if is_plain(trained) and not is_plain(model):
         trained = calibrate(trained, **{**model.conversion.architecture(), "diversity": diversity})
     own, given = model.state_dict(), trained.state_dict()
@@ -74,6 +75,13 @@ def load_teacher(source: str, labels: tuple[str, ...], input_size: tuple[int, in
     return teacher.requires_grad_(False)
 
 
-def _trained(source: str) -> nn.Module:
+def _trained(source: str, in_chans: int | None = None) -> nn.Module:
     path = Path(source).expanduser()
+    if not path.exists() and timm.is_model(source):
+        try:
+            return timm.create_model(source, pretrained=True, in_chans=in_chans)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{source} is no file, and timm cannot get trained weights of that name: {error}"
+            ) from error
     return load_checkpoint(path / CHECKPOINT if path.is_dir() else path)[0]
