@@ -46,6 +46,7 @@ def parity(tmp_path_factory) -> str:
     return f"folder:{folder}"
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_it_stands(tmp_path):
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "finetune.md").read_text(), re.M | re.S)
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
