@@ -52,12 +52,7 @@ def read_sealed(
     Raises:
         IntegrityError: it is not such a file, is truncated, or differs from its sum.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file ({error}); restore or retrain it") from error
+    metadata, tensors = _read(path)
     if metadata.keys() != {"format", *names, "sha256"}:
         raise IntegrityError(
             f"{path} is not {kind}: its metadata must be format, {', '.join(names)} and sha256, "
@@ -69,6 +64,26 @@ def read_sealed(
             f"{path} is corrupt: its sum is {digest[:12]}…, not {metadata['sha256'][:12]}…; restore or retrain it"
         )
     return tensors, {name: metadata[name] for name in names}
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of any safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IntegrityError: it cannot be read, or is none.
+    """
+    return _read(path)[1]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (safetensors.SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file ({error}); restore or retrain it") from error
 
 
 def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

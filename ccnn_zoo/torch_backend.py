@@ -49,28 +49,27 @@ class Torch(Backend):
                 "repository, in precision fp32, or pass device='cpu'."
             )
         output = read_header(path).outputs[0].name
-        return _Session(self._network(f"local-dir:{folder}"), output, self.device)
+        from ccnn_zoo.checkpoint import load_repository
+
+        return _Session(self._placed(load_repository(folder)), output, self.device)
 
     def probe(self) -> None:
+        import timm
         import torch
 
-        network = self._network(_PROBED)
+        import ccnn_zoo  # noqa: F401, its networks join timm's
+
+        network = self._placed(timm.create_model(_PROBED, pretrained=True).eval())
         with torch.inference_mode():
             logits = network(torch.zeros(1, *network.pretrained_cfg["input_size"], device=self.device))
         if not logits.isfinite().all():
             raise DeviceError(f"torch {torch.__version__} gives {logits.tolist()} for {_PROBED}")
 
-    def _network(self, name: str) -> torch.nn.Module:
-        import timm
-
-        import ccnn_zoo  # noqa: F401, its networks join timm's
-
+    def _placed(self, network: torch.nn.Module) -> torch.nn.Module:
         try:
-            return timm.create_model(name, pretrained=True).eval().to(self.device)
+            return network.to(self.device)
         except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there
-            raise DeviceError(
-                f"torch cannot load {name} on {self.device}: {reason(error)} Or pass device='cpu'."
-            ) from error
+            raise DeviceError(f"torch cannot use {self.device}: {reason(error)} Or pass device='cpu'.") from error
 
 
 class _Session(Session):

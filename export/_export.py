@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ccnn_zoo._files import replacing
+from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 from ._images import ImageBatches
@@ -49,7 +50,8 @@ def to_onnx(
 
     Args:
         model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.
-            It is left untouched.
+            It is left untouched. torch.compile is looked through, and what else is set (autocast, inference mode,
+            default dtype and device) does not matter.
         path: the file; an older one is replaced only by one that passed.
         precision: ``"fp32"``; ``"fp16"``, half precision except in nodes that overflow or lose accuracy in it; or
             ``"int8"``, quantised per channel by ranges that are measured on ``int8_images``.
@@ -74,8 +76,8 @@ def to_onnx(
         ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its
             check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
-        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, or ``branch_outputs`` are
-            asked of a network that has no branches to ask.
+        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, ``branch_outputs`` are
+            asked of a network that has no branches to ask, or ``model`` is a wrapper (DataParallel, DDP, EMA).
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
@@ -112,11 +114,12 @@ def to_folder(
     return _export(model, paths, ExportOptions(**options))
 
 
+@usual_settings()
 def _export(model: nn.Module, paths: dict[str, Path], options: ExportOptions) -> dict[str, ExportReport]:
     for path in paths.values():
         if path.is_dir():
             raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}, or move it away.")
-    exporter = Exporter(model, tuple(paths), options)
+    exporter = Exporter(unwrapped(model), tuple(paths), options)
     with ExitStack() as stack:
         temporary = {precision: stack.enter_context(replacing(path)) for precision, path in paths.items()}
         return exporter.write(temporary, paths)

@@ -73,7 +73,7 @@ class Exporter:
         if options.branch_outputs and not callable(getattr(model, "forward_branches", None)):
             raise ConfigurationError(
                 f"branch_outputs=True needs a network with forward_branches, {type(model).__name__} has none. Make it "
-                'with timm.create_model("ccnn_..."), or leave branch_outputs out.'
+                'with timm.create_model("ccnn_...") or ccnn_zoo.calibrate, or leave branch_outputs out.'
             )
         self._precisions, self._options = precisions, options
         self._metadata = _sized(metadata_of(model, options.labels), options)

@@ -115,8 +115,9 @@ def publish(
         dry_run: make and check everything, look at what is there, and write nothing.
 
     Raises:
-        ConfigurationError: an argument is missing or malformed, a metric of the record is no finite number, or
-            timm cannot build the network again from its configuration.
+        ConfigurationError: an argument is missing or malformed, ``source`` is a wrapper of a network (torch.compile is
+            looked through), a metric of the record is no finite number, or timm cannot build the network again from
+            its configuration.
         RepositoryError: the source does not exist, or the repository cannot be written; says what to do.
         IntegrityError: the checkpoint or a file of the folder is damaged.
         ExportError: the exported network failed its check.
@@ -194,8 +195,12 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
                 f"record, images, curves and networks are for a trained network, {os.fspath(source)!r} is a folder"
             )
         return _stage_folder(Path(source), folder, address)
-    from ._stage import stage_network  # imports torch and timm, which publishing a folder does not need
+    import torch  # with timm it takes seconds, and publishing a folder does not need them
 
+    from ._stage import stage_network, unwrapped
+
+    if isinstance(source, torch.nn.Module):
+        source = unwrapped(source)
     files = [*REQUIRED]
     if staging.curves is not None:
         files.append(_add_curves(Path(staging.curves), folder))

@@ -9,6 +9,8 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
+from ._options import TOKEN
+
 
 def publish(
     source: Annotated[str, typer.Argument(help="A checkpoint, training folder, or folder in the Hub's layout.")],
@@ -68,6 +70,7 @@ def download(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or int8: only the ONNX file of this precision.")
     ] = None,
+    token: Annotated[bool, TOKEN] = False,
 ) -> None:
     """Download a repository, compare every file with its checksum, and print the folder.
 
@@ -75,4 +78,4 @@ def download(
     """
     from ccnn_zoo import hub
 
-    typer.echo(hub.download(repo_id, revision=revision, precision=precision))
+    typer.echo(hub.download(repo_id, revision=revision, precision=precision, token=token))

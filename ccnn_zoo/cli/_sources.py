@@ -12,7 +12,7 @@ import timm
 
 from ccnn_zoo import hub
 from ccnn_zoo._folders import is_there
-from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
@@ -22,27 +22,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def find(source: str) -> Path | str:
+def find(source: str, token: bool = False) -> Path | str:
     """Return what ``source`` names: a checkpoint file, the folder of a verified repository, or a timm name.
 
     Args:
         source: a checkpoint or training folder, a repository folder (as it is or as ``local:FOLDER``), a Hub id
             ``org/name``, or a timm name.
+        token: send the stored token to the Hub, for private repositories.
 
     Raises:
         RepositoryError: ``source`` is none of these.
         IntegrityError: a file of the repository differs from its checksum.
     """
     path = checkpoint_path(source)
+    if token and (path.is_file() or timm.is_model(source)):
+        raise ConfigurationError(f"--token is for Hub repositories, {source!r} is none. Leave it out.")
     if path.is_file():
         return path
     if timm.is_model(source):
         return source
     if (is_there(path) and path.is_dir()) or source.startswith("local:"):
-        return hub.download(f"local:{path}" if path.is_dir() else source)
+        return hub.download(f"local:{path}" if path.is_dir() else source, token=token)
     if source.count("/") == 1:
         try:
-            return hub.download(source)
+            return hub.download(source, token=token)
         except RepositoryError as error:  # a misspelt folder looks like a Hub id
             raise RepositoryError(f"there is no file or folder {source!r} here, and on the Hub: {error}") from error
     raise RepositoryError(
@@ -62,8 +65,9 @@ def load_network(found: Path | str) -> tuple[nn.Module, TrainingRecord | None]:
     """
     if isinstance(found, Path) and found.is_file():
         return load_checkpoint(found)
-    name = f"local-dir:{found}" if isinstance(found, Path) else found
-    return timm.create_model(name, pretrained=True).eval(), None
+    if isinstance(found, Path):
+        return load_repository(found), None
+    return timm.create_model(found, pretrained=True).eval(), None
 
 
 def checkpoint_path(source: str) -> Path:

@@ -9,20 +9,23 @@ from pathlib import Path
 
 from torchvision.models.detection import FasterRCNN
 
+from ccnn_zoo._rebuild import filled, parsed
 from ccnn_zoo._sealed import read_sealed, write_sealed
-from ccnn_zoo.checkpoint import TrainingRecord
-from ccnn_zoo.errors import CCNNError, IntegrityError, RepositoryError
+from ccnn_zoo._wrapped import unwrapped
+from ccnn_zoo.checkpoint import TrainingRecord, read_record
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
-from ._detector import create_detector, detector_config
+from ._detector import checked_config, create_detector, detector_config
 
 
 def save_detector(path: str | os.PathLike[str], detector: FasterRCNN, record: TrainingRecord) -> None:
     """Write a detector and how it was trained to one safetensors file, atomically.
 
     Raises:
-        ConfigurationError: it was not made by :func:`create_detector`.
+        ConfigurationError: it was not made by :func:`create_detector`, or is a wrapper of such a one.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
+    detector = unwrapped(detector)
     texts = {"detector": json.dumps(detector_config(detector)), "record": json.dumps(asdict(record))}
     write_sealed(path, detector.state_dict(), texts)
 
@@ -39,9 +42,9 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[FasterRCNN, TrainingRec
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --recipe voc07_detection` writes one")
     weights, texts = read_sealed(path, ("detector", "record"), "a checkpoint of a detector")
     try:
-        detector = create_detector(**json.loads(texts["detector"]))
-        detector.load_state_dict(weights)
-        record = TrainingRecord(**json.loads(texts["record"]))
-    except (RuntimeError, TypeError, KeyError, CCNNError) as error:
+        arguments = checked_config(parsed(texts["detector"], "its configuration"))
+        detector = filled(lambda: create_detector(**arguments), weights)
+        record = read_record(texts["record"])
+    except ConfigurationError as error:
         raise IntegrityError(f"{path} holds a detector or record that this version does not know ({error})") from error
     return detector.eval(), record

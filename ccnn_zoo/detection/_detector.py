@@ -16,6 +16,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from ccnn_zoo._arguments import ARGUMENTS, DETECTOR, checked
+from ccnn_zoo._rebuild import refused_by
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import FEATURE_MERGES, CalibratedConv2d, check_branches, check_merge
 
@@ -61,7 +63,8 @@ def create_detector(
     count from 1, 0 is the background. :func:`ccnn_zoo.fold` gives the plain network with the same outputs.
 
     Args:
-        backbone: timm name of a network, such as ``"ccnn_resnet18"`` or ``"ccnn_alexnet"``.
+        backbone: timm name of a network, such as ``"ccnn_resnet18"`` or ``"ccnn_alexnet"``, or of a plain one, which is
+            calibrated: ``"resnet50"``.
         num_classes: kinds of objects, without the background.
         labels: their names.
         branches: number K of branches; 1 is the plain network.
@@ -128,12 +131,29 @@ def detector_config(detector: FasterRCNN) -> dict[str, Any]:
     """Return the arguments of :func:`create_detector` that build this network anew, as JSON holds them.
 
     Raises:
-        ConfigurationError: it was made otherwise.
+        ConfigurationError: it was made otherwise, or with arguments that no file may set.
     """
     config = getattr(detector, "config", None)
     if config is None:
         raise ConfigurationError(f"{type(detector).__name__} was not made by create_detector; make it so")
-    return {**config, "folded": not any(isinstance(module, CalibratedConv2d) for module in detector.modules())}
+    folded = not any(isinstance(module, CalibratedConv2d) for module in detector.modules())
+    checked_config(config)  # or nobody could load it
+    return {**config, "folded": folded}
+
+
+def checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of :func:`create_detector` that nobody vouches for: those that a file may set.
+
+    Raises:
+        ConfigurationError: one is none of these, or out of range.
+    """
+    own = {name: value for name, value in config.items() if name != "backbone_kwargs"}
+    backbone = checked(config.get("backbone_kwargs") or {}, ARGUMENTS, "backbone_kwargs")
+    arguments = checked(own, DETECTOR, "the arguments of a detector")
+    missing = [name for name in ("backbone", "num_classes") if name not in arguments]
+    if missing:
+        raise ConfigurationError(f"the arguments of a detector lack {' and '.join(missing)}")
+    return {**arguments, "backbone_kwargs": backbone}
 
 
 def _assemble(config: dict[str, Any], folded: bool) -> FasterRCNN:
@@ -147,14 +167,15 @@ def _assemble(config: dict[str, Any], folded: bool) -> FasterRCNN:
     levels = [str(level) for level in range(len(features.strides) - (features.pyramid is not None))]
     width, classes = options.pop("representation_size"), options.pop("num_classes") + 1
     del options["labels"]
-    detector = FasterRCNN(
-        features,
-        rpn_anchor_generator=_anchors(features, options.pop("anchor_sizes")),
-        box_roi_pool=MultiScaleRoIAlign(levels, _ROI_SIDE, sampling_ratio=2),
-        box_head=TwoMLPHead(features.out_channels * _ROI_SIDE**2, width),
-        box_predictor=FastRCNNPredictor(width, classes),
-        **options,
-    )
+    with refused_by("FasterRCNN", options):
+        detector = FasterRCNN(
+            features,
+            rpn_anchor_generator=_anchors(features, options.pop("anchor_sizes")),
+            box_roi_pool=MultiScaleRoIAlign(levels, _ROI_SIDE, sampling_ratio=2),
+            box_head=TwoMLPHead(features.out_channels * _ROI_SIDE**2, width),
+            box_predictor=FastRCNNPredictor(width, classes),
+            **options,
+        )
     detector.config = config
     return detector
 

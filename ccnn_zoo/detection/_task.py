@@ -22,13 +22,22 @@ from ccnn_zoo.train._trainer import Trainer
 
 from ._checkpoint import save_detector
 from ._data import DetectionBatch, DetectionView, as_numpy, load_detection_data
-from ._detector import create_detector
+from ._detector import create_detector, detector_config
 from ._pictures import AnnotatedPicture
 from ._voc_protocol import voc_evaluate
 
 _NOT_FOR_DETECTORS = (
     *("image_size", "crop_padding", "crop_scale", "auto_augment", "color_jitter", "random_erasing"),
-    *("mixup", "cutmix", "label_smoothing", "branches_at_once", "start_from", "objective", "teacher"),
+    *(
+        "mixup",
+        "cutmix",
+        "label_smoothing",
+        "branches_at_once",
+        "start_from",
+        "skip_unreadable",
+        "objective",
+        "teacher",
+    ),
 )
 _HELD_OUT = 3  # of the draws that ccnn_zoo.train numbers from 0
 
@@ -106,6 +115,7 @@ class Detection:
                 )
             except TypeError as error:
                 raise ConfigurationError(f"model_kwargs={self.recipe.model_kwargs!r}: {error}") from error
+            detector_config(model)  # what no checkpoint may hold is refused before the training, not at its end
         return model.to(memory_format=torch.channels_last) if self.recipe.channels_last else model
 
     def training_view(self) -> DetectionView:

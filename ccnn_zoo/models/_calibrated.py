@@ -6,6 +6,7 @@ from typing import Any
 
 from timm.models import register_notrace_module
 
+from ccnn_zoo._arguments import check_ranges
 from ccnn_zoo._network import CalibratedClassifier
 from ccnn_zoo._options import FROM_SCRATCH, take_options
 from ccnn_zoo.convert import ConversionOptions, calibrate_, fold_
@@ -32,6 +33,8 @@ class ZooClassifier(CalibratedClassifier):
     """
 
     def __init__(self, *args: Any, branches: int = 2, folded: bool = False, **kwargs: Any) -> None:
+        # timm hands the arguments of a repository's config.json ("hf-hub:") to the network as they are.
+        check_ranges({"branches": branches, **kwargs})
         options = ConversionOptions(branches=branches, **{**FROM_SCRATCH, **take_options(kwargs)})
         super().__init__(*args, **kwargs)
         calibrate_(self, options)

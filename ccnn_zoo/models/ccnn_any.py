@@ -11,6 +11,7 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ccnn_zoo._arguments import check_ranges
 from ccnn_zoo._network import GENERIC, WEIGHTS
 from ccnn_zoo._options import FROM_SCRATCH, take_options
 from ccnn_zoo.convert import ConversionOptions, calibrate_, check, find_readers, fold_
@@ -68,6 +69,7 @@ def ccnn(
             "pretrained_cfg_overlay": {k: overlay.pop(k) for k in WEIGHTS & overlay.keys()},
         }
         pretrained_cfg, pretrained = _without_weights(timm.get_pretrained_cfg(base)), False
+    check_ranges(kwargs)  # a repository's config.json ("hf-hub:") may have given them
     defaults = FINE_TUNED if plain["pretrained"] else FROM_SCRATCH
     options = ConversionOptions(**{"branches": 2, **defaults, **take_options(kwargs)})
     features = {"feature_cls": "getter", "out_indices": None}
@@ -91,13 +93,15 @@ def zoo_name(name: str) -> tuple[str, dict[str, str]]:
     """Return the registered name of ours, and its arguments, of the network that ``name`` names.
 
     Args:
-        name: a network of the zoo, or one of timm's, which is then calibrated.
+        name: a network of the zoo, or one of timm's, which is then calibrated: ``"resnet50"`` or ``"ccnn.resnet50"``.
 
     Raises:
         ConfigurationError: timm knows no such network.
     """
     if name in timm.list_models(f"{GENERIC}*"):
         return name, {}
+    if isinstance(name, str):
+        name = name.removeprefix(f"{GENERIC}.")
     _check_base(name)
     return GENERIC, {"base": name}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-import timm
 import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
@@ -15,9 +14,12 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from ccnn_zoo._arguments import ARGUMENTS, checked
+from ccnn_zoo._rebuild import created
 from ccnn_zoo._roles import CALIBRATION, get_role
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
+from ccnn_zoo.models import zoo_name
 
 from ._data import Data
 from ._recipe import Recipe
@@ -32,30 +34,27 @@ def build_model(recipe: Recipe, data: Data) -> nn.Module:
     Class names and preprocessing stand in its ``pretrained_cfg``, by which export and publishing find them.
 
     Raises:
-        ConfigurationError: the network refuses ``model_kwargs``.
+        ConfigurationError: the network refuses ``model_kwargs``, or no checkpoint may hold them.
     """
+    further = checked(recipe.model_kwargs, ARGUMENTS, "model_kwargs")
     overlay = {
         **data.preprocessing(),
         "num_classes": len(data.labels),
         "label_names": list(data.labels),
         "pool_size": None,  # the architecture's own, for another input size
     }
+    own = {
+        "branches": recipe.branches,
+        "merge": recipe.merge,
+        "num_classes": len(data.labels),
+        "in_chans": data.input_size[0],
+    }
+    if own.keys() & further.keys():
+        raise ConfigurationError(f"model_kwargs may not hold {', '.join(own)}: recipe and data say them")
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        try:
-            model = timm.create_model(
-                recipe.model,
-                branches=recipe.branches,
-                merge=recipe.merge,
-                num_classes=len(data.labels),
-                in_chans=data.input_size[0],
-                pretrained_cfg_overlay=overlay,
-                **recipe.model_kwargs,
-            )
-        except TypeError as error:
-            raise ConfigurationError(
-                f"{recipe.model} refuses model_kwargs={recipe.model_kwargs!r}: {error}; remove what it does not know"
-            ) from error
+        name, base = zoo_name(recipe.model)
+        model = created(name, pretrained_cfg_overlay=overlay, **base, **own, **further)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model
