@@ -50,10 +50,9 @@ test-outside: install
 test-all: lint lint-imports timm-suite-all matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-# Every Python that is here, and the lowest versions of the dependencies. Downloads 3 GB for each that is not in a cache.
+# Every Python that is here, and the lowest versions of the dependencies: docs/pythons.md.
 matrix: install
 	$(BIN)/python scripts/python_matrix.py
-	$(BIN)/python scripts/python_matrix.py --lowest
 
 # Lines and branches that the ordinary tests reach, in the processes that they start too.
 coverage: install
