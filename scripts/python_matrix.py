@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "pythons.md"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LOWEST = "lowest"
-# With the lowest versions all that users can ask for is installed; else what `pip install ccnn-zoo` brings.
+# All that users can ask for; `experiments` and `dev` are for the project's own scripts.
 EXTRAS = "[detection,hfds,openvino,parquet,serve,tensorboard]"
 HEAD = """# Pythons and versions that were tried
 
@@ -40,7 +40,7 @@ file gave the class that torch gives on 360 of 360 digits. A Python gets the ver
 |---|---|---|
 """
 JOB = """
-import importlib, pkgutil, platform, sys, tempfile
+import importlib, pkgutil, platform, tempfile
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -49,15 +49,9 @@ import ccnn_zoo
 from ccnn_zoo import demo
 from ccnn_zoo.train import Recipe
 
-LACKING = set(sys.argv[1:])
 for module in pkgutil.walk_packages(ccnn_zoo.__path__, "ccnn_zoo."):
-    if module.name.endswith("__main__"):
-        continue
-    try:
+    if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-    except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] not in LACKING:
-            raise
 model = timm.create_model("ccnn_resnet18", branches=2).eval()
 images = torch.randn(1, 3, 64, 64)
 with torch.no_grad():
@@ -69,8 +63,6 @@ assert report.same_class_as_torch == report.images == 360
 libraries = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "huggingface_hub", "accelerate")
 print(f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in libraries), sep=", ")
 """
-# Top-level modules of the extras, which a plain installation lacks.
-OPTIONAL = ("ray", "pycocotools", "datasets", "openvino", "pyarrow", "tensorboard", "prometheus_client", "starlette")
 
 
 def main() -> int:
@@ -128,8 +120,8 @@ def try_one(interpreter: str, *, lowest: bool) -> str:
         choice = ["--resolution=lowest-direct"] if lowest else ["--constraints", str(ROOT / "constraints.txt")]
         steps = (
             [*uv, "venv", "--python", interpreter, str(Path(folder, "environment"))],
-            [*uv, "pip", "install", "--python", python, *choice, str(ROOT) + (EXTRAS if lowest else "")],
-            [python, "-c", JOB, *(() if lowest else OPTIONAL)],
+            [*uv, "pip", "install", "--python", python, *choice, f"{ROOT}{EXTRAS}"],
+            [python, "-c", JOB],
         )
         environment = os.environ | {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_TIMEOUT": "600"}
         environment |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 _SERVER = """
-import json, os, sys, traceback
+import contextlib, json, os, sys, traceback
 
 exec(sys.argv[1], {})
 for line in sys.stdin:
@@ -26,6 +26,7 @@ for line in sys.stdin:
     if child == 0:
         status = 1
         try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the jobs are not for it
             for stream, name in ((1, job["out"]), (2, job["err"])):
                 os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), stream)
             os.environ.update(job["environment"])
@@ -40,8 +41,9 @@ for line in sys.stdin:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # the program may have closed it
+                    stream.flush()
             os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -68,7 +70,20 @@ class Forks:
             text=True,
             env=environment,
         )
-        atexit.register(self._process.kill)
+        atexit.register(self.close)
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
 
     def run(
         self, program: str, arguments: Sequence[object] = (), folder: Path | None = None, **environment: str
