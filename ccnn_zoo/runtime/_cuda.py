@@ -17,7 +17,15 @@ from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from . import _nvidia
 from ._backend import Backend, OpenOptions, Problem, Session, reason
-from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable, work_on_cpu
+from ._onnxruntime import (
+    ONNXRUNTIME_ERRORS,
+    UNREADABLE_ERRORS,
+    OrtSession,
+    new_session,
+    session_options,
+    unreadable,
+    work_on_cpu,
+)
 
 CONV_SEARCHES = ("heuristic", "exhaustive", "default")
 _OR_CPU = "Or pass device='cpu'."
@@ -208,7 +216,7 @@ class GraphSession(OrtSession):
     def _run(self, fill: Callable[[], None]) -> None:
         try:
             fill()
-            self._session.run_with_iobinding(self._binding)
+            self._ending(lambda options: self._session.run_with_iobinding(self._binding, options))
             self._binding.synchronize_outputs()
         except ONNXRUNTIME_ERRORS as error:
             raise self.failed(self.fixed_batch or 0, error) from error
@@ -257,7 +265,7 @@ def _open_strictly(
     counted = options.parts_on_cpu or options.dtype == "uint8"
     chosen = session_options(options.threads, strict=not counted, recorded=counted)
     try:
-        session = ort.InferenceSession(path, chosen, providers=providers, enable_fallback=0)
+        session = new_session(path, chosen, providers=providers)
     except UNREADABLE_ERRORS as error:
         raise unreadable(path, error) from error
     except ONNXRUNTIME_ERRORS as error:
