@@ -9,10 +9,19 @@ is imported, before or after, the networks (``ccnn_*``) and the optimizer (``csg
 import sys as _sys
 
 # Public names and the modules that hold them; `__init__.pyi` tells type checkers the same.
-_HOMES = {"CSGD": "optim", "CalibratedConv2d": "layers", "calibrate": "convert", "fold": "convert"}
-_PACKAGES = ("export", "hub", "models", "runtime", "train")
+_HOMES = {
+    "CSGD": "optim",
+    "BranchLinear": "layers",
+    "CalibratedConv2d": "layers",
+    "calibrate": "convert",
+    "fold": "convert",
+}
+_MODULES = (
+    *("analysis", "checkpoint", "detection", "errors", "export", "hub", "metadata", "models", "runtime", "serve"),
+    "train",
+)
 
-__all__ = [*_HOMES, *_PACKAGES]
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> object:

@@ -1,22 +1,36 @@
+from . import analysis as analysis
+from . import checkpoint as checkpoint
+from . import detection as detection
+from . import errors as errors
 from . import export as export
 from . import hub as hub
+from . import metadata as metadata
 from . import models as models
 from . import runtime as runtime
+from . import serve as serve
 from . import train as train
 from .convert import calibrate as calibrate
 from .convert import fold as fold
+from .layers import BranchLinear as BranchLinear
 from .layers import CalibratedConv2d as CalibratedConv2d
 from .optim import CSGD as CSGD
 
 __version__: str
 __all__ = [
     "CSGD",
+    "BranchLinear",
     "CalibratedConv2d",
+    "analysis",
     "calibrate",
+    "checkpoint",
+    "detection",
+    "errors",
     "export",
     "fold",
     "hub",
+    "metadata",
     "models",
     "runtime",
+    "serve",
     "train",
 ]

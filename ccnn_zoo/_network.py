@@ -25,6 +25,10 @@ WEIGHTS = frozenset(
 )
 
 
+UNNAMED: dict[str, Any] = {"label_names": [], "label_descriptions": None}
+"""timm's names of the classes, for a classifier that has learned none: not None, which may stand for ImageNet's."""
+
+
 class CalibratedNetwork(Mixin):
     """Mixin of every calibrated network, before its plain class.
 
@@ -80,7 +84,7 @@ class CalibratedClassifier(CalibratedNetwork):
     """The same of networks that follow timm's contract of a classifier."""
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, **kwargs: Any) -> None:
-        """Replace the classifier; as in timm, and branches meet in the new one."""
+        """Replace the classifier; as in timm, and branches meet in the new one, which knows no names of its classes."""
         branches, merge = self.conversion.branches, self.conversion.merge
         scale_declared_widths(self, lambda width: width // branches)  # the plain class counts one branch
         try:
@@ -93,6 +97,8 @@ class CalibratedClassifier(CalibratedNetwork):
             keep_branches_apart(self, branches)
         finally:
             scale_declared_widths(self, lambda width: width * branches)
+        if isinstance(cfg := getattr(self, "pretrained_cfg", None), dict):
+            self.pretrained_cfg = self.default_cfg = {**cfg, **UNNAMED}
 
 
 def scale_declared_widths(model: nn.Module, change: Callable[[int], int]) -> None:

@@ -83,12 +83,25 @@ def rebuild(config: object, weights: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ConfigurationError: it cannot be built, or the weights are those of another network.
     """
+    return filled(_builder(config), weights)
+
+
+def check_describes(config: object, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a ``config.json`` by which :func:`rebuild` would not get the network of these weights.
+
+    Raises:
+        ConfigurationError: as :func:`rebuild`.
+    """
+    _planned(_builder(config), weights)
+
+
+def _builder(config: object) -> Callable[[], nn.Module]:
     config = named(config, "config.json")
     missing = [name for name in ("architecture", "pretrained_cfg") if name not in config]
     if missing:
         raise ConfigurationError(f"config.json lacks {' and '.join(missing)}")
     about = (config["architecture"], config.get("model_args") or {}, config["pretrained_cfg"])
-    return filled(lambda: build(*about), weights)
+    return lambda: build(*about)
 
 
 def filled(make: Callable[[], _Network], weights: Mapping[str, Tensor]) -> _Network:
@@ -97,22 +110,35 @@ def filled(make: Callable[[], _Network], weights: Mapping[str, Tensor]) -> _Netw
     Raises:
         ConfigurationError: they are those of another network; names the first tensor that differs.
     """
+    _planned(make, weights)
+    network = make()
+    network.load_state_dict(weights)
+    return network
+
+
+def _planned(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> None:
     with torch.device("meta"):
         planned = make()
-    own = {name: tensor.shape for name, tensor in planned.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in weights.items()}
-    differing = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+    own = planned.state_dict()
+    check_same_tensors(own, weights)
+    unsaved = sum(buffer.numel() for name, buffer in planned.named_buffers() if name not in own)
+    if unsaved > _UNSAVED:
+        raise ConfigurationError(f"the network computes tables of {unsaved:,} values, more than {_UNSAVED:,}")
+
+
+def check_same_tensors(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are those of another network than the one whose state ``own`` is.
+
+    Raises:
+        ConfigurationError: names the first tensor that differs in name or shape.
+    """
+    shapes, given = ({name: tensor.shape for name, tensor in state.items()} for state in (own, weights))
+    differing = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
     if differing:
         raise ConfigurationError(
             f"the weights are not those of the network that is described: {reprlib.repr(differing[0])} and "
             f"{len(differing) - 1} more tensors differ in name or shape"
         )
-    unsaved = sum(buffer.numel() for name, buffer in planned.named_buffers() if name not in own)
-    if unsaved > _UNSAVED:
-        raise ConfigurationError(f"the network computes tables of {unsaved:,} values, more than {_UNSAVED:,}")
-    network = make()
-    network.load_state_dict(weights)
-    return network
 
 
 def registered(name: object) -> str:

@@ -22,8 +22,9 @@ from torch import nn
 
 from ccnn_zoo._arguments import ARGUMENTS, TEXT, Kind, checked, whole
 from ccnn_zoo._network import CalibratedNetwork
-from ccnn_zoo._rebuild import parsed, rebuild
+from ccnn_zoo._rebuild import check_describes, check_same_tensors, parsed, rebuild
 from ccnn_zoo._sealed import read_sealed, read_tensors, write_sealed
+from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 
@@ -60,20 +61,27 @@ _RECORD = {
 }
 
 
-def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: TrainingRecord) -> None:
+def save_checkpoint(
+    path: str | os.PathLike[str], model: nn.Module, record: TrainingRecord, *, configured: bool = True
+) -> None:
     """Write ``model`` and ``record`` to one safetensors file, atomically.
 
     Args:
         path: the file.
-        model: a network made by ``timm.create_model``.
+        model: a network made by ``timm.create_model``, or by ``calibrate`` from such a one.
         record: how it was trained.
+        configured: False writes nothing by which the network could be built: ``load_checkpoint(path, into=...)``
+            loads the file into one that is there.
 
     Raises:
-        ConfigurationError: the network was made with arguments that no file may set, so that it could not be loaded.
+        ConfigurationError: the network could not be built again, so that nothing could load the file, or is a wrapper
+            of a network (torch.compile is looked through); says why, and the way out.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
+    model = unwrapped(model)
     try:
-        texts = {"config": config_json(model), "record": json.dumps(asdict(record))}
+        config = rebuildable_config(model) if configured else "{}"
+        texts = {"config": config, "record": json.dumps(asdict(record))}
     except OSError as error:  # timm writes the configuration to a file of its own
         raise RepositoryError(
             f"cannot write {path}: {error}. What was there before is kept; free some space, also for temporary files."
@@ -81,20 +89,33 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, record: Trai
     write_sealed(path, model.state_dict(), texts)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, TrainingRecord]:
+def load_checkpoint(path: str | os.PathLike[str], into: nn.Module | None = None) -> tuple[nn.Module, TrainingRecord]:
     """Rebuild the network of a checkpoint, in eval mode, with its record.
+
+    Args:
+        path: the file.
+        into: a network that gets the weights; by default one is built by what the file says of it.
 
     Raises:
         RepositoryError: there is no such file.
         IntegrityError: the file is no checkpoint of ours, is truncated, or differs from its sum.
+        ConfigurationError: the weights are those of another network than ``into``, or the file says of none.
     """
     path = Path(path)
     if not path.is_file():
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
     weights, texts = read_sealed(path, ("config", "record"), "a ccnn-zoo checkpoint")
+    if into is None and texts["config"] == "{}":
+        raise ConfigurationError(
+            f"{path} holds the weights of a network that is not timm's, trained by train(..., build=...): build it and "
+            "pass it, load_checkpoint(path, into=network)"
+        )
+    if into is not None:
+        check_same_tensors(into.state_dict(), weights)
+        into.load_state_dict(weights)
     try:
-        model = rebuild(parsed(texts["config"], "its configuration"), weights)
         record = read_record(texts["record"])
+        model = into if into is not None else rebuild(parsed(texts["config"], "its configuration"), weights)
     except ConfigurationError as error:
         # The sum is right, so this is how it was written.
         raise IntegrityError(
@@ -151,12 +172,33 @@ def holds_detector(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def rebuildable_config(model: nn.Module) -> str:
+    """Return :func:`config_json` of ``model``, after making sure that the network can be built by it again.
+
+    Raises:
+        ConfigurationError: it cannot; says why, and the way out.
+    """
+    try:
+        config = config_json(model)
+        check_describes(json.loads(config), model.state_dict())
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"nothing could load this {type(model).__name__} from a file again: {error}. Make it by timm.create_model, "
+            "as it is, or by ccnn_zoo.calibrate of such a network; or save model.state_dict() (safetensors.torch."
+            "save_file), build the network as you did now, and load that into it"
+        ) from error
+    return config
+
+
 def config_json(model: nn.Module) -> str:
     """Return the text of timm's ``config.json`` for ``model``.
 
     Raises:
         ConfigurationError: the network was made with arguments that no file may set.
     """
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, dict) or not cfg.get("architecture") or not hasattr(model, "num_classes"):
+        raise ConfigurationError("it is no classifier of timm's: it has no pretrained_cfg that names its architecture")
     resolved = {}
     if isinstance(model, CalibratedNetwork):
         # timm records the arguments that were given; a default of today may be another one tomorrow.

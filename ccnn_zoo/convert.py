@@ -34,9 +34,11 @@ from ccnn_zoo._selfcheck import (
     private_randomness,
     readers_without_data,
 )
+from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 
+@usual_settings()
 def calibrate(
     model: nn.Module,
     branches: int,
@@ -78,14 +80,15 @@ def calibrate(
         A new network, of a subclass of the given class.
 
     Raises:
-        ConfigurationError: ``branches``, ``merge`` or another option is out of range.
+        ConfigurationError: ``branches``, ``merge`` or another option is out of range, or ``model`` is a wrapper of a
+            network; torch.compile is looked through.
         CalibrationError: a module of the network has no calibrated form, or fails the check; names it and why.
     """
     if unknown := options.keys() - OPTIONS:
         raise TypeError(
             f"calibrate() got an unexpected keyword argument {min(unknown)!r}; it takes {', '.join(OPTIONS)}"
         )
-    return _calibrated(model, ConversionOptions(branches=branches, merge=merge, **options), input_size)
+    return _calibrated(unwrapped(model), ConversionOptions(branches=branches, merge=merge, **options), input_size)
 
 
 def _calibrated(model: nn.Module, options: ConversionOptions, input_size: tuple[int, int, int] | None) -> nn.Module:
@@ -151,6 +154,7 @@ def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
             model.set_submodule(name, replaced[module])
 
 
+@usual_settings()
 def check(
     model: nn.Module, options: ConversionOptions, input_size: tuple[int, int, int] | None = None
 ) -> tuple[str, ...] | None:
@@ -195,6 +199,7 @@ def plain_form(model: nn.Module) -> nn.Module:
     return model
 
 
+@usual_settings()
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of a calibrated network: no ``CalibratedConv2d``, no R, the same outputs to the bit.
 
@@ -206,8 +211,11 @@ def fold(model: nn.Module) -> nn.Module:
 
     Returns:
         A new network whose state dict holds the effective kernels (K * out_channels, in_channels / groups, kh, kw).
+
+    Raises:
+        ConfigurationError: ``model`` is a wrapper of a network. torch.compile is looked through.
     """
-    model = deepcopy(model)
+    model = deepcopy(unwrapped(model))
     if isinstance(model, CalibratedConv2d):
         return model.fuse()
     fold_(model)

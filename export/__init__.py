@@ -1,9 +1,9 @@
 """From a network to self-contained ONNX files that are checked before anyone sees them: fp32, fp16 and int8.
 
 >>> report = to_onnx(model, "model.onnx", images=held_out)
->>> reports = to_folder(model, "folder", ["fp32", "fp16", "int8"], images=held_out, calibration=training_images)
+>>> reports = to_folder(model, "folder", ["fp32", "fp16", "int8"], images=held_out, int8_images=training_images)
 
-What each precision may differ from torch, and why, stands in ``export/_compare.py``.
+What each precision may differ from torch, and why, stands in ``ccnn_zoo.export._compare``.
 """
 
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference

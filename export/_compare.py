@@ -296,5 +296,5 @@ def _check_accuracy(precision: str, comparison: Comparison) -> None:
     if loss > INT8_LOSS + 2 * error:
         raise ExportError(
             f"int8 loses {loss:.2f} points of accuracy on {comparison.images} images (the standard error is "
-            f"{error:.2f}); {INT8_LOSS} are allowed. Calibrate on more images, or use fp16."
+            f"{error:.2f}); {INT8_LOSS} are allowed. Give more int8_images, or use fp16."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from ccnn_zoo._files import replacing
+from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DetectorMetadata
@@ -66,6 +67,7 @@ class DetectionReport:
         return {**asdict(self), "path": str(self.path), **totals}
 
 
+@usual_settings()
 def detector_to_onnx(
     detector: FasterRCNN,
     path: str | os.PathLike[str],
@@ -103,6 +105,7 @@ def detector_to_onnx(
     ExportOptions(opset=opset)  # refuses one that is out of range
     if path.is_dir():
         raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'detector.onnx'}.")
+    detector = unwrapped(detector)
     metadata = detector_metadata_of(detector, labels)
     pictures = [*_seeded_pictures(metadata), *_checked_pictures(images)]
     network = deepcopy(detector).to("cpu", torch.float32).eval()

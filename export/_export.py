@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ccnn_zoo._files import replacing
+from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 from ._images import ImageBatches
@@ -25,7 +26,7 @@ def to_onnx(
     *,
     precision: str = "fp32",
     images: ImageBatches | None = None,
-    calibration: ImageBatches | None = None,
+    int8_images: ImageBatches | None = None,
     labels: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
     branch_outputs: bool = False,
@@ -44,19 +45,21 @@ def to_onnx(
     those that the network runs, nothing is copied (Tile, Expand), no R is left, and no batch normalisation that
     alone reads a convolution (pre-activation networks have others, which stay); its logits on onnxruntime's CPU
     provider are those of ``model`` before folding, in eval mode, at batch sizes 1, 3 and 32 and on all ``images``,
-    within the tolerance of the precision: see ``export/_compare.py``, where each is justified. In fp32 the same class
-    comes first on all images; of fp16 and int8 the report says on how many.
+    within the tolerance of the precision: see ``ccnn_zoo.export._compare``, where each is justified. In fp32 the same
+    class comes first on all images; of fp16 and int8 the report says on how many.
 
     Args:
         model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.
-            It is left untouched.
+            It is left untouched. torch.compile is looked through, and what else is set (autocast, inference mode,
+            default dtype and device) does not matter.
         path: the file; an older one is replaced only by one that passed.
         precision: ``"fp32"``; ``"fp16"``, half precision except in nodes that overflow or lose accuracy in it; or
-            ``"int8"``, quantised per channel by ranges that are measured on ``calibration``.
+            ``"int8"``, quantised per channel by ranges that are measured on ``int8_images``.
         images: preprocessed images to compare on, best all that were held out: a float tensor (N, C, H, W), or an
             iterable of such tensors or of single images (C, H, W), or of pairs of these with their classes, from
-            which the accuracy is measured; read once. None compares on ``calibration``, or on seeded noise.
-        calibration: for int8, images in the same forms, best of the training set; the first 512 are taken.
+            which the accuracy is measured; read once. None compares on ``int8_images``, or on seeded noise.
+        int8_images: for int8, images in the same forms, best of the training set, on which the ranges of its numbers
+            are measured (what others call calibration, which here is R); the first 512 are taken.
         labels: names of the classes, see :func:`metadata_of`.
         opset: version of ONNX's operators, 18 or later.
         branch_outputs: add a second output ``branch_logits``, (K, batch, classes): the logits of each branch alone,
@@ -73,13 +76,13 @@ def to_onnx(
         ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its
             check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
-        ConfigurationError: an argument is out of range, int8 comes without ``calibration``, or ``branch_outputs`` are
-            asked of a network that has no branches to ask.
+        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, ``branch_outputs`` are
+            asked of a network that has no branches to ask, or ``model`` is a wrapper (DataParallel, DDP, EMA).
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
     options = ExportOptions(
-        images, calibration, labels, opset, branch_outputs, batch, size, preprocess=preprocess, measure=measure
+        images, int8_images, labels, opset, branch_outputs, batch, size, preprocess=preprocess, measure=measure
     )
     return _export(model, {precision: path}, options)[precision]
 
@@ -111,11 +114,12 @@ def to_folder(
     return _export(model, paths, ExportOptions(**options))
 
 
+@usual_settings()
 def _export(model: nn.Module, paths: dict[str, Path], options: ExportOptions) -> dict[str, ExportReport]:
     for path in paths.values():
         if path.is_dir():
             raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'model.onnx'}, or move it away.")
-    exporter = Exporter(model, tuple(paths), options)
+    exporter = Exporter(unwrapped(model), tuple(paths), options)
     with ExitStack() as stack:
         temporary = {precision: stack.enter_context(replacing(path)) for precision, path in paths.items()}
         return exporter.write(temporary, paths)

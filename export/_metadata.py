@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from ccnn_zoo._branches import BranchConv2d
+from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.convert import timm_name
 from ccnn_zoo.errors import MetadataError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
@@ -22,11 +24,14 @@ def metadata_of(model: nn.Module, labels: Sequence[str] | None = None) -> ModelM
     Args:
         model: a classifier made by ``timm.create_model``: plain, calibrated or folded.
         labels: one name per class, in the order of the logits, for a network whose
-            ``pretrained_cfg["label_names"]`` names none. A network of 1000 classes without either gets ImageNet's.
+            ``pretrained_cfg["label_names"]`` names none, or those of a classifier that was replaced since by one of
+            another size. Without either a network of 1000 classes gets ImageNet's, and others are numbered, with a
+            warning; so are those whose classifier is new (``reset_classifier`` of a calibrated network).
 
     Raises:
         MetadataError: something is missing or contradicts something else; names it and the remedy.
     """
+    model = unwrapped(model)
     config = getattr(model, "pretrained_cfg", None)
     if not config or not config.get("architecture"):
         raise MetadataError(
@@ -57,26 +62,37 @@ def _branches_of(model: nn.Module) -> int:
 
 
 def _labels_of(model: nn.Module, given: Sequence[str] | None) -> tuple[str, ...]:
-    own = in_order(model.pretrained_cfg.get("label_names") or ())
     classes = _classes_of(model)
+    recorded = model.pretrained_cfg.get("label_names")
+    own = in_order(recorded or ())
+    if len(own) != classes:  # of a classifier that was replaced since
+        own = ()
     if own and given is not None and tuple(own) != tuple(given):
         raise MetadataError(
             'labels differ from model.pretrained_cfg["label_names"], by which the network was trained. Leave labels '
             "out, or change the pretrained_cfg if its names are wrong."
         )
     labels = own or given
-    if not labels and classes == _IMAGENET_CLASSES:
+    if labels is None and recorded is None and classes == _IMAGENET_CLASSES:
         labels = ImageNetInfo().label_descriptions()
-    if not labels:
-        raise MetadataError(
-            f"the names of the {classes} classes are unknown. Pass labels=[...], one per logit, or set "
-            'model.pretrained_cfg["label_names"].'
-        )
+    if labels is None:
+        labels = _numbered(model, classes, len(recorded or ()))
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise MetadataError(f"labels must be a sequence of strings, got {labels!r}")
     if len(labels) != classes:
         raise MetadataError(f"{len(labels)} labels for {classes} classes. Pass one per logit, in their order.")
     return tuple(labels)
+
+
+def _numbered(model: nn.Module, classes: int, stale: int) -> list[str]:
+    replaced = f" (its {stale} label_names are those of an earlier classifier)" if stale else ""
+    # From one place: Python then says the same thing once.
+    warnings.warn(
+        f"the names of the {classes} classes of {timm_name(model)} are unknown{replaced}, so they are called class 0 "
+        f'to class {classes - 1}. Pass labels=[...], one per logit, or set model.pretrained_cfg["label_names"].',
+        stacklevel=2,
+    )
+    return [f"class {number}" for number in range(classes)]
 
 
 def _classes_of(model: nn.Module) -> int:

@@ -28,7 +28,7 @@ class ExportOptions:
     """
 
     images: ImageBatches | None = None
-    calibration: ImageBatches | None = None
+    int8_images: ImageBatches | None = None
     labels: Sequence[str] | None = None
     opset: int = DEFAULT_OPSET
     branch_outputs: bool = False

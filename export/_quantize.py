@@ -27,7 +27,7 @@ from ccnn_zoo.errors import ConfigurationError
 from ._graph import INPUT
 from ._images import ImageBatches, single_images
 
-CALIBRATION_IMAGES = 512
+INT8_IMAGES = 512
 """Images on which ranges are measured; more are left unread."""
 
 _FLOAT_OUTPUT = ("Gemm", "MatMul")  # onnxruntime has kernels of these from int8 to float32
@@ -35,21 +35,21 @@ _SHAPE_ONLY = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _CHUNK = 16  # images at once: every intermediate result is there at the same time
 
 
-def calibration_images(calibration: ImageBatches, input_size: tuple[int, int, int], classes: int) -> Tensor:
-    """Return the images to measure ranges on, (N, C, H, W), at most :data:`CALIBRATION_IMAGES`.
+def images_for_ranges(int8_images: ImageBatches, input_size: tuple[int, int, int], classes: int) -> Tensor:
+    """Return the images to measure ranges on, (N, C, H, W), at most :data:`INT8_IMAGES`.
 
     Args:
-        calibration: preprocessed images, best of the training set.
+        int8_images: preprocessed images, best of the training set.
         input_size: (C, H, W) of one.
         classes: number of classes, for images that come with theirs.
 
     Raises:
         ConfigurationError: there are none, or one does not fit.
     """
-    found = islice(single_images(calibration, input_size, classes, "calibration"), CALIBRATION_IMAGES)
+    found = islice(single_images(int8_images, input_size, classes, "int8_images"), INT8_IMAGES)
     chosen = [image for image, _ in found]
     if not chosen:
-        raise ConfigurationError("calibration is empty. Pass a few hundred preprocessed images.")
+        raise ConfigurationError("int8_images is empty. Pass a few hundred preprocessed images.")
     return torch.stack(chosen)
 
 

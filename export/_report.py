@@ -40,7 +40,7 @@ class ExportReport:
         accuracy: percent of the given images that the file has right; None where they came without classes.
         torch_accuracy: percent that the network has right.
         kept_fp32: nodes of an fp16 file that stay in single precision, each with the reason.
-        calibration_images: images on which the ranges of int8 were measured.
+        int8_images: images on which the ranges of int8 were measured.
         preprocessing: how far the preprocessing in the graph is from timm's, None where it is not in the graph.
         timing: what was measured of the speed, None where that was not asked for.
     """
@@ -60,7 +60,7 @@ class ExportReport:
     accuracy: float | None = None
     torch_accuracy: float | None = None
     kept_fp32: dict[str, str] | None = None
-    calibration_images: int | None = None
+    int8_images: int | None = None
     preprocessing: PreprocessingDifference | None = None
     timing: Timing | None = None
 
@@ -99,8 +99,8 @@ class ExportReport:
         if self.kept_fp32 is not None:
             kept = ", ".join(f"{name} ({reason})" for name, reason in self.kept_fp32.items())
             yield "nodes left in single precision", kept or "none"
-        if self.calibration_images is not None:
-            yield "ranges measured on", f"{self.calibration_images} images"
+        if self.int8_images is not None:
+            yield "ranges measured on", f"{self.int8_images} images"
         if self.preprocessing is not None:
             found = self.preprocessing
             yield "preprocessing, from timm's", f"at most {found.maximum:.2g} of 255 grey levels, mean {found.mean:.2g}"

@@ -29,7 +29,7 @@ from ._measure import Timing, choose_fp32, choose_int8, timer
 from ._metadata import metadata_of
 from ._options import ANY, ExportOptions, check_precision
 from ._preprocess import PreprocessingDifference, check_supported, measure_preprocessing, with_preprocessing
-from ._quantize import Quantizer, calibration_images
+from ._quantize import Quantizer, images_for_ranges
 from ._report import ExportReport
 
 LARGEST_FILE = 2**31 - 1
@@ -45,7 +45,7 @@ class _Variant:
     graph: ModelProto
     judged: ModelProto | None = None  # what is compared in the file's place: see _half
     kept: dict[str, str] | None = None
-    calibration_images: int | None = None
+    int8_images: int | None = None
     timing: Timing | None = None
 
 
@@ -65,15 +65,15 @@ class Exporter:
     def __init__(self, model: nn.Module, precisions: tuple[str, ...], options: ExportOptions) -> None:
         for precision in precisions:
             check_precision(precision)
-        if "int8" in precisions and options.calibration is None:
+        if "int8" in precisions and options.int8_images is None:
             raise ConfigurationError(
-                "int8 needs real images to measure ranges on: pass calibration, a few hundred preprocessed images of "
+                "int8 needs real images to measure ranges on: pass int8_images, a few hundred preprocessed images of "
                 "the training set."
             )
         if options.branch_outputs and not callable(getattr(model, "forward_branches", None)):
             raise ConfigurationError(
                 f"branch_outputs=True needs a network with forward_branches, {type(model).__name__} has none. Make it "
-                'with timm.create_model("ccnn_..."), or leave branch_outputs out.'
+                'with timm.create_model("ccnn_...") or ccnn_zoo.calibrate, or leave branch_outputs out.'
             )
         self._precisions, self._options = precisions, options
         self._metadata = _sized(metadata_of(model, options.labels), options)
@@ -82,9 +82,9 @@ class Exporter:
         self._batch_sizes = BATCH_SIZES if options.batch is None else (options.batch,)
         classes = len(self._metadata.labels)
         size, count = self._metadata.input_size, max(self._batch_sizes)
-        self._calibration = calibration_images(options.calibration, size, classes) if "int8" in precisions else None
+        self._int8_images = images_for_ranges(options.int8_images, size, classes) if "int8" in precisions else None
         # Noise lies outside of the ranges that int8 is given.
-        self._probe = Probe(options.images, size, classes, count, substitute=self._calibration)
+        self._probe = Probe(options.images, size, classes, count, substitute=self._int8_images)
         self._network = deepcopy(model).to("cpu", torch.float32).eval()
 
     def write(self, files: Mapping[str, Path], named: Mapping[str, Path]) -> dict[str, ExportReport]:
@@ -159,7 +159,7 @@ class Exporter:
         return _Variant(graph, timing=timing)
 
     def _quantised(self, core: ModelProto, timed: np.ndarray, stack: ExitStack) -> _Variant:
-        images = self._calibration
+        images = self._int8_images
 
         def quantizer_of(graph: ModelProto) -> Quantizer:
             quantizer = Quantizer(graph, images)
@@ -167,9 +167,9 @@ class Exporter:
             return quantizer
 
         if not self._options.measure:
-            return _Variant(quantizer_of(core)(), calibration_images=len(images))
+            return _Variant(quantizer_of(core)(), int8_images=len(images))
         graph, timing = choose_int8(core, quantizer_of, timer(timed), len(timed), self._metadata.branches)
-        return _Variant(graph, calibration_images=len(images), timing=timing)
+        return _Variant(graph, int8_images=len(images), timing=timing)
 
     def _measure_preprocessing(self, core: ModelProto) -> PreprocessingDifference | None:
         if not self._options.preprocess:
@@ -258,7 +258,7 @@ def _report(
         accuracy=None if correct is None else 100 * correct / images,
         torch_accuracy=None if torch_correct is None else 100 * torch_correct / images,
         kept_fp32=variant.kept,
-        calibration_images=variant.calibration_images,
+        int8_images=variant.int8_images,
         preprocessing=preprocessing,
         timing=variant.timing,
     )

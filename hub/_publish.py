@@ -76,7 +76,7 @@ def publish(
     images: ImageBatches | None = None,
     curves: str | os.PathLike[str] | None = None,
     networks: Mapping[str, str | os.PathLike[str] | None] | None = None,
-    calibration: ImageBatches | None = None,
+    int8_images: ImageBatches | None = None,
     revision: str | None = None,
     tag: str | None = None,
     private: bool = False,
@@ -104,7 +104,7 @@ def publish(
         curves: PNG file of the error curves, for the card.
         networks: further ONNX files by precision (``"fp16"``, ``"int8"``); None in a file's place exports the network
             in this precision. The fp32 one is always exported.
-        calibration: images of the training set, for an int8 that is exported, see :func:`ccnn_zoo.export.to_onnx`.
+        int8_images: images of the training set, for an int8 that is exported, see :func:`ccnn_zoo.export.to_onnx`.
         revision: branch of the Hub repository, made where it is missing; None is ``main``.
         tag: name for the commit, e.g. ``"v1.0"``; one that exists at another commit is an error.
         private: make a new Hub repository private; an existing public one is an error.
@@ -115,8 +115,9 @@ def publish(
         dry_run: make and check everything, look at what is there, and write nothing.
 
     Raises:
-        ConfigurationError: an argument is missing or malformed, a metric of the record is no finite number, or
-            timm cannot build the network again from its configuration.
+        ConfigurationError: an argument is missing or malformed, ``source`` is a wrapper of a network (torch.compile is
+            looked through), a metric of the record is no finite number, or timm cannot build the network again from
+            its configuration.
         RepositoryError: the source does not exist, or the repository cannot be written; says what to do.
         IntegrityError: the checkpoint or a file of the folder is damaged.
         ExportError: the exported network failed its check.
@@ -127,7 +128,7 @@ def publish(
         refuse_for_folders(repo_id, **options, parent_commit=parent_commit, token=token)
     if tag is not None and create_pr:
         raise ConfigurationError("tag and create_pr exclude each other: tag the commit when the request is merged")
-    staging = _Staging(source, record, images, curves, dict(networks or {}), calibration)
+    staging = _Staging(source, record, images, curves, dict(networks or {}), int8_images)
     if folder is not None:
         return _publish_folder(staging, folder, repo_id, dry_run)
     target = _upload.Target(repo_id, revision, private, parent_commit, create_pr, tag, token)
@@ -143,7 +144,7 @@ class _Staging:
     images: ImageBatches | None
     curves: str | os.PathLike[str] | None
     networks: dict[str, str | os.PathLike[str] | None]
-    calibration: ImageBatches | None = None
+    int8_images: ImageBatches | None = None
 
     def __post_init__(self) -> None:
         for precision in self.networks:
@@ -194,8 +195,12 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
                 f"record, images, curves and networks are for a trained network, {os.fspath(source)!r} is a folder"
             )
         return _stage_folder(Path(source), folder, address)
-    from ._stage import stage_network  # imports torch and timm, which publishing a folder does not need
+    import torch  # with timm it takes seconds, and publishing a folder does not need them
 
+    from ._stage import stage_network, unwrapped
+
+    if isinstance(source, torch.nn.Module):
+        source = unwrapped(source)
     files = [*REQUIRED]
     if staging.curves is not None:
         files.append(_add_curves(Path(staging.curves), folder))
@@ -205,11 +210,11 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     if _is_detector(source):
         from ._stage_detector import stage_detector
 
-        if staging.networks or staging.calibration is not None:
-            raise ConfigurationError("detectors are published in fp32 only: leave fp16, int8 and calibration out")
+        if staging.networks or staging.int8_images is not None:
+            raise ConfigurationError("detectors are published in fp32 only: leave fp16, int8 and int8_images out")
         details = stage_detector(source, folder, staging.record, staging.images)
     else:
-        details = stage_network(source, folder, staging.record, staging.images, exported, staging.calibration)
+        details = stage_network(source, folder, staging.record, staging.images, exported, staging.int8_images)
     files += [PRECISIONS[precision] for precision in exported]
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)

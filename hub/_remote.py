@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _CLIENT = {"library_name": "ccnn-zoo", "library_version": version("ccnn-zoo")}
 CHANGED = "somebody else has changed the repository in the meantime"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+_SEND = "pass token=True (--token)"
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
 
     cause = root_of(error)
     if isinstance(error, hub.GatedRepoError):
-        return f"access is gated. Ask for it on {constants.ENDPOINT}/{repo_id}, {_LOGIN}, and pass token=True."
+        return f"access is gated. Ask for it on {constants.ENDPOINT}/{repo_id}, {_LOGIN}, and {_SEND}."
     if isinstance(error, hub.RevisionNotFoundError):
         return f"there is no revision {revision or 'main'!r}. Give an existing branch, tag or commit."
     if isinstance(error, hub.OfflineModeIsEnabled):
@@ -84,7 +85,7 @@ def _explain_status(status: int, error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return (
             "there is no such repository on the Hub, or it is private. Check the spelling; "
-            f"if it is private, {_LOGIN}, and pass token=True."
+            f"if it is private, {_LOGIN}, and {_SEND}."
         )
     if status == 401:
         return f"there is no token, or none that the Hub accepts (401): {_LOGIN}, with a valid one."

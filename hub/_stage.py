@@ -17,7 +17,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint
+from ccnn_zoo._wrapped import unwrapped as unwrapped
+from ccnn_zoo._wrapped import usual_settings
+from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint, rebuildable_config
 from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import ExportReport, ImageBatches, metadata_of, to_folder
@@ -28,13 +30,14 @@ from ._pictures import draw_calibration
 _PACKAGES = ("ccnn-zoo", "torch", "timm", "onnx", "safetensors")
 
 
+@usual_settings()
 def stage_network(
     source: nn.Module | str | os.PathLike[str],
     folder: Path,
     record: TrainingRecord | None,
     images: ImageBatches | None,
     precisions: Iterable[str] = (),
-    calibration: ImageBatches | None = None,
+    int8_images: ImageBatches | None = None,
 ) -> dict[str, Any]:
     """Write configuration, weights, ONNX files and heat map of a network; return its part of the manifest.
 
@@ -44,7 +47,7 @@ def stage_network(
         record: how it was trained; the checkpoint's by default.
         images: what to verify the exported networks on.
         precisions: those to export besides fp32.
-        calibration: images to measure the ranges of int8 on.
+        int8_images: images to measure the ranges of int8 on.
 
     Raises:
         ConfigurationError: no record, a metric that is not measured, or a network that timm cannot build again.
@@ -62,11 +65,11 @@ def stage_network(
         raise ConfigurationError(f"source must be a network, a checkpoint file or a folder, got {source!r}")
     record = require_record(record)
     check_metrics(record)
-    _check_model(model)
+    rebuildable_config(model)  # before anything is written
     details = _describe(model)
     _write_config(model, folder)
     _write_weights(model, folder, details)
-    reports = to_folder(model, folder, ["fp32", *precisions], images=images, calibration=calibration)
+    reports = to_folder(model, folder, ["fp32", *precisions], images=images, int8_images=int8_images)
     draw_calibration(model, folder / HEAT_MAP)
     exports = {precision: _measured(report) for precision, report in reports.items()}
     versions = {name: version(name) for name in _PACKAGES}
@@ -100,14 +103,6 @@ def check_metrics(record: TrainingRecord) -> None:
             raise ConfigurationError(
                 f"metric {name!r} of the record is {value!r}; only measured, finite numbers are published. Leave it out"
             )
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
-        raise ConfigurationError(
-            f"{type(model).__name__} has no pretrained_cfg: only networks made by timm.create_model can be published, "
-            "since others cannot be built again from a repository"
-        )
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:

@@ -32,7 +32,7 @@ from ccnn_zoo import runtime
 from ccnn_zoo._files import replacing
 from ccnn_zoo.export import metadata_of, to_onnx
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.runtime._images import read
+from ccnn_zoo.pictures import read
 from ccnn_zoo.runtime._preprocess import preprocess
 from ccnn_zoo.runtime._stream import mapped
 

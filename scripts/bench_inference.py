@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=list(FILES), help="what to export if not there")
     parser.add_argument("--compile", action="store_true", help="add torch.compile, which needs a C compiler")
     parser.add_argument(
-        "--photos", type=Path, default=real_data() / "imagenet-sample", help="photographs to calibrate int8 on"
+        "--photos", type=Path, default=real_data() / "imagenet-sample", help="photographs to measure int8's ranges on"
     )
     parser.add_argument("--export-only", action="store_true", help="stop before timing")
     parser.add_argument("--output", type=Path, help="write the tables to this Markdown file")
@@ -121,10 +121,10 @@ def _export(model: torch.nn.Module, folder: Path, args: argparse.Namespace) -> l
         if not path.exists() and not note.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             kind = precision.split()[0]
-            calibration = photos if kind == "int8" else None
+            ranges = photos if kind == "int8" else None
             try:
                 report = export.to_onnx(
-                    model, path, precision=kind, images=photos[:4], calibration=calibration, measure=kind != precision
+                    model, path, precision=kind, images=photos[:4], int8_images=ranges, measure=kind != precision
                 )
             except CCNNError as error:
                 note.write_text(f"- {folder.name}, {precision}: not exported. {error}\n")

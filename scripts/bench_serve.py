@@ -75,10 +75,11 @@ class Service:
 
 
 @contextmanager
-def served(network: Path, arguments: argparse.Namespace) -> Iterator[Service]:
-    """Run ``ccnn serve`` on a free port until the block ends."""
+def served(network: Path, arguments: argparse.Namespace, *further: str) -> Iterator[Service]:
+    """Run ``ccnn serve`` on a free port, with further options, until the block ends."""
     ccnn = Path(sys.executable).with_name("ccnn")
     options = [f"--replicas={arguments.replicas}", f"--threads={arguments.threads}", "--port=0", "--device=cpu"]
+    options += further
     with subprocess.Popen([ccnn, "serve", network, *options], stdout=subprocess.PIPE, text=True) as process:
         try:
             line = next((line for line in process.stdout if line.startswith("serving ")), None)

@@ -44,9 +44,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             images = export_images(place.format(data), PRECISIONS)
             reports = export.to_folder(model, folder, PRECISIONS, **images)
-            calibration = export_images(place.format(data), PRECISIONS)["calibration"]
+            training = export_images(place.format(data), PRECISIONS)["int8_images"]
             timed = export.to_onnx(
-                model, Path(folder, "x.onnx"), precision="int8", calibration=calibration, measure=True
+                model, Path(folder, "x.onnx"), precision="int8", int8_images=training, measure=True
             ).timing
         rows += [row(name, report) for report in reports.values()]
         timings += [f"| `{name}` | {timing_cells(timed)} |"]
@@ -86,7 +86,7 @@ def section(rows: list[str], timings: list[str]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     yield from rows
     yield ""
-    yield "All test images, as in [models.md](models.md); int8 calibrated on 512 training images. Differences at batch"
+    yield "All test images, as in [models.md](models.md); int8 with ranges of 512 training images. Differences at batch"
     yield "sizes 1, 3 and 32. What `--measure` found for eight images, as ratios to fp32:"
     yield ""
     yield "| checkpoint | fp32 | int8, grouped | int8, branch by branch | int8 as chosen |"

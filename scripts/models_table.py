@@ -52,7 +52,7 @@ def networks() -> Iterator[str]:
     """Yield the table of names and counts."""
     yield "| network | K | trained parameters | the same, dense | deployed parameters | multiply-adds | input |"
     yield "|---|---|---|---|---|---|---|"
-    for row in table():
+    for row in table("ccnn_*"):
         dense = timm.create_model(row.name, mixing="dense", device="meta")
         yield (
             f"| `{row.name}` | {row.branches} | {row.trained_parameters:,} | "
@@ -110,7 +110,7 @@ def checkpoints() -> Iterator[str]:
     yield ""
     yield "| name | data | epochs | seed | test error | size |"
     yield "|---|---|---|---|---|---|"
-    for row in table():
+    for row in table("ccnn_*"):
         for tag in row.checkpoints:
             path = Path(timm.get_pretrained_cfg(f"{row.name}.{tag}").file)
             _, record = load_checkpoint(path)

@@ -42,16 +42,27 @@ def ray_folder() -> Iterator[dict[str, str]]:
 
 
 def save_network(path: Path, batch: int | str = "N", metadata: ModelMetadata = METADATA) -> Path:
-    """Write a network that averages each channel and multiplies by :data:`WEIGHT`."""
-    shape = [batch, *metadata.input_size]
+    """Write a network that averages each channel and multiplies by :data:`WEIGHT`.
+
+    Where the metadata say that pictures go into the graph as they are, it averages their uint8 values as they are.
+    """
+    shape, kind, first = [batch, *metadata.input_size], TensorProto.FLOAT, []
+    if metadata.preprocessing_in_graph:
+        shape, kind = [batch, "H", "W", metadata.input_size[0]], TensorProto.UINT8
+        first = [
+            helper.make_node("Cast", ["pictures"], ["values"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["values"], ["images"], perm=[0, 3, 1, 2]),
+        ]
+    taken = "pictures" if first else "images"
     graph = helper.make_graph(
         [
+            *first,
             helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["features"]),
             helper.make_node("MatMul", ["features", "weight"], ["logits"]),
         ],
         "network",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(taken, kind, shape)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(LABELS)])],
         [numpy_helper.from_array(WEIGHT, "weight")],
     )

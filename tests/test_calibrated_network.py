@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from separate_networks import load_branch, randomize
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from ccnn_zoo import CalibratedConv2d, calibrate, fold
+from ccnn_zoo._arguments import ARGUMENTS
+from ccnn_zoo._options import OPTIONS
+from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear
 
+RECORD = TrainingRecord("noise", seed=0, epochs=0)
 THIN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}
 
 
@@ -237,6 +242,44 @@ def test_it_is_scripted_traced_compiled_and_exported_as_the_plain_one_is(model):
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images()), expected)
     torch.testing.assert_close(torch.export.export(model, (images(),)).module()(images()), expected)
     torch.compiler.reset()
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: calibrate(torchvision.models.resnet18(num_classes=5), branches=2),
+        lambda: calibrate(Plain(), branches=2),
+        lambda: calibrate(timm.create_model("resnet18", features_only=True, **THIN), branches=2),
+        lambda: nn.Linear(3, 2),
+    ],
+)
+def test_what_no_file_could_give_back_is_not_saved_and_the_way_out_is_named(build, tmp_path):
+    model = build()
+    with pytest.raises(ConfigurationError, match=r"no classifier of timm's.*model\.state_dict\(\).*save_file"):
+        save_checkpoint(tmp_path / "a.safetensors", model, RECORD)
+    assert not list(tmp_path.iterdir())
+    save_checkpoint(tmp_path / "a.safetensors", model, RECORD, configured=False)
+    with pytest.raises(ConfigurationError, match=r"load_checkpoint\(path, into=network\)"):
+        load_checkpoint(tmp_path / "a.safetensors")
+    other = build()
+    assert load_checkpoint(tmp_path / "a.safetensors", into=other) == (other, RECORD)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ConfigurationError, match="more tensors differ"):
+        load_checkpoint(tmp_path / "a.safetensors", into=nn.Linear(3, 7))
+
+
+def test_a_timm_network_that_was_altered_is_not_saved(tmp_path, model):
+    model.layer1[0].act1 = nn.PReLU()
+    with pytest.raises(ConfigurationError, match=r"'layer1\.0\.act1\.weight' and 0 more tensors differ"):
+        save_checkpoint(tmp_path / "a.safetensors", model, RECORD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_option_of_a_conversion_may_stand_in_a_file():
+    assert set(OPTIONS) | {"base", "folded"} <= ARGUMENTS.keys()
 
 
 # The generic name

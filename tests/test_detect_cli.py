@@ -154,7 +154,7 @@ def test_wrong_inputs_are_named(repository):
     with pytest.raises(ConfigurationError, match="score must be"):
         detector.detect([], score=1.5)
     with pytest.raises(ImageError, match="image 0 is a float"):
-        next(detector.detect(3.5))
+        detector.detect(3.5)
     for wrong in (np.zeros((1, 3, 8, 8)), np.zeros((2, 3, 8, 8), np.float32), np.full((1, 3, 8, 8), 255, np.float32)):
         with pytest.raises(ConfigurationError, match="predict takes"):
             detector.predict(wrong)

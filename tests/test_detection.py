@@ -208,7 +208,7 @@ def test_what_is_no_checkpoint_of_a_detector_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"backbone": "resnet18"}, "resnet18"),
+        ({"backbone": "no_network"}, "no_network"),
         ({"num_classes": 0}, "num_classes"),
         ({"labels": ["cat"]}, "labels"),
         ({"branches": 0}, "branches"),

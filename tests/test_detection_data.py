@@ -142,8 +142,8 @@ def test_all_bad_annotations_are_named_at_once(tmp_path):
         "000002.xml": "outside",
         "000003.xml": "unknown class 'star'",
         "000004.xml": "100 x 72",
-        "000005.xml": "missing",
-        "000006.xml": "cannot be read",
+        "000005.xml": "no such file",
+        "000006.xml": "is not an image of a known format",
         "000008.xml": "missing",
         "000009.xml": "no annotation",
         "000010.xml": "outside",
@@ -172,7 +172,7 @@ def test_bad_annotations_of_coco_are_named_at_once(tmp_path):
     (folder / "train2017/2.png").unlink()
     with pytest.raises(ConfigurationError) as caught:
         load_detection_data(f"coco:{folder}")
-    for text in ("reversed", "empty", "category 99", "outside", "1234", "2.png is missing"):
+    for text in ("reversed", "empty", "category 99", "outside", "1234", "2.png: no such file"):
         assert text in str(caught.value)
     assert len(str(caught.value).splitlines()) == 7
 

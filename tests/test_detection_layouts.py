@@ -13,6 +13,7 @@ from detection_folders import coco_folder, draw, voc_folder
 from ccnn_zoo.detection import load_detection_data
 from ccnn_zoo.detection._layouts import layout_table
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.pictures import format_table
 
 NAMES = {"train2017": "train", "val2017": "valid"}
 
@@ -135,7 +136,8 @@ def test_a_class_that_is_its_own_head_is_one_class(tmp_path):
     assert load_detection_data(f"coco:{folder}").labels == ("square", "disc")
 
 
-def test_the_documents_list_the_layouts_of_the_code():
-    text = (Path(__file__).resolve().parents[1] / "docs" / "detection.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["classify", "training", "detection"])
+def test_the_documents_list_the_formats_and_layouts_of_the_code(name):
+    text = (Path(__file__).resolve().parents[1] / "docs" / f"{name}.md").read_text(encoding="utf-8")
     listed = text.partition("<!-- layouts:begin -->\n")[2].partition("<!-- layouts:end -->")[0]
-    assert listed.splitlines() == layout_table()
+    assert listed.splitlines() == [*format_table(), "", *layout_table()]

@@ -45,8 +45,8 @@ def session_of(source: Path | ModelProto) -> ort.InferenceSession:
 
 
 def test_a_plain_timm_network_takes_pictures_and_every_precision(plain, tmp_path):
-    calibration = torch.randn(32, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    reports = export.to_folder(plain, tmp_path, export.FILES, calibration=calibration, preprocess=True)
+    training = torch.randn(32, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    reports = export.to_folder(plain, tmp_path, export.FILES, int8_images=training, preprocess=True)
     assert [report.preprocessing.maximum <= 1.01 for report in reports.values()] == [True] * 3
     assert runtime.load(reports["fp32"].path, device="cpu").metadata.preprocessing_in_graph
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(plain))
@@ -234,8 +234,8 @@ def test_measuring_times_every_form_and_the_file_is_checked_as_ever(tmp_path):
     model = timm.create_model(
         "ccnn_resnet18_cifar", branches=2, in_chans=1, layers=(1, 1, 1, 1), pretrained_cfg_overlay=overlay
     )
-    calibration = torch.randn(16, 1, 8, 8)
-    report = export.to_onnx(model, tmp_path / "x.onnx", precision="int8", calibration=calibration, measure=True)
+    training = torch.randn(16, 1, 8, 8)
+    report = export.to_onnx(model, tmp_path / "x.onnx", precision="int8", int8_images=training, measure=True)
     assert report.timing.milliseconds.keys() >= {"fp32", "int8", "int8 apart", "chosen"}
     assert min(report.timing.milliseconds.values()) > 0
     assert any(what.startswith("ms for 8 images") for what, _ in report.rows())

@@ -18,6 +18,7 @@ import pytest
 import safetensors
 import timm
 import torch
+import torchvision
 from hub_network import FILES, LABELS, RECORD, SIZE, content_of, published_folder, trained_network, training_folder
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -202,8 +203,10 @@ def test_publishing_leaves_the_network_and_the_random_numbers_alone(tmp_path):
 
 
 def test_a_failed_publication_leaves_the_earlier_one(published, repository):
-    with pytest.raises(MetadataError, match="label"):
-        hub.publish(trained_network(labels=None), f"local:{repository}", record=RECORD)
+    model = trained_network()
+    model.pretrained_cfg["label_names"] = {str(number + 1): name for number, name in enumerate(LABELS)}
+    with pytest.raises(MetadataError, match="label_names is a table without the index"):
+        hub.publish(model, f"local:{repository}", record=RECORD)
     assert content_of(repository) == content_of(published)
     assert os.listdir(repository.parent) == ["digits"]
 
@@ -279,12 +282,14 @@ def test_folded_networks_come_back_folded(network, tmp_path):
 
 
 def test_networks_that_could_not_be_loaded_back_are_refused(tmp_path):
-    calibrated = ccnn_zoo.calibrate(timm.create_model("resnet10t", num_classes=5), branches=2)
-    calibrated.pretrained_cfg["label_names"] = list(LABELS)
-    with pytest.raises(ConfigurationError, match=r"timm cannot build the network again.*given to create_model"):
-        hub.publish(calibrated, f"local:{tmp_path}/digits", record=RECORD)
-    with pytest.raises(ConfigurationError, match=r"Conv2d has no pretrained_cfg.*timm\.create_model"):
-        hub.publish(nn.Conv2d(1, 1, 1), f"local:{tmp_path}/digits", record=RECORD)
+    altered = ccnn_zoo.calibrate(timm.create_model("resnet10t", num_classes=5), branches=2)
+    altered.pretrained_cfg["label_names"] = list(LABELS)
+    altered.layer1.extra = nn.Linear(1, 1)
+    with pytest.raises(ConfigurationError, match=r"'layer1\.extra\.bias' and 1 more tensors.*model\.state_dict\(\)"):
+        hub.publish(altered, f"local:{tmp_path}/digits", record=RECORD)
+    for foreign in (nn.Conv2d(1, 1, 1), ccnn_zoo.calibrate(torchvision.models.resnet18(num_classes=5), branches=2)):
+        with pytest.raises(ConfigurationError, match=r"no classifier of timm's.*model\.state_dict\(\)"):
+            hub.publish(foreign, f"local:{tmp_path}/digits", record=RECORD)
     assert os.listdir(tmp_path) == []
 
 

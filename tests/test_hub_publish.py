@@ -154,7 +154,7 @@ def test_further_precisions_are_exported_measured_and_run(tmp_path):
             f"local:{tmp_path}/digits",
             images=[(images, classes)],
             networks={"fp16": None, "int8": None},
-            calibration=torch.randn(64, *SIZE, generator=torch.Generator().manual_seed(1)),
+            int8_images=torch.randn(64, *SIZE, generator=torch.Generator().manual_seed(1)),
         )
 
     found = publish().manifest.details

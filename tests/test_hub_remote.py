@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from hub_network import FETCHED, FILES, LABELS, content_of, published_folder, training_folder
 
+from ccnn_zoo import runtime
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.serve import ServeOptions
+
 
 @pytest.fixture(scope="module")
 def published() -> Path:
@@ -100,6 +104,82 @@ def test_private_repositories_need_the_token_which_no_other_host_sees(server, us
     elsewhere = server.requested(" /cdn/")
     assert {request.host for request in elsewhere} == {f"localhost:{server.port}"}
     assert {request.authorization for request in elsewhere} == {None}
+
+
+DOORS = {
+    "download": "hub.download('org/digits', token=TOKEN)",
+    "load": "runtime.load('org/digits', device='cpu', token=TOKEN)",
+    "torch": "runtime.load('org/digits', device='torch', token=TOKEN)",
+    "load_detector": "runtime.load_detector('org/digits', token=TOKEN)",  # of a classifier it says that it is none
+    "ccnn download": "ccnn('download', 'org/digits')",
+    "ccnn classify": "ccnn('classify', 'digit.png', '--model', 'org/digits', '--device', 'cpu')",
+    "ccnn detect": "ccnn('detect', 'digit.png', '--model', 'org/digits')",
+    "ccnn export": "ccnn('export', 'org/digits', '-o', 'exported.onnx')",
+    "ccnn list": "ccnn('list', '--hub', 'org')",
+    "serve": "Replica(ServeOptions('org/digits', device='cpu', token=TOKEN))",
+    "classify --ray": "RayClassifier('org/digits', device='cpu', token=TOKEN)",
+}
+AT_A_DOOR = """
+import os, sys
+os.chdir({folder!r})
+from PIL import Image
+from ccnn_zoo import cli, hub, runtime
+from ccnn_zoo.errors import CCNNError, MetadataError
+TOKEN = {token}
+Image.new("L", (10, 12)).save("digit.png")
+
+def ccnn(*arguments):
+    sys.argv = ["ccnn", *arguments, *(["--token"] if TOKEN else [])]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if isinstance(end.code, str) and "detector" not in end.code:
+            raise CCNNError(end.code)
+
+if {serves}:
+    from ccnn_zoo.serve import RayClassifier, ServeOptions
+    from ccnn_zoo.serve._replica import Replica
+
+try:
+    {call}
+except MetadataError:
+    print("opened")
+except CCNNError as error:
+    print("refused", error)
+else:
+    print("opened")
+"""
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_opens_private_repositories_by_the_token_and_sends_it_only_if_asked(
+    server, user, published, tmp_path, door
+):
+    serves = door in ("serve", "classify --ray")
+    if serves:
+        pytest.importorskip("ray", reason="the extra serve is not installed")
+    user.publish(published, private=True)
+    said = []
+    for token in (False, True):
+        server.requests.clear()
+        program = AT_A_DOOR.format(folder=str(tmp_path), token=token, call=DOORS[door], serves=serves)
+        said.append(user.run(program, token=server.token).splitlines()[-1])
+        asked = {(r.path, r.authorization) for r in server.requested(r" /(api/models|org/)")}
+        assert asked
+        wanted = f"Bearer {server.token}" if token else None
+        assert {(path, by) for path, by in asked if by != wanted} == set()
+    assert re.match(r"refused .*(private.*token=True \(--token\)|org has published no network)", said[0]), said
+    assert said[1] == "opened"
+
+
+def test_a_token_is_refused_where_it_means_nothing_and_is_not_shown(published):
+    for name in (f"local:{published}", str(published), str(published / "onnx" / "model.onnx")):
+        with pytest.raises(ConfigurationError, match="token is for Hub") as caught:
+            runtime.load(name, device="cpu", token="hf_secret")
+        assert "hf_secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="token must be True or False") as caught:
+        ServeOptions("org/digits", token="hf_secret")
+    assert "hf_secret" not in str(caught.value)
 
 
 def test_branches_are_apart(server, user, published):

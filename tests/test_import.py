@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import ccnn_zoo
 
 HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "matplotlib", "sklearn")
 JOINED = """
@@ -49,11 +53,21 @@ def test_layers_conversion_and_optimizer_do_without_timm() -> None:
 def test_all_public_names_resolve() -> None:
     names = run_python(
         "import ccnn_zoo\n"
-        "for name in ('CalibratedConv2d', 'calibrate', 'fold', 'CSGD', 'runtime'):\n"
-        "    assert name in ccnn_zoo.__all__ and name in dir(ccnn_zoo)\n"
-        "    print(getattr(ccnn_zoo, name).__name__)"
+        "for name in sorted(ccnn_zoo.__all__):\n"
+        "    assert name in dir(ccnn_zoo)\n"
+        "    print(getattr(ccnn_zoo, name).__name__.removeprefix('ccnn_zoo.'))"
     )
-    assert names.split() == ["CalibratedConv2d", "calibrate", "fold", "CSGD", "ccnn_zoo.runtime"]
+    modules = {"analysis", "checkpoint", "detection", "errors", "export", "hub", "metadata", "models", "runtime"}
+    modules |= {"serve", "train"}
+    assert names.split() == sorted({"BranchLinear", "CalibratedConv2d", "calibrate", "fold", "CSGD"} | modules)
+
+
+def test_type_checkers_are_told_the_same_names() -> None:
+    stub = ast.parse(Path(ccnn_zoo.__file__).with_name("__init__.pyi").read_text())
+    imported = {alias.asname for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == set(ccnn_zoo.__all__)
+    listed = next(node.value for node in stub.body if isinstance(node, ast.Assign))
+    assert set(ast.literal_eval(listed)) == imported
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -17,7 +17,7 @@ import ccnn_zoo  # noqa: F401, joins timm's registry
 from ccnn_zoo import runtime
 from ccnn_zoo.export import to_onnx
 from ccnn_zoo.metadata import CROP_MODES, INTERPOLATIONS, ModelMetadata
-from ccnn_zoo.runtime._images import read
+from ccnn_zoo.pictures import read
 from ccnn_zoo.runtime._preprocess import preprocess, resized_size
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import signal
 import socket
@@ -36,6 +37,7 @@ class Service:
     process: subprocess.Popen[bytes]
     log: Path
     address: str
+    home: Path | None = None
 
     @property
     def url(self) -> str:
@@ -72,12 +74,13 @@ def service(tmp_path_factory) -> Iterator[Service]:
     network = save_network(folder / "network.onnx")
     log = folder / "log"
     options = ["--device=cpu", "--replicas=2", "--threads=1", "--port=0", "--batch-size=4", "--batch-wait=0.2"]
-    options += [f"--max-bytes={MAX_BYTES}", f"--timeout={HANG_S}"]
+    options += [f"--max-bytes={MAX_BYTES}", f"--timeout={HANG_S}", "--header-timeout=30"]
     with ray_folder() as environment, log.open("wb") as stream:
+        environment["HOME"] = str(folder)
         process = subprocess.Popen([CCNN, "serve", network, *options], stdout=stream, stderr=stream, env=environment)
         try:
             until(lambda: b"serving " in log.read_bytes(), process)
-            yield Service(process, log, log.read_text().rpartition("http://")[2].strip())
+            yield Service(process, log, log.read_text().rpartition("http://")[2].strip(), folder)
         finally:
             process.terminate()
             process.wait(HANG_S)
@@ -106,12 +109,14 @@ def test_answers_are_the_networks_however_the_picture_comes(service):
     check(answer, red, 6)
     body, kind = form(encoded(red))
     assert service.ask("POST", "/classify?top_k=6", body, Content_Type=kind) == (200, answer)
+    counted = service.metric("ccnn_batch_size_sum")
     with ThreadPoolExecutor(12) as pool:  # pictures of several colours and top_k share batches
         requests = [(colour, 1 + number % 5) for number in range(6) for colour in COLOURS.values()]
         answers = pool.map(lambda r: service.ask("POST", f"/classify?top_k={r[1]}", encoded(r[0])), requests)
         for (colour, top_k), (status, answer) in zip(requests, answers, strict=True):
             assert status == 200
             check(answer, colour, top_k)
+    assert service.metric("ccnn_batch_size_sum") - counted == len(requests)  # each batch once
     sizes = service.metric("ccnn_batch_size_sum") / service.metric("ccnn_batch_size_count")
     assert 1 < sizes <= 4
     assert service.ask("GET", "/healthz") == (200, {"status": "ok", "replicas": 2})
@@ -148,6 +153,26 @@ def test_what_holds_no_picture_is_refused_by_name(service):
     assert connection.getresponse().status == 413
     connection.close()
     assert service.ask("POST", "/classify", png)[0] == 200
+
+
+def test_but_for_one_port_a_replica_nothing_listens_beyond_this_machine_and_the_token_is_the_users_alone(service):
+    ports = set()
+    for process in (own := psutil.Process(service.process.pid), *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that Ray has just ended
+            heard = [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            ports |= {(process.pid, address.ip, address.port) for address in heard}
+    beyond = [port for port in ports if not ipaddress.ip_address(port[1].removeprefix("::ffff:")).is_loopback]
+    assert len(ports) > 5
+    # Serve gives no choice here; docs/serving.md says so.
+    assert sorted(process for process, *_ in beyond) == sorted(replica.pid for replica in service.replicas())
+    token = service.home / ".ray" / "auth_token"
+    assert (token.stat().st_mode & 0o777, len(token.read_text())) == (0o600, 64)
+
+
+def test_a_connection_that_asks_nothing_is_closed(service):
+    host, port = service.address.split(":")
+    with socket.create_connection((host, int(port)), HANG_S) as connection:
+        assert connection.recv(1) == b""
 
 
 def test_killing_replicas_under_load_loses_no_accepted_request(service, tmp_path):

@@ -15,6 +15,7 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models import table
 
 DEFAULT_BRANCHES = {
+    "ccnn": 2,  # by default on timm's resnet18
     "ccnn_alexnet": 2,
     "ccnn_nin": 2,
     "ccnn_resnet18": 2,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.errors import ConfigurationError, ImageError
 
-from ._pictures import pictures_below, printable
+from ._options import TOKEN
+from ._pictures import Pictures, printable
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Classification, ImageClassifier
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
     model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
     device: Annotated[str, typer.Option(help="auto, or a backend of `ccnn doctor`, strictly.")] = "auto",
     top_k: Annotated[int, typer.Option(help="How many of the most probable classes to print.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    token: Annotated[bool, TOKEN] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write .csv, .jsonl or .parquet instead of lines.")
     ] = None,
@@ -56,7 +58,7 @@ def classify(
         if resume and output.exists() and not _part(output).exists():
             typer.echo(f"{output} is whole already. Delete it to classify again.", err=True)
             return
-    options = {"device": device, "revision": revision, "batch_size": batch_size}
+    options = {"device": device, "revision": revision, "token": token, "batch_size": batch_size}
     if on_ray:
         from ccnn_zoo.serve import RayClassifier
 
@@ -65,29 +67,30 @@ def classify(
         from ccnn_zoo.runtime import load
 
         classifier = load(model, **options)
+    pictures = Pictures(images)
     if output is None:
-        failed = _print(classifier, images, top_k, workers, as_json)
+        failed = _print(classifier, pictures, top_k, workers, as_json)
     else:
-        failed = _write(classifier, images, top_k, workers, output, resume)
+        failed = _write(classifier, pictures, top_k, workers, output, resume)
     if failed:
         raise typer.Exit(1)
 
 
-def _print(classifier: Classifier, images: list[Path], top_k: int, workers: int, as_json: bool) -> int:
+def _print(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, as_json: bool) -> int:
     failed = 0
-    with _bar(images, shown=not sys.stdout.isatty()) as progress:
-        for result in classifier.classify_stream(pictures_below(images), top_k, workers=workers):
+    with _bar(pictures, shown=not sys.stdout.isatty()) as progress:
+        for result in classifier.classify_stream(iter(pictures), top_k, workers=workers):
             progress.show(result)
             failed += result.error is not None
             if as_json:
                 typer.echo(json.dumps(asdict(result)))
             elif result.error is None:
                 typer.echo(printable(_line(result)))
-    return failed
+    return failed + pictures.tell()
 
 
-def _write(classifier: Classifier, images: list[Path], top_k: int, workers: int, output: Path, resume: bool) -> int:
-    """Write the results of all pictures and return how many could not be read."""
+def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, output: Path, resume: bool) -> int:
+    """Write the results of all pictures; return how many, and how many folders, gave nothing."""
     from ccnn_zoo._files import replacing
 
     from ._formats import write
@@ -97,22 +100,27 @@ def _write(classifier: Classifier, images: list[Path], top_k: int, workers: int,
     classes = min(top_k, len(classifier.metadata.labels))
     with Journal(_part(output), run, resume=resume) as journal:
         try:
-            _fill(journal, classifier, images, top_k, workers)
+            _fill(journal, classifier, pictures, top_k, workers)
         except KeyboardInterrupt:
             typer.echo(f"interrupted: {len(journal)} pictures are in {journal.path}. Continue with --resume.", err=True)
             raise typer.Exit(130) from None
+        except ImageError:
+            if not len(journal):  # nothing was found, so nothing is to be continued
+                journal.remove()
+            raise
         with replacing(output) as path:
             write(journal.records(), path, classes)
         failed = sum(record["error"] is not None for record in journal.records())
+        nothing = pictures.tell()
         typer.echo(f"{output}: {len(journal)} pictures, {failed} of which could not be read", err=True)
         journal.remove()
-    return failed
+    return failed + nothing
 
 
-def _fill(journal: Journal, classifier: Classifier, images: list[Path], top_k: int, workers: int) -> None:
-    pictures = (picture for picture in pictures_below(images) if journal.claim(picture))
-    with _bar(images, shown=True, done=len(journal)) as progress:
-        for result in classifier.classify_stream(pictures, top_k, workers=workers):
+def _fill(journal: Journal, classifier: Classifier, pictures: Pictures, top_k: int, workers: int) -> None:
+    wanted = (picture for picture in pictures if journal.claim(picture))
+    with _bar(pictures, shown=True, done=len(journal)) as progress:
+        for result in classifier.classify_stream(wanted, top_k, workers=workers):
             progress.show(result)
             journal.append(asdict(result))
 
@@ -145,14 +153,14 @@ def _fingerprint(classifier: Classifier) -> str:
 class _Progress:
     """A progress bar on stderr, where that is a terminal; broken pictures are named above it or on stderr."""
 
-    def __init__(self, images: list[Path], done: int) -> None:
+    def __init__(self, pictures: Pictures, done: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = Console(stderr=True)
         columns = TextColumn("classified"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=self._console)
-        self._task = self._bar.add_task("", total=sum(1 for _ in pictures_below(images)), completed=done)
+        self._task = self._bar.add_task("", total=sum(1 for _ in pictures), completed=done)
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -173,9 +181,9 @@ class _NoProgress:
             typer.echo(printable(result.error), err=True)
 
 
-def _bar(images: list[Path], *, shown: bool, done: int = 0) -> AbstractContextManager[_Progress | _NoProgress]:
+def _bar(pictures: Pictures, *, shown: bool, done: int = 0) -> AbstractContextManager[_Progress | _NoProgress]:
     """Return the display of a run; rich is imported, and pictures are counted, only where somebody looks."""
-    return _Progress(images, done) if shown and sys.stderr.isatty() else nullcontext(_NoProgress())
+    return _Progress(pictures, done) if shown and sys.stderr.isatty() else nullcontext(_NoProgress())
 
 
 def _line(result: Classification) -> str:

@@ -16,7 +16,8 @@ import typer
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
-from ._pictures import pictures_below, printable
+from ._options import TOKEN
+from ._pictures import Pictures, printable
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Detection, ObjectDetector
@@ -26,7 +27,7 @@ RESULTS = "detections.jsonl"
 
 
 def detect(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
     model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
     device: Annotated[str, typer.Option(help="auto, or a backend of `ccnn doctor`, strictly.")] = "auto",
     score: Annotated[float, typer.Option(help="Leave out objects that the network is less sure of.")] = 0.5,
@@ -35,6 +36,7 @@ def detect(
     ] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    token: Annotated[bool, TOKEN] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")] = False,
 ) -> None:
     """Find objects in pictures: boxes in pixels (x1, y1, x2, y2), labels and scores, and pictures that show them.
@@ -48,11 +50,11 @@ def detect(
 
     if output is not None:
         _check_output(output, images)
-    detector = load_detector(model, device=device, revision=revision)
-    failed = 0
+    detector = load_detector(model, device=device, revision=revision, token=token)
+    failed, pictures = 0, Pictures(images)
     with _results(output) as file:
         names = _Names(images, output)
-        for found in detector.detect(pictures_below(images), score, workers=workers):
+        for found in detector.detect_stream(iter(pictures), score, workers=workers):
             record = asdict(found)
             if found.error is None and output is not None:
                 record["picture"] = names.of(found.source)
@@ -60,7 +62,7 @@ def detect(
                 record |= {"error": found.error} if found.error else {}
             failed += found.error is not None
             _show(found, record, file, as_json=as_json)
-    if failed:
+    if pictures.tell() or failed:
         raise typer.Exit(1)
 
 
@@ -70,8 +72,8 @@ def _check_output(output: Path, images: Iterable[Path]) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigurationError(f"--output {output} is a file. Name a folder.")
     for path in images:
-        source = path.resolve() if path.is_dir() else path.resolve().parent
-        if target == source or (path.is_dir() and target.is_relative_to(source)):
+        source = path.resolve() if os.path.isdir(path) else path.resolve().parent
+        if target == source or (os.path.isdir(path) and target.is_relative_to(source)):
             raise ConfigurationError(f"--output {output} lies where pictures are read ({source}). Name another folder.")
 
 
@@ -89,7 +91,7 @@ class _Names:
     """Names for drawn pictures: those of the sources below the folders named, none given twice."""
 
     def __init__(self, images: Iterable[Path], output: Path | None) -> None:
-        self._folders = [path for path in images if path.is_dir()]
+        self._folders = [path for path in images if os.path.isdir(path)]
         self._taken: set[str] = set()
 
     def of(self, source: str) -> str:

@@ -15,7 +15,7 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.detection import load_detection_data, load_detector
 from ccnn_zoo.errors import CCNNError, ConfigurationError
 from ccnn_zoo.export import DEFAULT_OPSET, FILES, DetectionReport, detector_to_onnx
-from ccnn_zoo.train._images import open_rgb
+from ccnn_zoo.pictures import read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,4 +81,4 @@ def _pictures(given: str | None, trained_on: str | None) -> list[Tensor] | None:
     if not pictures:
         raise ConfigurationError(f"{given or trained_on} has no test pictures")
     chosen = np.unique(np.linspace(0, len(pictures) - 1, COMPARED).astype(int))
-    return [pil_to_tensor(open_rgb(pictures[i].path)).float() / 255 for i in chosen]
+    return [pil_to_tensor(read(pictures[i].path)).float() / 255 for i in chosen]

@@ -9,6 +9,8 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
+from ._options import TOKEN
+
 if TYPE_CHECKING:
     from ccnn_zoo.export import ExportReport
 
@@ -25,7 +27,7 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Compare with torch on all test images of these data, and calibrate int8 on training ones."),
+        typer.Option(help="Compare with torch on all test images of these data; int8's ranges are of training ones."),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; a widely supported one by default.")] = None,
     branch_outputs: Annotated[
@@ -45,6 +47,7 @@ def export(
     report_beside: Annotated[
         bool, typer.Option("--report-beside", help="Write each report as JSON beside its file.")
     ] = False,
+    token: Annotated[bool, TOKEN] = False,
     triton: Annotated[Path | None, typer.Option(help="Also put it into this Triton model repository.")] = None,
     triton_set: Annotated[
         list[str] | None, typer.Option("--triton-set", help="NAME=VALUE, e.g. instances=2; docs/serving.md has all.")
@@ -75,7 +78,7 @@ def export(
     }
     if opset is not None:
         options["opset"] = opset
-    found = _sources.find(source)
+    found = _sources.find(source, token)
     checkpoint = _sources.detector_checkpoint(found)
     if checkpoint is None:
         reports = _export_classifier(found, output, data, precisions, options)

@@ -9,13 +9,15 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError, TrainingInterrupted
 
+from ._options import TOKEN
+
 
 def train(
     recipe: Annotated[str, typer.Option(help="A packaged recipe or a YAML file.")] = "digits",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, curves and history.")] = Path(
         "runs/ccnn"
     ),
-    model: Annotated[str | None, typer.Option(help="A network of `ccnn list`.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network of `ccnn list`, or any of timm's to calibrate.")] = None,
     branches: Annotated[int | None, typer.Option(help="Number K of branches; 1 is the plain network.")] = None,
     data: Annotated[
         str | None,
@@ -25,6 +27,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and noise.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last saved state in the output folder, if there is one.")
+    ] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures and boxes that cannot be used, and say which.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
     values: Annotated[
@@ -50,9 +55,13 @@ def train(
         changes.setdefault("iterations", None)
     if "iterations" in changes and changes["iterations"] is not None:
         changes.setdefault("epochs", None)
-    resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
+    whole = {**Recipe.load(recipe).to_dict(), **changes}
+    boxes = str(whole["data"]).partition(":")[0] in ("voc", "coco")
+    if skip_unreadable:
+        whole["skip_bad_annotations" if boxes else "skip_unreadable"] = True
+    resolved = Recipe.from_mapping(whole, source=f"recipe {recipe} as changed")
     run, quality = run_classifier, "error"
-    if resolved.data.partition(":")[0] in ("voc", "coco"):
+    if boxes:
         from ccnn_zoo.detection import train_detector as run
 
         quality = "map"
@@ -73,14 +82,17 @@ def list_networks(
     hub: Annotated[
         str | None, typer.Option(help="List what this user or organisation has published on the Hugging Face Hub.")
     ] = None,
+    token: Annotated[bool, TOKEN] = False,
 ) -> None:
     """List the networks of the zoo with their sizes: millions of parameters, billions of multiply-adds.
 
     Example:  ccnn list '*resnet*'
     """
     if hub is not None:
-        _list_published(hub, pattern)
+        _list_published(hub, pattern, token)
         return
+    if token:
+        raise ConfigurationError("--token is for --hub: leave it out, or name whose networks to list")
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -109,7 +121,7 @@ def list_networks(
     Console().print(view)
 
 
-def _list_published(author: str, pattern: str) -> None:
+def _list_published(author: str, pattern: str, token: bool) -> None:
     """List networks on the Hub with their errors and sizes: millions of parameters, megabytes of all files."""
     from fnmatch import fnmatchcase
 
@@ -119,7 +131,8 @@ def _list_published(author: str, pattern: str) -> None:
 
     from ccnn_zoo.hub import search
 
-    found = [network for network in search(author) if fnmatchcase(network.repo_id.partition("/")[2], pattern)]
+    published = search(author, token=token)
+    found = [network for network in published if fnmatchcase(network.repo_id.partition("/")[2], pattern)]
     if not found:
         raise ConfigurationError(f"{author} has published no network {pattern!r}; check the spelling of both")
     view = Table("repository", "network", "K", "test %", "trained M", "deployed M", "MB", "precisions", box=SIMPLE_HEAD)

@@ -9,6 +9,8 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
+from ._options import TOKEN
+
 
 def publish(
     source: Annotated[str, typer.Argument(help="A checkpoint, training folder, or folder in the Hub's layout.")],
@@ -20,7 +22,8 @@ def publish(
     parent_commit: Annotated[str | None, typer.Option(help="Publish only on top of this commit.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Export the network in half precision too.")] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Export it in 8-bit integers too, calibrated on the training images.")
+        bool,
+        typer.Option("--int8", help="Export it in 8-bit integers too, with ranges of the training images."),
     ] = False,
     fp16_file: Annotated[Path | None, typer.Option(help="An ONNX file in half precision to publish.")] = None,
     int8_file: Annotated[Path | None, typer.Option(help="An ONNX file in 8-bit integers to publish.")] = None,
@@ -67,6 +70,7 @@ def download(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or int8: only the ONNX file of this precision.")
     ] = None,
+    token: Annotated[bool, TOKEN] = False,
 ) -> None:
     """Download a repository, compare every file with its checksum, and print the folder.
 
@@ -74,4 +78,4 @@ def download(
     """
     from ccnn_zoo import hub
 
-    typer.echo(hub.download(repo_id, revision=revision, precision=precision))
+    typer.echo(hub.download(repo_id, revision=revision, precision=precision, token=token))

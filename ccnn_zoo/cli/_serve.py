@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ._options import TOKEN
+
 
 def serve(
     model: Annotated[str, typer.Argument(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
@@ -17,11 +19,14 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="CPU threads of each; by default the cores are shared.")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu; cuda takes one GPU a replica.")] = "auto",
     precision: Annotated[str, typer.Option(help="Which file of a repository: fp32, fp16 or int8.")] = "fp32",
+    token: Annotated[bool, TOKEN] = False,
     batch_size: Annotated[int, typer.Option(help="Pictures that a replica classifies at once.")] = 16,
     batch_wait: Annotated[float, typer.Option(help="Seconds that a picture waits for others.")] = 0.005,
     max_bytes: Annotated[int, typer.Option(help="Largest body of a request; larger ones get 413.")] = 10_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of a picture; larger ones get 413.")] = 48_000_000,
     max_pending: Annotated[int, typer.Option(help="Requests held at once; further ones get 503.")] = 128,
     timeout: Annotated[float, typer.Option(help="Seconds to receive a request, and again to answer it.")] = 30.0,
+    header_timeout: Annotated[float, typer.Option(help="Seconds for a request's headers, then it is cut off.")] = 10.0,
     address: Annotated[str, typer.Option(help="local starts Ray here; auto joins this machine's cluster.")] = "local",
     name: Annotated[str, typer.Option(help="The Serve application's name, one a cluster.")] = "ccnn",
 ) -> None:
@@ -41,13 +46,16 @@ def serve(
         model,
         device=device,
         precision=precision,
+        token=token,
         replicas=replicas,
         threads=threads,
         max_batch_size=batch_size,
         batch_wait_s=batch_wait,
         max_bytes=max_bytes,
+        max_pixels=max_pixels,
         max_pending=max_pending,
         timeout_s=timeout,
+        header_timeout_s=header_timeout,
         host=host,
         port=port,
         address=address,

@@ -16,33 +16,36 @@ from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint,
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
-CALIBRATION_IMAGES = 512
+INT8_IMAGES = 512
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def find(source: str) -> Path | str:
+def find(source: str, token: bool = False) -> Path | str:
     """Return what ``source`` names: a checkpoint file, the folder of a verified repository, or a timm name.
 
     Args:
         source: a checkpoint or training folder, a repository folder (as it is or as ``local:FOLDER``), a Hub id
             ``org/name``, or a timm name.
+        token: send the stored token to the Hub, for private repositories.
 
     Raises:
         RepositoryError: ``source`` is none of these.
         IntegrityError: a file of the repository differs from its checksum.
     """
     path = checkpoint_path(source)
+    if token and (path.is_file() or timm.is_model(source)):
+        raise ConfigurationError(f"--token is for Hub repositories, {source!r} is none. Leave it out.")
     if path.is_file():
         return path
     if timm.is_model(source):
         return source
     if (is_there(path) and path.is_dir()) or source.startswith("local:"):
-        return hub.download(f"local:{path}" if path.is_dir() else source)
+        return hub.download(f"local:{path}" if path.is_dir() else source, token=token)
     if source.count("/") == 1:
         try:
-            return hub.download(source)
+            return hub.download(source, token=token)
         except RepositoryError as error:  # a misspelt folder looks like a Hub id
             raise RepositoryError(f"there is no file or folder {source!r} here, and on the Hub: {error}") from error
     raise RepositoryError(
@@ -108,7 +111,7 @@ def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, A
 
 
 def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]:
-    """Return the images that an export takes: labelled test images, and training images to calibrate int8 on.
+    """Return the images that an export takes: labelled test images, and training images to measure int8's ranges on.
 
     Args:
         data: name of the data, None where there are none.
@@ -129,7 +132,7 @@ def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]
     found: dict[str, Any] = {"images": evaluation_batches(loaded)}
     if wants_training:
         # Spread over the set, which may be sorted by class; preprocessed as test images are.
-        count = min(CALIBRATION_IMAGES, len(loaded.train))
+        count = min(INT8_IMAGES, len(loaded.train))
         chosen = np.linspace(0, len(loaded.train) - 1, count).astype(np.int64)
-        found["calibration"] = evaluation_batches(replace(loaded, test=loaded.train.subset(chosen)))
+        found["int8_images"] = evaluation_batches(replace(loaded, test=loaded.train.subset(chosen)))
     return found

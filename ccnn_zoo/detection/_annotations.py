@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.errors import ConfigurationError, ImageError
+from ccnn_zoo.pictures import upright_size
 
 from ._pictures import AnnotatedPicture
 
@@ -54,12 +54,9 @@ class Collector:
             objects: as annotated.
         """
         try:
-            with Image.open(path) as image:
-                found = ImageOps.exif_transpose(image).size if image.getexif().get(0x0112, 1) > 4 else image.size
-        except FileNotFoundError:
-            return self._report(where, f"the picture {path} is missing")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return self._report(where, f"the picture {path} cannot be read ({error})")
+            found = upright_size(path)
+        except ImageError as error:
+            return self._report(where, f"the picture {error}")
         if size is not None and size != found:
             return self._report(where, f"says {size[0]} x {size[1]} pixels, {path.name} has {found[0]} x {found[1]}")
         good = [each for each in objects if self._is_good(where, each, *found)]

@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from ccnn_zoo._branches import merge_features
 from ccnn_zoo._rebuild import created
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.models import zoo_name
 
 PYRAMID_CHANNELS = 256
 _FINEST_OF_PYRAMID = 4
@@ -82,14 +83,19 @@ class DetectorBackbone(nn.Module):
 
 
 def _features(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    return created(name, features_only=True, **arguments)
+    registered, base = zoo_name(name)
+    return created(registered, features_only=True, **base, **arguments)
 
 
 def _levels(name: str, arguments: Mapping[str, Any], stride: int, fpn: bool) -> Sequence[int]:
     """Return the indices of the network's levels that a detector reads."""
-    known = timm.list_models("ccnn_*")
-    if name not in known:
-        raise ConfigurationError(f"backbone must be one of {', '.join(known)}, got {name!r}")
+    try:
+        zoo_name(name)
+    except ConfigurationError as error:
+        known = ", ".join(timm.list_models("ccnn_*"))
+        raise ConfigurationError(
+            f"backbone must be one of {known}, or a plain network of timm's, got {name!r}"
+        ) from error
     with torch.device("meta"):  # only to ask for its strides
         reductions = _features(name, arguments).feature_info.reduction()
     # Of levels with one stride the deepest; a dict keeps the last.

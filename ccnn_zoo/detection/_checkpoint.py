@@ -11,6 +11,7 @@ from torchvision.models.detection import FasterRCNN
 
 from ccnn_zoo._rebuild import filled, parsed
 from ccnn_zoo._sealed import read_sealed, write_sealed
+from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.checkpoint import TrainingRecord, read_record
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
@@ -21,9 +22,10 @@ def save_detector(path: str | os.PathLike[str], detector: FasterRCNN, record: Tr
     """Write a detector and how it was trained to one safetensors file, atomically.
 
     Raises:
-        ConfigurationError: it was not made by :func:`create_detector`.
+        ConfigurationError: it was not made by :func:`create_detector`, or is a wrapper of such a one.
         RepositoryError: the folder cannot be written; what was there before is left untouched.
     """
+    detector = unwrapped(detector)
     texts = {"detector": json.dumps(detector_config(detector)), "record": json.dumps(asdict(record))}
     write_sealed(path, detector.state_dict(), texts)
 

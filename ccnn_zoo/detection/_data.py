@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.pictures import read
 from ccnn_zoo.train._batches import _AUGMENTATION, derived_seed
-from ccnn_zoo.train._images import open_rgb
 
 from ._coco import coco
 from ._pictures import AnnotatedPicture, DetectionData
@@ -72,7 +72,7 @@ class DetectionView(Dataset[DetectionBatch]):
 
     def _item(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         picture = self._pictures[index]
-        image = pil_to_tensor(open_rgb(picture.path)).float().div_(255)
+        image = pil_to_tensor(read(picture.path)).float().div_(255)
         kept = ~picture.ignored if self._training else np.ones(len(picture.labels), dtype=bool)
         boxes = torch.from_numpy(picture.boxes[kept])
         if self._flipped[index]:

@@ -63,7 +63,8 @@ def create_detector(
     count from 1, 0 is the background. :func:`ccnn_zoo.fold` gives the plain network with the same outputs.
 
     Args:
-        backbone: timm name of a network, such as ``"ccnn_resnet18"`` or ``"ccnn_alexnet"``.
+        backbone: timm name of a network, such as ``"ccnn_resnet18"`` or ``"ccnn_alexnet"``, or of a plain one, which is
+            calibrated: ``"resnet50"``.
         num_classes: kinds of objects, without the background.
         labels: their names.
         branches: number K of branches; 1 is the plain network.

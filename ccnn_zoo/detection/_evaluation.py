@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from ccnn_zoo.train._images import open_rgb
+from ccnn_zoo.pictures import read
 
 from ._coco_figures import coco_evaluate
 from ._data import as_numpy
@@ -42,7 +42,7 @@ def detect(
     detector = detector.to(device).eval()
     found = []
     for picture in pictures:
-        image = pil_to_tensor(open_rgb(picture.path)).to(device).float().div_(255)
+        image = pil_to_tensor(read(picture.path)).to(device).float().div_(255)
         found.append(as_numpy(detector([image])[0]))
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.train._data import LAYOUTS as CLASSIFICATION_LAYOUTS
 from ccnn_zoo.train._images import TEST_SPLITS
 
 ROBOFLOW = "_annotations.coco.json"
@@ -20,7 +21,7 @@ LAYOUTS = (
     ("`voc:`", "VOC", "`ImageSets/Main/trainval.txt`, else `train.txt`", "`test.txt`, else `val.txt`"),
     ("`voc:`", "CVAT", "`ImageSets/Main/default.txt`", "a fifth of it, by a sum over the pictures' names"),
 )
-"""What is read: (source, who writes it, training annotations or list, those that are tested on)."""
+"""What is read with boxes: (source, who writes it, training annotations or list, those that are tested on)."""
 
 
 EXPECTED = (
@@ -30,8 +31,8 @@ EXPECTED = (
 
 
 def layout_table() -> list[str]:
-    """Return the layouts as a table for the documents."""
-    rows = ("data", "as written by", "trained on", "tested on"), ("---",) * 4, *LAYOUTS
+    """Return all layouts, with and without boxes, as a table for the documents."""
+    rows = ("data", "as written by", "trained on", "tested on"), ("---",) * 4, *CLASSIFICATION_LAYOUTS, *LAYOUTS
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

@@ -28,7 +28,16 @@ from ._voc_protocol import voc_evaluate
 
 _NOT_FOR_DETECTORS = (
     *("image_size", "crop_padding", "crop_scale", "auto_augment", "color_jitter", "random_erasing"),
-    *("mixup", "cutmix", "label_smoothing", "branches_at_once", "start_from", "objective", "teacher"),
+    *(
+        "mixup",
+        "cutmix",
+        "label_smoothing",
+        "branches_at_once",
+        "start_from",
+        "skip_unreadable",
+        "objective",
+        "teacher",
+    ),
 )
 _HELD_OUT = 3  # of the draws that ccnn_zoo.train numbers from 0
 

@@ -9,10 +9,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from ccnn_zoo._files import read_text
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.pictures import SUFFIXES
 
 from ._annotations import Collector, RawObject, hold_out, refuse_or_skip, require_pictures, shared_pictures
 from ._pictures import VOC_LABELS, AnnotatedPicture, DetectionData
@@ -158,7 +157,7 @@ class _Reader:
                 self.renamed.append(f"{stem}.xml, which says {written!r}")
             return folder / (written if written in found else found[0])
         if not renamed or not (folder / written).is_file():
-            return folder / f"{own}.jpg"  # of which the collector says that it is missing
+            return folder / f"{own}.jpg"  # of which the collector says that there is no such file
         owner = PurePosixPath(written).stem
         if (self._annotations / f"{owner}.xml").is_file():
             raise BadValueError(
@@ -171,7 +170,7 @@ class _Reader:
             names = sorted(os.listdir(folder)) if folder.is_dir() else []
             by_stem = self.scanned[folder] = defaultdict(list)
             for name in map(PurePosixPath, names):
-                if name.suffix.lower() in Image.registered_extensions():
+                if name.suffix.lower() in SUFFIXES and not name.name.startswith("."):
                     by_stem[name.stem].append(name.name)
         return self.scanned[folder]
 

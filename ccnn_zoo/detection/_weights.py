@@ -70,9 +70,9 @@ def load_classifier(backbone: DetectorBackbone, classifier: nn.Module, mixing: s
             f"backbone_weights has branches={branches}, the detector branches={backbone.branches}; give both the same, "
             "or weights of a plain network"
         )
-    # timm's feature extractors join the first two levels of a name: features.0 becomes features_0.
+    # timm's feature extractors join the first two levels of a name, features.0 becomes features_0; or hold a model.
     given = {_joined(name): tensor for name, tensor in classifier.state_dict().items()}
-    weights = {name: given.get(_joined(name)) for name in backbone.body.state_dict()}
+    weights = {name: given.get(_joined(name.removeprefix("model."))) for name in backbone.body.state_dict()}
     unfit = [name for name, own in backbone.body.state_dict().items() if not _fits(own, weights[name], name)]
     if unfit:
         raise ConfigurationError(

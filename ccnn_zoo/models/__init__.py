@@ -3,6 +3,7 @@
 from ._table import ZooRow as ZooRow
 from ._table import table as table
 from .ccnn_alexnet import CalibratedAlexNet as CalibratedAlexNet
+from .ccnn_any import FINE_TUNED as FINE_TUNED
 from .ccnn_any import zoo_name as zoo_name
 from .ccnn_nin import CalibratedNIN as CalibratedNIN
 from .ccnn_resnet import CalibratedResNet as CalibratedResNet

@@ -42,7 +42,7 @@ def table(pattern: str = "*") -> list[ZooRow]:
     Args:
         pattern: shell pattern of names, e.g. ``"*cifar*"``.
     """
-    return [_row(name) for name in timm.list_models("ccnn_*") if fnmatchcase(name, pattern)]
+    return [_row(name) for name in timm.list_models("ccnn*") if fnmatchcase(name, pattern)]
 
 
 def _row(name: str) -> ZooRow:

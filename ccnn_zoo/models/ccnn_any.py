@@ -93,13 +93,15 @@ def zoo_name(name: str) -> tuple[str, dict[str, str]]:
     """Return the registered name of ours, and its arguments, of the network that ``name`` names.
 
     Args:
-        name: a network of the zoo, or one of timm's, which is then calibrated.
+        name: a network of the zoo, or one of timm's, which is then calibrated: ``"resnet50"`` or ``"ccnn.resnet50"``.
 
     Raises:
         ConfigurationError: timm knows no such network.
     """
     if name in timm.list_models(f"{GENERIC}*"):
         return name, {}
+    if isinstance(name, str):
+        name = name.removeprefix(f"{GENERIC}.")
     _check_base(name)
     return GENERIC, {"base": name}
 

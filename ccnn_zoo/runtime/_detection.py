@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ccnn_zoo import pictures
 from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata
+from ccnn_zoo.pictures import ImageInput
 
-from . import _images
 from ._backend import Backend, OpenOptions, Session
 from ._checks import at_least_one
 from ._header import Header
-from ._images import ImageInput
 from ._loading import locate, path_of, read_safely
 from ._registry import check_device, open_session
 from ._stream import mapped
@@ -85,32 +85,43 @@ class ObjectDetector:
             f"{len(self.metadata.labels)} labels, {self.provider})"
         )
 
-    def detect(
-        self, images: ImageInput | Iterable[ImageInput], score: float = 0.5, *, workers: int = 0
-    ) -> Iterator[Detection]:
-        """Find the objects in one image or many, one after another; endless iterables are welcome.
+    def detect(self, images: ImageInput | Iterable[ImageInput], score: float = 0.5) -> list[Detection]:
+        """Find the objects in one image or many.
 
         An image that cannot be read gives an entry with ``error``; the others are looked through all the same.
 
         Args:
             images: paths, PIL images or uint8 arrays, as :meth:`ImageClassifier.classify` takes them.
             score: objects less sure than this are left out, in [0, 1]; the network's own limit is 0.05 by default.
-            workers: threads that decode images ahead of the network; 0 decodes each when it is due.
 
         Returns:
             one entry per image, in the order of ``images``.
 
         Raises:
-            ConfigurationError: ``score`` or ``workers`` is out of range.
+            ConfigurationError: ``score`` is out of range.
             ImageError: an input is neither a path nor a PIL image nor such an array.
             DeviceError: the device fails while it runs, e.g. by lack of memory.
             IntegrityError: the network gives what no detector gives.
+        """
+        return list(self.detect_stream(images, score))
+
+    def detect_stream(
+        self, images: ImageInput | Iterable[ImageInput], score: float = 0.5, *, workers: int = 0
+    ) -> Iterator[Detection]:
+        """Find the objects in images one after another, as :meth:`detect` does; endless iterables are welcome.
+
+        Args:
+            images, score: as in :meth:`detect`.
+            workers: threads that decode images ahead of the network; 0 decodes each when it is due.
+
+        Raises:
+            ConfigurationError: ``workers`` is out of range, and all that :meth:`detect` raises.
         """
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise ConfigurationError(f"score must be a number in [0, 1], got {score!r}")
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
-        return self._stream(_images.iterate(images), float(score), workers)
+        return self._stream(pictures.iterate(images), float(score), workers)
 
     def predict(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
         """Return the network's own outputs for one picture.
@@ -169,6 +180,7 @@ def load_detector(
     *,
     device: str | Backend = "auto",
     revision: str | None = None,
+    token: str | bool = False,
     threads: int | None = None,
 ) -> ObjectDetector:
     """Load an exported detector; :func:`ccnn_zoo.runtime.load` does the same for classifiers.
@@ -179,6 +191,7 @@ def load_detector(
         device: what runs it, as of :func:`load`; ``"auto"`` takes CUDA if it starts, else the CPU, all others are
             strict. On a GPU, sizes and indices are computed on the CPU, as onnxruntime finds best.
         revision: branch, tag or commit of a Hub repository.
+        token: for private repositories, as of :func:`load`; by default none is sent.
         threads: CPU threads of one inference; None takes all cores.
 
     Raises:
@@ -193,7 +206,7 @@ def load_detector(
     check_device(device)
 
     def opened() -> ObjectDetector:
-        path = locate(os.fspath(path_or_repo_id), revision, "fp32")
+        path = locate(os.fspath(path_or_repo_id), revision, "fp32", token=token)
         header = read_safely(path)
         metadata = DetectorMetadata.from_props(header.properties, source=str(path))
         _check_graph(header, str(path))
@@ -223,9 +236,9 @@ class _Prepared(NamedTuple):
 def _prepared(numbered: tuple[int, ImageInput]) -> _Prepared:
     """Decode one image; called in several threads at once."""
     position, image = numbered
-    name = _images.name_of(image, position)
+    name = pictures.name_of(image, position)
     try:
-        return _Prepared(name, _values(_images.read(image, 3, name)))
+        return _Prepared(name, _values(pictures.read(image, 3, name)))
     except ImageError as error:
         return _Prepared(name, None, str(error))
     except MemoryError:
@@ -240,5 +253,5 @@ def _values(picture: Image.Image) -> NDArray[np.float32]:
 def _numbered(images: Iterator[ImageInput]) -> Iterator[tuple[int, ImageInput]]:
     """Number the images; refuse what is none as it is drawn."""
     for position, image in enumerate(images):
-        _images.check(image, position)
+        pictures.check(image, position)
         yield position, image

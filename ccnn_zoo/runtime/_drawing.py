@@ -6,9 +6,10 @@ import zlib
 
 from PIL import Image, ImageDraw, ImageFont
 
-from . import _images
+from ccnn_zoo import pictures
+from ccnn_zoo.pictures import ImageInput
+
 from ._detection import Detection
-from ._images import ImageInput
 
 # Okabe and Ito's colours, which people tell apart whose eyes differ; the darkest is left out.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -26,7 +27,7 @@ def draw(image: ImageInput, detection: Detection, labels: tuple[str, ...] = ()) 
     Raises:
         ImageError: the image cannot be read.
     """
-    picture = _images.read(image, 3, detection.source).copy()
+    picture = pictures.read(image, 3, detection.source).copy()
     canvas = ImageDraw.Draw(picture)
     side = min(picture.size)
     line, font = max(1, side // 200), ImageFont.load_default(max(10, side // 35))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo._onnx_contents import refused_network
@@ -27,6 +28,7 @@ def load(
     device: str | Backend = "auto",
     metadata: ModelMetadata | None = None,
     revision: str | None = None,
+    token: str | bool = False,
     precision: str = "fp32",
     threads: int | None = None,
     batch_size: int = 32,
@@ -44,6 +46,8 @@ def load(
             and takes the CPU.
         metadata: labels and preprocessing for a file that carries none; where given, the file's own do not count.
         revision: branch, tag or commit of a Hub repository.
+        token: for private repositories: True for the one of ``hf auth login`` or ``HF_TOKEN``, or a token. By default
+            none is sent.
         precision: which ONNX file of a repository: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         threads: CPU threads of one inference; None takes all cores.
         batch_size: images that are classified at once.
@@ -63,7 +67,7 @@ def load(
     whole = device != AUTO and find(device).whole_repository
 
     def opened() -> ImageClassifier:
-        path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole)
+        path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole, token=token)
         header = read_safely(path)
         if header.properties.get("task") == DETECTION:
             raise MetadataError(
@@ -96,7 +100,7 @@ def read_safely(path: Path) -> Header:
     return read_header(path)
 
 
-def locate(name: str, revision: str | None, precision: str, *, whole: bool = False) -> Path:
+def locate(name: str, revision: str | None, precision: str, *, whole: bool = False, token: str | bool = False) -> Path:
     """Return the ONNX file that a name stands for; those of repositories are compared with their checksums.
 
     Args:
@@ -104,32 +108,35 @@ def locate(name: str, revision: str | None, precision: str, *, whole: bool = Fal
         revision: of a Hub repository.
         precision: which ONNX file of a repository.
         whole: bring and compare all files of a repository, where the fp32 one is wanted.
+        token: for a private Hub repository.
     """
     path = Path(name).expanduser()
     if path.is_file():
-        _refuse_revision(name, revision)
+        _refuse_for_paths(name, revision=revision, token=token)
         folder = path.absolute().parent.parent
         # A repository's file named by itself is still compared with its checksum.
         if path.absolute().parent.name == "onnx" and (folder / "manifest.json").is_file():
             _verify(folder, path.name, whole)
         return path
     if path.is_dir():
-        _refuse_revision(name, revision)
+        _refuse_for_paths(name, revision=revision, token=token)
         return _verified(f"{_LOCAL}{path}", precision, whole)
     if name.startswith(_LOCAL):
-        _refuse_revision(name, revision)
+        _refuse_for_paths(name, revision=revision, token=token)
         return _verified(name, precision, whole)
     if _HUB_ID.fullmatch(name) and path.suffix != ".onnx":
-        return _verified(name, precision, whole, revision)
+        return _verified(name, precision, whole, revision=revision, token=token)
     raise RepositoryError(
         f"no network found for {name!r}: it is no existing file or folder (tried {path.absolute()}), does "
         "not start with 'local:', and is no Hub id of the form 'org/name'. Check the spelling."
     )
 
 
-def _refuse_revision(name: str, revision: str | None) -> None:
-    if revision is not None:
-        raise ConfigurationError(f"revision={revision!r} is for Hub ids, {name!r} is a path. Leave it out.")
+def _refuse_for_paths(name: str, **arguments: object) -> None:
+    for argument, value in arguments.items():
+        if value is not None and value is not False:
+            # The value may be a token: it is not shown.
+            raise ConfigurationError(f"{argument} is for Hub ids, {name!r} is a path. Leave it out.")
 
 
 def _verify(folder: Path, name: str, whole: bool) -> None:
@@ -139,8 +146,8 @@ def _verify(folder: Path, name: str, whole: bool) -> None:
     hub.download(f"{_LOCAL}{folder}", precision=None if whole else precisions.get(f"onnx/{name}"))
 
 
-def _verified(repo_id: str, precision: str, whole: bool, revision: str | None = None) -> Path:
+def _verified(repo_id: str, precision: str, whole: bool, **of_hub: Any) -> Path:
     from ccnn_zoo import hub  # imports huggingface_hub, which a plain .onnx file does not need
 
     wanted = None if whole and precision == "fp32" else precision
-    return hub.download(repo_id, revision=revision, precision=wanted) / hub.PRECISIONS[precision]
+    return hub.download(repo_id, precision=wanted, **of_hub) / hub.PRECISIONS[precision]

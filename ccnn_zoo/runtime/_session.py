@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ccnn_zoo import pictures
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.pictures import ImageInput
 
-from . import _images
 from ._backend import Session, like
 from ._checks import at_least_one, checked_batch, checked_tensor
 from ._header import Header
-from ._images import ImageInput
 from ._preprocess import preprocess, whole_picture
 from ._results import Classification, most_probable, softmax
 from ._stream import batches, mapped
@@ -96,7 +96,7 @@ class ImageClassifier:
         """
         if not isinstance(workers, int) or workers < 0:
             raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
-        return self._stream(_images.iterate(images), at_least_one("top_k", top_k), workers)
+        return self._stream(pictures.iterate(images), at_least_one("top_k", top_k), workers)
 
     def predict(self, batch: NDArray) -> NDArray:
         """Return the logits of preprocessed images.
@@ -146,9 +146,9 @@ class ImageClassifier:
     def _prepare(self, numbered: tuple[int, ImageInput]) -> _Prepared:
         """Decode one image and preprocess it; called in several threads at once."""
         position, image = numbered
-        name = _images.name_of(image, position)
+        name = pictures.name_of(image, position)
         try:
-            picture = _images.read(image, self.metadata.input_size[0], name)
+            picture = pictures.read(image, self.metadata.input_size[0], name)
         except ImageError as error:
             return _Prepared(name, None, str(error))
         if self.metadata.preprocessing_in_graph:
@@ -186,5 +186,5 @@ class _Prepared(NamedTuple):
 def _checked(images: Iterator[ImageInput]) -> Iterator[tuple[int, ImageInput]]:
     """Number the images; refuse what is none as it is drawn."""
     for position, image in enumerate(images):
-        _images.check(image, position)
+        pictures.check(image, position)
         yield position, image

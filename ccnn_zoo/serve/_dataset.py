@@ -19,7 +19,7 @@ from ccnn_zoo.errors import ConfigurationError, DeviceError
 from ccnn_zoo.runtime import Classification, Prediction
 
 from . import _ray
-from ._options import GPU_DEVICES, check_count, threads_each
+from ._options import GPU_DEVICES, check_count, check_flag, threads_each
 
 PICTURES_A_JOB = 100_000
 """Names that one job holds in memory; more pictures are further jobs, one after another."""
@@ -32,6 +32,7 @@ class RayClassifier:
         model: what :func:`ccnn_zoo.runtime.load` takes; every machine must be able to reach it, and the pictures.
         device: ``"cpu"``, ``"cuda"`` (one GPU a process) or ``"auto"``.
         revision: branch, tag or commit of a Hub repository.
+        token: whether the stored token is sent to the Hub, for a private repository: each machine's own.
         precision: which ONNX file of a repository.
         processes: that hold the network.
         threads: CPU threads of each; None shares this machine's cores among them.
@@ -53,19 +54,22 @@ class RayClassifier:
         *,
         device: str = "auto",
         revision: str | None = None,
+        token: bool = False,
         precision: str = "fp32",
         processes: int = 2,
         threads: int | None = None,
         batch_size: int = 32,
         address: str = _ray.LOCAL,
     ) -> None:
-        _ray.require("ray", "pyarrow")
+        _ray.require("ray", "pyarrow", address=address)
         check_count("processes", processes)
         self._processes = processes
         self._threads = threads_each(processes) if threads is None else threads
         self._gpus = int(device in GPU_DEVICES)
         self._address = address
-        options = {"revision": revision, "precision": precision, "threads": self._threads, "batch_size": batch_size}
+        check_flag("token", token)
+        options = {"revision": revision, "token": token, "precision": precision}
+        options |= {"threads": self._threads, "batch_size": batch_size}
         # The process that sends out the work may have no GPU.
         here = runtime.load(model, device="cpu" if self._gpus else device, **options)
         self.metadata = here.metadata

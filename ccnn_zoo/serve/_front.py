@@ -143,7 +143,8 @@ class Front:
         reply = await self._answered(self._handle.classify, picture, top_k)
         if reply.status != OK:
             raise HTTPException(reply.status, reply.error)
-        self._metrics.batches.observe(reply.batch)
+        if reply.batch:
+            self._metrics.batches.observe(reply.batch)
         names = ("label", "probability", "index")
         return JSONResponse({"predictions": [dict(zip(names, p, strict=True)) for p in reply.predictions]})
 

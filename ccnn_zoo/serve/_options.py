@@ -22,13 +22,18 @@ class ServeOptions:
         device: what runs it, see :func:`ccnn_zoo.runtime.load`. Ray shows a GPU only to replicas that ask for one by
             ``"cuda"`` or ``"tensorrt"``.
         precision: which ONNX file of a repository.
+        token: whether the stored token is sent to the Hub, for a private repository: each machine's own.
         replicas: processes that hold the network.
         threads: CPU threads of each; None shares this machine's cores among the replicas.
         max_batch_size: pictures that a replica classifies at once.
         batch_wait_s: seconds that the first picture of a batch waits for others.
         max_bytes: size of a request's body, refused with 413 beyond it.
+        max_pixels: of one picture, refused with 413 beyond it. By default four times what a camera of 12 megapixels
+            gives; a replica decodes one picture at a time, so that this bounds its memory.
         max_pending: requests that are held at once, refused with 503 beyond it.
         timeout_s: seconds for reading a request, and again for answering it.
+        header_timeout_s: seconds for a request's headers; a connection that has sent none by then, or not all of them,
+            is closed.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         address: ``"local"`` starts Ray on this machine, ``"auto"`` joins the cluster that it belongs to.
@@ -41,27 +46,33 @@ class ServeOptions:
     model: str
     device: str = "auto"
     precision: str = "fp32"
+    token: bool = False
     replicas: int = 1
     threads: int | None = None
     max_batch_size: int = 16
     batch_wait_s: float = 0.005
     max_bytes: int = 10_000_000
+    max_pixels: int = 48_000_000
     max_pending: int = 128
     timeout_s: float = 30.0
+    header_timeout_s: float = 10.0
     host: str = "127.0.0.1"
     port: int = 8000
     address: str = LOCAL
     name: str = "ccnn"
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "max_batch_size", "max_bytes", "max_pending"):
+        for name in ("replicas", "max_batch_size", "max_bytes", "max_pixels", "max_pending"):
             check_count(name, getattr(self, name))
+        check_flag("token", self.token)
         if self.threads is not None:
             check_count("threads", self.threads)
         if not _is_number(self.batch_wait_s) or self.batch_wait_s < 0:
             raise ConfigurationError(f"batch_wait_s must be seconds of at least 0, got {self.batch_wait_s!r}")
-        if not _is_number(self.timeout_s) or self.timeout_s <= 0:
-            raise ConfigurationError(f"timeout_s must be more than 0 seconds, got {self.timeout_s!r}")
+        for name in ("timeout_s", "header_timeout_s"):
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0:
+                raise ConfigurationError(f"{name} must be more than 0 seconds, got {value!r}")
         if not _is_integer(self.port) or not 0 <= self.port < 2**16:
             raise ConfigurationError(f"port must be from 0 to 65535, got {self.port!r}")
         if not self.name or "#" in self.name:
@@ -91,6 +102,16 @@ def check_count(name: str, value: object) -> None:
     """
     if not _is_integer(value) or value < 1:
         raise ConfigurationError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False: a token itself would be kept among what Ray knows of a deployment.
+
+    Raises:
+        ConfigurationError: names the argument, and not its value.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False: the stored token is sent, or none")
 
 
 def _is_integer(value: object) -> bool:

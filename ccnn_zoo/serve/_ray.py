@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.errors import ConfigurationError, DeviceError, RepositoryError
 
 _logger = logging.getLogger("ccnn_zoo.serve")
 
@@ -18,12 +19,18 @@ OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Of a local Ray; pictures that wait beyond that go to the disk."""
 
 
-def require(*modules: str) -> None:
+def require(*modules: str, address: str) -> None:
     """Refuse to go on where the extra ``serve`` is not installed.
+
+    Args:
+        modules: what is needed; the first call in a process imports Ray.
+        address: where Ray will run, as of :func:`running`.
 
     Raises:
         ConfigurationError: a module is missing; names it and the command that installs it.
     """
+    if address == LOCAL:
+        _keep_to_this_machine()
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ConfigurationError(f"{', '.join(missing)} is not installed. pip install 'ccnn-zoo[serve]'")
@@ -44,12 +51,17 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[bool]:
 
     Raises:
         RepositoryError: there is no cluster at the address.
+        DeviceError: Ray does not start here.
     """
+    if address == LOCAL:
+        _keep_to_this_machine()
     import ray
 
     if ray.is_initialized():
         yield False
         return
+    if address == LOCAL:
+        _keep_token_private()
     # Ray counts its users by sending reports home; a service does nothing that nobody asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -67,12 +79,42 @@ def running(address: str, cpus: int, gpus: float = 0) -> Iterator[bool]:
         raise RepositoryError(
             f"no Ray cluster at {address!r}: {error}. Start one, or leave the address out."
         ) from error
+    except Exception as error:  # a plain one, where Ray's processes do not start in time
+        raise DeviceError(f"Ray does not start: {error} Try again when the machine is less busy.") from error
     try:
         if address != LOCAL:
             _say_if_short({"CPU": cpus, "GPU": gpus})
         yield address == LOCAL
     finally:
         ray.shutdown()
+
+
+def _keep_to_this_machine() -> None:
+    """Let a Ray that is started here listen on the loopback interface alone.
+
+    By Ray's own switch for systems where it shall form no clusters. Ray reads it when it is imported, so that a program
+    which has imported Ray before sets it by itself.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _keep_token_private() -> None:
+    """Make the token with which one runs code in a Ray of this user readable for this user alone.
+
+    Ray makes the file where there is none, readable for everybody.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # Ray will say what is wrong with it
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            path.chmod(0o600)
+            return
+        with open(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
 
 
 def _say_if_short(needed: dict[str, float]) -> None:

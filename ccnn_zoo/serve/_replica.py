@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import math
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +18,8 @@ from ray import serve
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import CCNNError
+from ccnn_zoo.pictures import FORMATS, identified
 from ccnn_zoo.runtime import Classification
-from ccnn_zoo.runtime._images import FORMATS, identified
 
 from ._options import ServeOptions
 
@@ -30,7 +35,7 @@ class Reply(NamedTuple):
         status: HTTP's status code: 200, or what is wrong with the picture.
         predictions: (label, probability, index), the most probable class first.
         error: what is wrong with the picture.
-        batch: pictures that were classified together with it, itself included.
+        batch: of the first of those that were classified together, how many they are; 0 of the others.
     """
 
     status: int
@@ -47,10 +52,16 @@ class Replica:
     """
 
     def __init__(self, options: ServeOptions) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ccnn-classify")
+        self._max_pixels = options.max_pixels
+        # For what a header does not tell, as of a large PNG in a small icon. The process is the replica's alone.
+        Image.MAX_IMAGE_PIXELS = options.max_pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         self._classifier = runtime.load(
             options.model,
             device=options.device,
             precision=options.precision,
+            token=options.token,
             threads=options.threads_each,
             batch_size=options.max_batch_size,
         )
@@ -76,44 +87,70 @@ class Replica:
 
     @serve.batch
     async def together(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
-        """Classify pictures that came at the same time, in a thread: the next ones are received meanwhile."""
-        return await asyncio.to_thread(self._replies, pictures, top_k)
+        """Classify pictures that came at the same time, in a thread: the next ones are received meanwhile.
+
+        Always in the same one: the C library keeps freed memory for the thread that had it.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._replies, pictures, top_k)
 
     def _replies(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
-        opened = [_opened(picture) for picture in pictures]
-        images = [image for image in opened if not isinstance(image, Reply)]
-        results = iter(self._classified(images, max(top_k)))
+        seen = [self._looked_at(picture) for picture in pictures]
+        good = [(picture, one) for picture, one in zip(pictures, seen, strict=True) if not isinstance(one, Reply)]
+        answers = chain.from_iterable(self._answers(part, max(top_k)) for part in self._parts(good))
         return [
-            image if isinstance(image, Reply) else _reply(next(results), count, len(images))
-            for image, count in zip(opened, top_k, strict=True)
+            one if isinstance(one, Reply) else _reply(*next(answers), count)
+            for one, count in zip(seen, top_k, strict=True)
         ]
 
-    def _classified(self, images: list[Image.Image], top_k: int) -> list[Classification | Reply]:
+    def _looked_at(self, picture: bytes) -> int | Reply:
+        """Return how many pixels a picture has, by its header, or why it is refused."""
+        too_large = Reply(TOO_LARGE, error=f"the picture has more than {self._max_pixels} pixels. Send a smaller one.")
         try:
-            return list(self._classifier.classify(images, top_k))
+            with _opened(picture) as image:
+                width, height = image.size
+        except UnidentifiedImageError:
+            return Reply(UNSUPPORTED, error=f"the body is no picture of a known format ({', '.join(FORMATS)})")
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return too_large
+        except Exception as error:  # on damaged bytes Pillow's plugins raise nearly any exception
+            return Reply(BAD_REQUEST, error=f"the picture cannot be read: {error or type(error).__name__}")
+        return width * height if width * height <= self._max_pixels else too_large
+
+    def _parts(self, pictures: list[tuple[bytes, int]]) -> Iterator[list[bytes]]:
+        """Yield pictures that are held together: all, or of those that go into the graph whole, ``max_pixels``."""
+        limit = self._max_pixels if self._classifier.metadata.preprocessing_in_graph else math.inf
+        part, held = [], 0
+        for picture, pixels in pictures:
+            if part and held + pixels > limit:
+                yield part
+                part, held = [], 0
+            part.append(picture)
+            held += pixels
+        if part:
+            yield part
+
+    def _answers(self, part: list[bytes], top_k: int) -> Iterator[tuple[Classification | Reply, int]]:
+        """Yield each picture's result, and with the first how many were classified together."""
+        sizes = chain([len(part)], repeat(0))
+        yield from zip(self._classified(part, top_k), sizes, strict=False)
+
+    def _classified(self, pictures: list[bytes], top_k: int) -> list[Classification | Reply]:
+        try:
+            # Each picture is decoded when its turn comes, and is gone when it is preprocessed.
+            return list(self._classifier.classify_stream(map(_opened, pictures), top_k))
         except CCNNError as error:
-            if len(images) > 1:  # whoever shares a batch with a picture that fails shall not fail with it
-                return [result for image in images for result in self._classified([image], top_k)]
+            if len(pictures) > 1:  # whoever shares a batch with a picture that fails shall not fail with it
+                return [result for picture in pictures for result in self._classified([picture], top_k)]
             _logger.exception("a picture failed")
             return [Reply(FAILED, error=f"the network failed on this picture ({type(error).__name__}); see its log")]
 
 
-def _opened(picture: bytes) -> Image.Image | Reply:
-    """Read a picture's header; its pixels are decoded by the runtime, which refuses too many of them."""
-    try:
-        image = identified(io.BytesIO(picture))  # never all that Pillow knows: of EPS it lets Ghostscript run the body
-    except UnidentifiedImageError:
-        return Reply(UNSUPPORTED, error=f"the body is no picture of a known format ({', '.join(FORMATS)})")
-    except Image.DecompressionBombError as error:
-        return Reply(TOO_LARGE, error=f"the picture has too many pixels: {error}")
-    except Exception as error:  # on damaged bytes Pillow's plugins raise nearly any exception
-        return Reply(BAD_REQUEST, error=f"the picture cannot be read: {error or type(error).__name__}")
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        return Reply(TOO_LARGE, error=f"the picture has {image.width} x {image.height} pixels, too many")
-    return image
+def _opened(picture: bytes) -> Image.Image:
+    """Read a picture's header."""
+    return identified(io.BytesIO(picture))  # never all that Pillow knows: of EPS it lets Ghostscript run the body
 
 
-def _reply(result: Classification | Reply, top_k: int, batch: int) -> Reply:
+def _reply(result: Classification | Reply, batch: int, top_k: int) -> Reply:
     if isinstance(result, Reply):
         return result
     if result.error is not None:

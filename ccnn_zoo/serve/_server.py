@@ -29,7 +29,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) 
         RepositoryError: there is no such network, or no Ray cluster at the address.
         DeviceError: the replicas do not start; says why.
     """
-    _ray.require("ray.serve", "uvicorn", "multipart")
+    _ray.require("ray.serve", "uvicorn", "multipart", address=options.address)
     options = _resolved(options)
     with _bound(options.host, options.port) as listener:
         cpus, gpus = options.replicas * options.threads_each, options.replicas * options.gpus_each
@@ -41,7 +41,7 @@ def _resolved(options: ServeOptions) -> ServeOptions:
     """Refuse here what every replica would refuse, and name the file so that they find it."""
     # The process in front may have no GPU.
     device = "cpu" if options.gpus_each else options.device
-    runtime.load(options.model, device=device, precision=options.precision)
+    runtime.load(options.model, device=device, precision=options.precision, token=options.token)
     return replace(options, model=_ray.absolute(options.model))
 
 
@@ -87,6 +87,7 @@ def _listen(
 ) -> None:
     import uvicorn
 
+    from ._connections import punctual
     from ._front import Front
 
     class Server(uvicorn.Server):
@@ -98,6 +99,7 @@ def _listen(
 
     config = uvicorn.Config(
         Front(handle, options, options.name).app(),
+        http=punctual(options.header_timeout_s),
         log_level="warning",
         access_log=False,
         server_header=False,

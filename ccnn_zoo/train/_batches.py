@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -38,6 +39,56 @@ def step_seed(seed: int, step: int, process: int) -> int:
     return derived_seed(seed, _OTHER, step, process)
 
 
+def order_of(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order in which an epoch, from 0, sees ``count`` images: int64 (count,)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, _ORDER, epoch)))
+
+
+def crops_of(count: int, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return what an epoch, from 0, cuts out of each of ``count`` padded images.
+
+    Returns:
+        upper left corners, int64 (count, 2), and which are flipped, bool (count,).
+    """
+    generator = torch.Generator().manual_seed(derived_seed(recipe.seed, _AUGMENTATION, epoch))
+    corners = torch.randint(2 * recipe.crop_padding + 1, (count, 2), generator=generator)
+    return corners, torch.rand(count, generator=generator) < recipe.flip
+
+
+class Pixels:
+    """Images of one size in a device's memory, from which a batch is one gather.
+
+    Args:
+        pixels: uint8 (N, H, W, C).
+        data: mean and std.
+        padding: black pixels put around each.
+        device: where they lie.
+    """
+
+    def __init__(self, pixels: Tensor, data: Data, padding: int = 0, device: torch.device | str = "cpu") -> None:
+        self._mean, self._std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
+        self._rows, self._columns = (torch.arange(side, device=device) for side in pixels.shape[1:3])
+        self._padded = F.pad(pixels, (0, 0, padding, padding, padding, padding)).to(device)
+
+    def batch(self, chosen: Tensor, corners: Tensor, flipped: Tensor) -> Tensor:
+        """Cut images out of the padded ones.
+
+        Args:
+            chosen: which, int64 (n,), on the device as all the others.
+            corners: upper left ones, int64 (n, 2).
+            flipped: bool (n,).
+
+        Returns:
+            float32 (n, C, H, W), normalised.
+        """
+        top, left = corners[:, :, None].unbind(1)
+        rows, columns = top + self._rows, self._columns.expand(len(chosen), -1)
+        columns = left + torch.where(flipped[:, None], columns.flip(1), columns)
+        pixels = self._padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        values = pixels.float().div_(255).sub_(self._mean).div_(self._std)
+        return values.permute(0, 3, 1, 2).contiguous()
+
+
 class TensorView(Dataset[Batch]):
     """Batches of images that have the network's size already; crop and flip of a batch are one gather.
 
@@ -48,34 +99,24 @@ class TensorView(Dataset[Batch]):
     """
 
     def __init__(self, images: ArrayImages, data: Data, recipe: Recipe | None) -> None:
-        self._targets = images.targets
-        self._mean, self._std = torch.tensor(data.mean), torch.tensor(data.std)
-        self._recipe = recipe
-        self._height, self._width = data.input_size[1:]
-        padding = recipe.crop_padding if recipe else 0
-        self._pixels = torch.nn.functional.pad(images.pixels, (0, 0, padding, padding, padding, padding))
+        self._targets, self._recipe = images.targets, recipe
+        self._pixels = Pixels(images.pixels, data, recipe.crop_padding if recipe else 0)
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw the crops and flips of all images for ``epoch``."""
         count = len(self)
-        self._corners, self._flipped = torch.zeros(count, 2, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
-        if self._recipe is not None:
-            generator = torch.Generator().manual_seed(derived_seed(self._recipe.seed, _AUGMENTATION, epoch))
-            self._corners = torch.randint(2 * self._recipe.crop_padding + 1, (count, 2), generator=generator)
-            self._flipped = torch.rand(count, generator=generator) < self._recipe.flip
+        if self._recipe is None:
+            self._corners, self._flipped = torch.zeros(count, 2, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
+        else:
+            self._corners, self._flipped = crops_of(count, self._recipe, epoch)
 
     def __len__(self) -> int:
         return len(self._targets)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
-        top, left = self._corners[chosen, :, None].unbind(1)
-        rows, columns = top + torch.arange(self._height), torch.arange(self._width).expand(len(chosen), -1)
-        columns = left + torch.where(self._flipped[chosen, None], columns.flip(1), columns)
-        pixels = self._pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-        values = pixels.float().div_(255).sub_(self._mean).div_(self._std)
-        return values.permute(0, 3, 1, 2).contiguous(), self._targets[chosen]
+        return self._pixels.batch(chosen, self._corners[chosen], self._flipped[chosen]), self._targets[chosen]
 
 
 class PictureView(Dataset[Batch]):
@@ -135,8 +176,7 @@ class ShuffledOrder(Sampler[int]):
         return self._used - self._done
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derived_seed(self._seed, _ORDER, self._epoch))
-        return iter(torch.randperm(len(self._view), generator=generator)[self._done : self._used].tolist())
+        return iter(order_of(len(self._view), self._seed, self._epoch)[self._done : self._used].tolist())
 
 
 def view_of(images: Images, data: Data, recipe: Recipe | None = None) -> View:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord, rebuildable_config, save_checkpoint
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear
 
@@ -20,7 +20,8 @@ from ._augment import Objective
 from ._batches import Batch, ShuffledOrder, View, loader_of, view_of
 from ._data import load_data
 from ._images import Images
-from ._network import Builder
+from ._look import only_readable
+from ._network import Builder, build_model
 from ._recipe import Recipe
 from ._start import load_teacher
 from ._task import Outcome
@@ -32,15 +33,17 @@ class Classification:
     Args:
         recipe: names data, augmentation and loss.
         build: makes the network.
+        progress: show on stderr how many pictures have been looked at.
     """
 
     classifies = True
 
-    def __init__(self, recipe: Recipe, build: Builder) -> None:
+    def __init__(self, recipe: Recipe, build: Builder, *, progress: bool = True) -> None:
         data, self.held_out = load_data(recipe.data, recipe.image_size), None
+        data = only_readable(data, skip=recipe.skip_unreadable, shown=progress)
         if recipe.validation:
             data, self.held_out = data.hold_out(recipe.validation, recipe.seed)
-        self.recipe, self.data, self._build = recipe, data, build
+        self.recipe, self.data, self._build, self._configured = recipe, data, build, True
         self.data_name, self.train, self.test = data.name, data.train, data.test
         self.objective = Objective(recipe, len(data.labels))
         self.teacher = None
@@ -48,7 +51,15 @@ class Classification:
             self.teacher = load_teacher(recipe.teacher, data.labels, data.input_size)
 
     def build_model(self) -> nn.Module:
-        return self._build(self.recipe, self.data)
+        """Make the network; one whose checkpoints nothing could load is refused before the training, not after it."""
+        model = self._build(self.recipe, self.data)
+        try:
+            rebuildable_config(model)
+        except ConfigurationError:
+            if self._build is build_model:
+                raise
+            self._configured = False  # load_checkpoint(path, into=...) can
+        return model
 
     def training_view(self) -> View:
         return view_of(self.data.train, self.data, self.recipe)
@@ -92,7 +103,7 @@ class Classification:
         }
 
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:
-        save_checkpoint(path, model, record)
+        save_checkpoint(path, model, record, configured=self._configured)
 
     def _taught(self, logits: Tensor, images: Tensor) -> Tensor:
         """Return the divergence from the teacher's probabilities, mean over the images, in nats."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.pictures import LeftOut
 
 from . import _sources
 from ._hfds import ReaderImages, hfds
-from ._images import Images
+from ._images import TEST_SPLITS, Images
 from ._wds import ShardImages, wds
 
 
@@ -30,6 +33,7 @@ class Data:
         std: per channel, on pixel values in [0, 1].
         crop_pct: share of the resized image that the central crop keeps, in (0, 1].
         interpolation: filter by which images of another size are resized.
+        left_out: what the search for pictures passed by.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Data:
     std: tuple[float, ...]
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the preprocessing in the names of timm's ``pretrained_cfg``."""
@@ -79,6 +84,18 @@ class Data:
         return replace(self, train=self.train.subset(np.sort(kept))), self.train.subset(np.sort(held))
 
 
+_SPLITS = ", else ".join(f"`{name}/`" for name in TEST_SPLITS)
+LAYOUTS = (
+    ("`digits`", "scikit-learn", "four fifths of 1,797 pictures", "the rest"),
+    ("`mnist:`", "torchvision", "`MNIST/raw/train-*-ubyte`, gzipped or not", "`t10k-*-ubyte`"),
+    ("`cifar10:`", "folders or a tar file, pictures of one size", "`train/CLASS/*`", f"`CLASS/*` in {_SPLITS}"),
+    ("`folder:`", "folders, pictures of any size", "`train/CLASS/*`", f"`CLASS/*` in {_SPLITS}"),
+    ("`hfds/`", "the library datasets", "`train`", ", else ".join(f"`{name}`" for name in TEST_SPLITS)),
+    ("`wds/`", "WebDataset, with timm's `_info.json`", "`train`", ", else ".join(f"`{name}`" for name in TEST_SPLITS)),
+)
+"""What is read: (source, who writes it, where training pictures are, where those are that are tested on)."""
+
+
 def load_data(name: str, image_size: int | None = None) -> Data:
     """Load images by name.
 
@@ -114,9 +131,17 @@ def load_data(name: str, image_size: int | None = None) -> Data:
         known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER), "hfds/NAME", "wds/FOLDER"])
         boxes = "; ccnn_zoo.detection.train_detector takes voc:FOLDER and coco:FOLDER"
         raise ConfigurationError(f"data must be one of {known}, got {name!r}{boxes}")
+    _tell(data)
     if image_size is None:
         return data
     return replace(data, input_size=(data.input_size[0], image_size, image_size))
+
+
+def _tell(data: Data) -> None:
+    """Say what was left out, in one of the processes."""
+    told = [str(data.left_out), *data.left_out.problems]
+    if any(told) and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        warnings.warn(f"{data.name}: left out {'; '.join(filter(None, told))}", stacklevel=3)
 
 
 _FROM_A_FOLDER: dict[str, Callable[[str], dict[str, Any]]] = {

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ccnn_zoo.errors import ImageError
+from ccnn_zoo.pictures import LeftOut, look, read
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 """What libraries of data sets call the test part, the first that is there."""
@@ -60,7 +61,15 @@ class FileImages(Dataset[tuple[Image.Image, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return open_rgb(self.paths[index]), int(self.targets[index])
+        return read(self.paths[index]), int(self.targets[index])
+
+    def look(self, index: int) -> None:
+        """Refuse a picture of no use by its header, without decoding it.
+
+        Raises:
+            ImageError: as of :func:`ccnn_zoo.pictures.look`; names the file.
+        """
+        look(self.paths[index])
 
     def subset(self, indices: NDArray[np.int64]) -> FileImages:
         """Return the images at ``indices``, in that order."""
@@ -72,13 +81,15 @@ class FileImages(Dataset[tuple[Image.Image, int]]):
         Raises:
             ImageError: a file cannot be read, or differs in size from the first; names it.
         """
-        return stacked([open_rgb(path) for path in self.paths], self.paths, self.targets)
+        return stacked([read(path) for path in self.paths], self.paths, self.targets)
 
 
 Images: TypeAlias = ArrayImages | FileImages
 
 
-def photographs(name: str, train: Dataset, test: Dataset, labels: tuple[str, ...]) -> dict[str, Any]:
+def photographs(
+    name: str, train: Dataset, test: Dataset, labels: tuple[str, ...], left_out: LeftOut | None = None
+) -> dict[str, Any]:
     """Return the fields of ``Data`` for images of any size, with preprocessing as for ImageNet."""
     return {
         "name": name,
@@ -89,20 +100,8 @@ def photographs(name: str, train: Dataset, test: Dataset, labels: tuple[str, ...
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "crop_pct": 0.875,
+        "left_out": left_out or LeftOut(),
     }
-
-
-def open_rgb(path: str | Path | BinaryIO) -> Image.Image:
-    """Decode a file as RGB, turned as its EXIF orientation says.
-
-    Raises:
-        ImageError: it cannot be read; names it.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
 
 
 def stacked(pictures: Sequence[Image.Image], names: Sequence[str | Path], targets: Tensor) -> ArrayImages:

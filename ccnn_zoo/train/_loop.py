@@ -46,9 +46,12 @@ def train(
             before stays.
         RepositoryError: ``output`` cannot be written; what was there before stays.
         DeviceError: the device cannot compute in ``mixed_precision``.
-        ImageError: an image cannot be read.
+        ImageError: images cannot be read, and ``recipe.skip_unreadable`` is off; names them before anything is trained.
+            What only decoding finds, a file that is cut off, ends the run later.
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-    return Trainer(recipe, Path(output), tensorboard, lambda recipe: Classification(recipe, build)).run(
-        resume, progress
-    )
+
+    def task(recipe: Recipe) -> Classification:
+        return Classification(recipe, build, progress=progress)
+
+    return Trainer(recipe, Path(output), tensorboard, task).run(resume, progress)

@@ -19,6 +19,7 @@ from ccnn_zoo._rebuild import created
 from ccnn_zoo._roles import CALIBRATION, get_role
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
+from ccnn_zoo.models import zoo_name
 
 from ._data import Data
 from ._recipe import Recipe
@@ -52,7 +53,8 @@ def build_model(recipe: Recipe, data: Data) -> nn.Module:
         raise ConfigurationError(f"model_kwargs may not hold {', '.join(own)}: recipe and data say them")
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        model = created(recipe.model, pretrained_cfg_overlay=overlay, **own, **further)
+        name, base = zoo_name(recipe.model)
+        model = created(name, pretrained_cfg_overlay=overlay, **base, **own, **further)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return model

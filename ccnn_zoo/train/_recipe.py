@@ -12,10 +12,10 @@ from typing import Any
 import timm
 import yaml
 
-import ccnn_zoo.models  # noqa: F401, registers the networks that a recipe names
 from ccnn_zoo._files import read_text, replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge
+from ccnn_zoo.models import zoo_name
 from ccnn_zoo.optim import CALIBRATION_UPDATES, NOISES
 
 from ._checks import check_auto_augment, require_integer, require_number
@@ -26,8 +26,9 @@ PRECISIONS = ("no", "fp16", "bf16")
 
 _RATES = ("lr", "momentum", "weight_decay", "noise_std", "noise_decay", "calibration_lr")
 _MACHINERY = ("workers", "save_every", "keep")
+_SWITCHES = ("compile", "sync_batchnorm", "channels_last", "skip_unreadable", "skip_bad_annotations")
 _JOINT_SHARES = {"joint": 1.0, "branches": 0.0}
-_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9}
+_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9, "skip_unreadable": False}
 """Keys that older runs did not know, with the value that changes nothing of them."""
 
 
@@ -36,7 +37,8 @@ class Recipe:
     """One training run; the same recipe gives the same weights, bit for bit, on the same CPU.
 
     Args:
-        model: timm name of one of our networks, ``"ccnn_*"``.
+        model: timm name of one of our networks, ``"ccnn_*"``, or of a plain one of timm's, which is calibrated:
+            ``"resnet50"``.
         data: what :func:`ccnn_zoo.train.load_data` takes: ``"digits"``, ``"mnist:FOLDER"``, ...
         epochs: passes over the training images. Give this or ``iterations``, not both.
         iterations: optimizer steps; the last epoch ends where they do.
@@ -50,10 +52,12 @@ class Recipe:
             Kullback-Leibler divergence from the teacher's probabilities. None learns from the labels alone.
         teacher_share: share in [0, 1] of that loss, the rest being the objective's; without a teacher it means nothing.
         model_kwargs: further arguments of the network, as ``timm.create_model`` takes them.
-        start_from: checkpoint or training folder of the same network, whose weights training starts from; a classifier
-            of other classes starts afresh. None starts from random weights.
+        start_from: checkpoint or training folder of the same network, or timm name of one with trained weights, from
+            which training starts; a classifier of other classes starts afresh. A network of one branch is calibrated
+            first, with the ``diversity`` of ``model_kwargs`` or 0.1. None starts from random weights.
         validation: share of the training images, in [0, 1), that is held out, drawn by ``seed``. Choose
             hyper-parameters by it, never by the test part.
+        skip_unreadable: leave out pictures of a classification data set that cannot be read, instead of refusing it.
         skip_bad_annotations: leave out annotations of boxes that cannot be used, instead of refusing the data.
         image_size: side in pixels to which images of a folder are brought; None is the data's own.
         crop_padding: black pixels put around a training image before a random crop of its size; 0 is off.
@@ -110,6 +114,7 @@ class Recipe:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
     validation: float = 0.0
+    skip_unreadable: bool = False
     skip_bad_annotations: bool = False
     image_size: int | None = None
     crop_padding: int = 0
@@ -160,9 +165,13 @@ class Recipe:
             raise ConfigurationError("compile and branches_at_once exclude each other; drop one")
 
     def _check_network_and_data(self) -> None:
-        known = timm.list_models("ccnn_*")
-        if self.model not in known:
-            raise ConfigurationError(f"model must be one of {', '.join(known)}, got {self.model!r}")
+        try:
+            zoo_name(self.model)
+        except ConfigurationError as error:
+            known = ", ".join(timm.list_models("ccnn_*"))
+            raise ConfigurationError(
+                f"model must be one of {known}, or a plain network of timm's, got {self.model!r}"
+            ) from error
         if not isinstance(self.data, str) or not self.data:
             raise ConfigurationError(f"data must be a name such as 'digits' or 'folder:PATH', got {self.data!r}")
         check_branches(self.branches)
@@ -215,7 +224,7 @@ class Recipe:
             "calibration_update": CALIBRATION_UPDATES,
             "scheduler": SCHEDULERS,
             "mixed_precision": PRECISIONS,
-            **dict.fromkeys(("compile", "sync_batchnorm", "channels_last", "skip_bad_annotations"), (True, False)),
+            **dict.fromkeys(_SWITCHES, (True, False)),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

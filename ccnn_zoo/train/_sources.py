@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import shutil
 import tarfile
 import tempfile
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.datasets import MNIST, ImageFolder
+from torchvision.datasets import MNIST
 
-from ccnn_zoo.errors import ConfigurationError, ImageError
+from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.pictures import SUFFIXES, LeftOut, folders_in, pictures_in, read
 
 from ._images import TEST_SPLITS, ArrayImages, FileImages, photographs, stacked
 
@@ -69,19 +71,21 @@ def cifar10(place: str) -> dict[str, Any]:
     if root.is_dir() and not (root / "train").is_dir():
         archives = sorted(p for p in root.iterdir() if p.name.startswith("cifar10") and p.name.endswith(_ARCHIVES))
         root = archives[0] if archives else root
+    left_out = LeftOut()
     if root.is_file():
-        train, test, labels = _from_archive(root)
+        train, test, labels = _from_archive(root, left_out)
     else:
-        files, test_files, labels = _splits(root)
+        files, test_files, labels = _splits(root, left_out)
         train, test = files.in_memory(), test_files.in_memory()
-    return _small("CIFAR-10 (image files)", train, test, labels)
+    return {**_small("CIFAR-10 (image files)", train, test, labels), "left_out": left_out}
 
 
 def folder(place: str) -> dict[str, Any]:
     """Any folder of images, decoded as they are asked for; preprocessing as for ImageNet."""
     root = _existing(place, "the image folder")
-    train, test, labels = _splits(root)
-    return photographs(root.resolve().name, train, test, labels)
+    left_out = LeftOut()
+    train, test, labels = _splits(root, left_out)
+    return photographs(root.resolve().name, train, test, labels, left_out)
 
 
 def _small(name: str, train: ArrayImages, test: ArrayImages, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _existing(place: str, what: str) -> Path:
     return path
 
 
-def _splits(root: Path) -> tuple[FileImages, FileImages, tuple[str, ...]]:
+def _splits(root: Path, left_out: LeftOut) -> tuple[FileImages, FileImages, tuple[str, ...]]:
     expected = (
         "Expected train/CLASS/*.jpg and test/CLASS/*.jpg, one folder per class; instead of test/ also "
         f"{', '.join(f'{name}/' for name in TEST_SPLITS[1:])}."
@@ -128,44 +132,49 @@ def _splits(root: Path) -> tuple[FileImages, FileImages, tuple[str, ...]]:
         raise ConfigurationError(f"{root} is no image folder: found {found or 'nothing'}. {expected}")
     test_path = next(parts[name] for name in TEST_SPLITS if name in parts)
     try:
-        train, test = ImageFolder(parts["train"]), ImageFolder(test_path)
-    except (FileNotFoundError, OSError) as error:
+        classes = [folders_in(part, left_out) for part in (parts["train"], test_path)]
+    except OSError as error:
         raise ConfigurationError(f"{root} is no image folder: {error}. {expected}") from error
-    if train.classes != test.classes:
-        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+    if classes[0] != classes[1]:
+        differing = ", ".join(sorted(set(classes[0]) ^ set(classes[1])))
         raise ConfigurationError(
             f"train/ and {test_path.name}/ of {root} must hold the same classes; differ: {differing}"
         )
-    files = [FileImages([p for p, _ in part.samples], torch.tensor(part.targets)) for part in (train, test)]
-    return files[0], files[1], tuple(train.classes)
+    if not classes[0]:
+        raise ConfigurationError(f"{root} is no image folder: there are no folders in train/. {expected}")
+    train, test = (_labelled(part, classes[0], left_out) for part in (parts["train"], test_path))
+    return train, test, tuple(classes[0])
 
 
-def _from_archive(path: Path) -> tuple[ArrayImages, ArrayImages, tuple[str, ...]]:
+def _labelled(part: Path, classes: list[str], left_out: LeftOut) -> FileImages:
+    """Return the pictures in the folders of the classes, of one class in torchvision's order: folder by folder."""
+    paths, targets = [], []
+    for target, label in enumerate(classes):
+        found = sorted(pictures_in(part / label, left_out), key=os.path.split)
+        if not found:
+            nothing = f"the class {part / label} holds no pictures ({', '.join(SUFFIXES)})"
+            raise ConfigurationError("; ".join([nothing, *left_out.unsearched]))
+        paths += found
+        targets += [target] * len(found)
+    return FileImages(paths, torch.tensor(targets))
+
+
+def _from_archive(path: Path, left_out: LeftOut) -> tuple[ArrayImages, ArrayImages, tuple[str, ...]]:
     found: dict[str, list[tuple[str, str, Image.Image]]] = {"train": [], "test": []}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 parts = Path(member.name).parts
-                if member.isfile() and len(parts) == 3 and parts[0] in found:
-                    found[parts[0]].append(
-                        (parts[1], member.name, _decoded(archive.extractfile(member).read(), member))
-                    )
+                if member.isfile() and len(parts) == 3 and parts[0] in found and left_out.keeps(member.name):
+                    picture = read(io.BytesIO(archive.extractfile(member).read()), name=f"{path}: {member.name}")
+                    found[parts[0]].append((parts[1], member.name, picture))
     except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, ImageError):
-            raise
         raise ConfigurationError(f"{path} is not a readable archive: {error}; fetch it again") from error
     labels = tuple(sorted({label for label, *_ in found["train"]}))
     if not found["test"] or labels != tuple(sorted({label for label, *_ in found["test"]})):
         raise ConfigurationError(f"{path} must hold train/CLASS/*.jpg and test/CLASS/*.jpg with the same classes")
     train, test = (_joined(found[part], labels) for part in ("train", "test"))
     return train, test, labels
-
-
-def _decoded(content: bytes, member: tarfile.TarInfo) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{member.name} cannot be read as an image ({error}); fetch the archive again") from error
 
 
 def _joined(items: list[tuple[str, str, Image.Image]], labels: tuple[str, ...]) -> ArrayImages:

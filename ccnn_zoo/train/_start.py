@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import timm
 from torch import nn
 
 from ccnn_zoo.checkpoint import load_checkpoint
+from ccnn_zoo.convert import CalibratedNetwork, calibrate
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.models import FINE_TUNED
 
 CHECKPOINT = "last.safetensors"
 """What a training folder calls the network after its last epoch."""
 
 
-def load_start(model: nn.Module, source: str) -> None:
+def load_start(model: nn.Module, source: str, diversity: float = FINE_TUNED["diversity"]) -> None:
     """Copy the weights of a checkpoint into ``model``; a classifier of other classes keeps its own.
 
     Args:
-        model: of the same architecture and branches.
-        source: a checkpoint or a training folder.
+        model: of the same architecture, and of the same branches unless the checkpoint's has one.
+        source: a checkpoint, a training folder, or the timm name of a network with trained weights.
+        diversity: how far R starts from uniform, where a network of one branch is calibrated.
 
     Raises:
         RepositoryError: there is no such checkpoint.
         IntegrityError: it is damaged.
         ConfigurationError: it holds another network; names the first tensor that does not fit.
     """
-    trained = _trained(source)
+    trained = _trained(source, model.in_chans)
+    if is_plain(trained) and not is_plain(model):
+        trained = calibrate(trained, **{**model.conversion.architecture(), "diversity": diversity})
     own, given = model.state_dict(), trained.state_dict()
     if model.pretrained_cfg.get("label_names") != trained.pretrained_cfg.get("label_names"):
         head = f"{model.pretrained_cfg['classifier']}."
@@ -38,6 +44,11 @@ def load_start(model: nn.Module, source: str) -> None:
             f"it: {min(unfit)} and {len(unfit) - 1} more tensors differ. Give its model, branches and model_kwargs."
         )
     model.load_state_dict(given)
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether a network has one branch: a plain one, or one of ours with K=1."""
+    return not isinstance(model, CalibratedNetwork) or model.conversion.branches == 1
 
 
 def load_teacher(source: str, labels: tuple[str, ...], input_size: tuple[int, int, int]) -> nn.Module:
@@ -64,6 +75,13 @@ def load_teacher(source: str, labels: tuple[str, ...], input_size: tuple[int, in
     return teacher.requires_grad_(False)
 
 
-def _trained(source: str) -> nn.Module:
+def _trained(source: str, in_chans: int | None = None) -> nn.Module:
     path = Path(source).expanduser()
+    if not path.exists() and timm.is_model(source):
+        try:
+            return timm.create_model(source, pretrained=True, in_chans=in_chans)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{source} is no file, and timm cannot get trained weights of that name: {error}"
+            ) from error
     return load_checkpoint(path / CHECKPOINT if path.is_dir() else path)[0]

@@ -112,7 +112,8 @@ class Trainer:
         if resume:
             self._resume()
         if self.step == 0 and self.recipe.start_from is not None:
-            load_start(self.plain, self.recipe.start_from)
+            given = {name: value for name, value in self.recipe.model_kwargs.items() if name == "diversity"}
+            load_start(self.plain, self.recipe.start_from, **given)
             if self.average is not None:
                 self.average.set(self.plain)
         if main:

@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +23,17 @@ from torch.utils.data import Dataset
 
 from ccnn_zoo._files import read_text
 from ccnn_zoo.errors import ConfigurationError, ImageError
+from ccnn_zoo.pictures import SUFFIXES, LeftOut, look, read
 
-from ._images import TEST_SPLITS, open_rgb, photographs
+from ._images import TEST_SPLITS, photographs
 
 _INFO = ("_info.json", "info.json")
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+_HEADER = 2**16
+"""Bytes in which most formats say what a picture is."""
+_PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 _EXPECTED = (
     'Expected FOLDER/_info.json with {"splits": {"train": {"filenames": [...]}, "validation": {...}}}, as timm reads '
-    "it, and shards whose samples are NAME.jpg (jpeg, png, webp) and NAME.cls, or NAME.json."
+    "it, and shards whose samples are NAME.jpg (or another format's suffix) and NAME.cls, or NAME.json."
 )
 
 
@@ -55,16 +59,25 @@ class ShardImages(Dataset[tuple[Image.Image, int]]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        shard, offset, size = self._places[index]
+        path, place, name = self._where(index)
+        return read(io.BytesIO(_read(path, place)), name=name), int(self.targets[index])
+
+    def look(self, index: int) -> None:
+        """Refuse a picture of no use by its header, without decoding it.
+
+        Raises:
+            ImageError: as of :func:`ccnn_zoo.pictures.look`; names the shard and the place in it.
+        """
+        path, place, name = self._where(index)
+        if place.size > _HEADER:
+            with suppress(ImageError):
+                return look(io.BytesIO(_read(path, place._replace(size=_HEADER))), name)
+        return look(io.BytesIO(_read(path, place)), name)
+
+    def _where(self, index: int) -> tuple[Path, _Place, str]:
+        shard, offset, size = self._places[index].tolist()
         path = self._shards[shard]
-        content = _read(path, _Place(offset, size))
-        try:
-            return open_rgb(io.BytesIO(content)), int(self.targets[index])
-        except ImageError as error:
-            reason = error.__cause__ or error
-            raise ImageError(
-                f"{path}: the picture at byte {offset} cannot be read ({reason}); mend the shard"
-            ) from error
+        return path, _Place(offset, size), f"{path}: the picture at byte {offset}"
 
     def subset(self, indices: NDArray[np.int64]) -> ShardImages:
         """Return the images at ``indices``, in that order."""
@@ -84,18 +97,19 @@ def wds(name: str) -> dict[str, Any]:
     try:
         splits = json.loads(info.read_bytes())["splits"]
         test = next(split for split in TEST_SPLITS if split in splits)
-        parts = [_read_split(root, splits[split]) for split in ("train", test)]
+        left_out = LeftOut()
+        parts = [_read_split(root, splits[split], left_out) for split in ("train", test)]
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise ConfigurationError(f"{info} cannot be used ({type(error).__name__}: {error}). {_EXPECTED}") from error
     classes = 1 + max(int(part.targets.max()) for part in parts)
-    return photographs(root.resolve().name, parts[0], parts[1], _labels(root / "classes.txt", classes))
+    return photographs(root.resolve().name, parts[0], parts[1], _labels(root / "classes.txt", classes), left_out)
 
 
-def _read_split(root: Path, split: Mapping[str, Any]) -> ShardImages:
+def _read_split(root: Path, split: Mapping[str, Any], left_out: LeftOut) -> ShardImages:
     shards = [root / file for file in split["filenames"]]
     places, targets = [], []
     for number, path in enumerate(shards):
-        for key, files in _samples(path).items():
+        for key, files in _samples(path, left_out).items():
             picture = next((files[kind] for kind in _PICTURES if kind in files), None)
             if picture is None:
                 raise ConfigurationError(f"{path}: the sample {key} has no picture ({', '.join(files)}). {_EXPECTED}")
@@ -106,7 +120,7 @@ def _read_split(root: Path, split: Mapping[str, Any]) -> ShardImages:
     return ShardImages(shards, np.array(places, dtype=np.int64), torch.tensor(targets))
 
 
-def _samples(path: Path) -> dict[str, dict[str, _Place]]:
+def _samples(path: Path, left_out: LeftOut) -> dict[str, dict[str, _Place]]:
     """Return where the files of every sample lie, by the part of the name behind the first dot."""
     found: dict[str, dict[str, _Place]] = {}
     try:
@@ -114,7 +128,7 @@ def _samples(path: Path) -> dict[str, dict[str, _Place]]:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
                 key, _, kind = file.partition(".")
-                if member.isfile() and kind:
+                if member.isfile() and kind and not left_out.hides(member.name):
                     found.setdefault(f"{folder}/{key}", {})[kind.lower()] = _Place(member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ConfigurationError(f"{path} is no readable, uncompressed tar file: {error}; fetch it again") from error

@@ -71,7 +71,7 @@ class Training:
         held_out = None
         if self.recipe.validation:
             data, held_out = data.hold_out(self.recipe.validation, self.recipe.seed)
-        measured = {"data": _sizes(data, held_out)}
+        measured = {"data": sizes(data, held_out)}
         try:
             result = train(self.recipe, folder, resume=True, progress=False, build=self._build)
         except NonFiniteLossError as error:
@@ -89,7 +89,7 @@ class Training:
             "epochs": last.epoch,
             "iterations": last.step,
             "seconds": _training_seconds(result.history, self.recipe),
-            **_costs(result.model, data.input_size),
+            **costs(result.model, data.input_size),
             **self._branches(result.model, data),
             **self._further(folder, result.model, data, held_out),
             **_environment(folder),
@@ -142,7 +142,8 @@ def _predictions(model: nn.Module, images: Images, data: Data, recipe: Recipe) -
     }
 
 
-def _sizes(data: Data, held_out: Images | None) -> dict[str, Any]:
+def sizes(data: Data, held_out: Images | None) -> dict[str, Any]:
+    """Return the name of the data, their size and how many images each part has."""
     parts = {"train": data.train, "test": data.test, **({} if held_out is None else {"validation": held_out})}
     return {"name": data.name, "input_size": list(data.input_size), **{k: len(v) for k, v in parts.items()}}
 
@@ -161,7 +162,8 @@ def _training_seconds(history: History, recipe: Recipe) -> float | None:
     return seconds * history[-1].step / sum(steps for steps, _ in timed)
 
 
-def _costs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+def costs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """Return the parameters of a network, trained and folded, and its multiply-adds for one image."""
     deployed = fold(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         deployed(torch.zeros(1, *input_size))
@@ -175,11 +177,12 @@ def _costs(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]
 def _environment(folder: Path) -> dict[str, Any]:
     """Return what the trainer wrote of versions and device, and what the time depends on beside."""
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    name = _cpu_name() if environment["device"] == "cpu" else torch.cuda.get_device_name()
+    name = cpu_name() if environment["device"] == "cpu" else torch.cuda.get_device_name()
     return {"environment": {**environment, "device_name": name, "threads": torch.get_num_threads()}}
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -19,7 +19,7 @@ from ccnn_zoo.train import Data, Images, Recipe, build_model
 from ccnn_zoo.train._batches import loader_of, view_of
 
 from ._beyond import beyond
-from ._cells import finish
+from ._cells import finish, key_of
 from ._classification import Training
 from ._doubt import Outputs, as_arrays, doubt, from_arrays, mixed
 from ._scores import scores
@@ -66,6 +66,29 @@ class Trial(Training):
             together = outputs(average, loader_of(view_of(data.test, data), self.recipe))
             measured["averaged_kernels"] = scores(together.log_probabilities.numpy(), together.targets.numpy())
         return measured
+
+
+@dataclass(frozen=True)
+class Student(Trial):
+    """A trial that learns from the probabilities of another one.
+
+    Args:
+        teacher: which is trained first, where it is not.
+    """
+
+    teacher: Trial | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the decisive values; of the teacher the sum over its own."""
+        return {**super().settings(), "cell": "student", "teacher": key_of(self.teacher.settings())}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train the teacher, then the student."""
+        taught = finish(self.teacher, folder.parent)
+        if "diverged" in taught.measured:
+            return taught.measured
+        recipe = replace(self.recipe, teacher=str(taught.folder))
+        return Trial(recipe, self.network, elsewhere=self.elsewhere, row=self.row).run(folder)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ._cells import Record, Records
 from ._document import Document, table
 from ._plans import MissingDataError, Plan
 from ._statistics import difference, spread
-from ._trial import Ensemble, Trial
+from ._trial import Ensemble, Student, Trial
 
 CHANNELS = (16, 16, 32, 64)
 PLAIN = "plain"
@@ -69,6 +69,17 @@ def _ensemble(label: str, members: int) -> Row:
     return Row(label, make)
 
 
+def _student(label: str, teacher: str) -> Row:
+    plain = _trial(label)
+
+    def make(plan: Plan, seed: int) -> Student:
+        own = plain.make(plan, seed)
+        taught_by = next(row for row in ROWS if row.label == teacher).make(plan, seed)
+        return Student(own.recipe, elsewhere=own.elsewhere, row=label, teacher=taught_by)
+
+    return Row(label, make)
+
+
 ROWS = (
     # The first ones of every seed, then the others: what decides most comes first.
     _trial(PLAIN),
@@ -86,6 +97,7 @@ ROWS = (
         merge="probability",
         model_kwargs={"input_scale": "learned"},
     ),
+    _student("plain, taught by K=4, joint", "K=4, joint"),
     _trial("plain, 2 times wider", width=2),
     _ensemble("ensemble of 4 plain networks", 4),
     _trial("K=4, joint, average of the weights", branches=4, ema_decay=0.998),

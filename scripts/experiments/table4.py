@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 from ccnn_zoo.detection import VOC_LABELS, load_detection_data
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import FEATURE_MERGES
+from ccnn_zoo.pictures import read
 from ccnn_zoo.train import Recipe
-from ccnn_zoo.train._images import open_rgb
 
 from ._cells import Record, Records
 from ._detection import DetectorTraining, kept_detections
@@ -191,7 +191,7 @@ def _picture(record: Record, data: str) -> Figure:
     chosen = range(0, len(loaded.test), max(1, len(loaded.test) // 4))[:4]
     for axes, number in zip(figure.subplots(2, 2).flat, chosen, strict=False):
         picture, found = loaded.test[number], detections[number]
-        axes.imshow(open_rgb(picture.path))
+        axes.imshow(read(picture.path))
         axes.set_axis_off()
         axes.set_title(picture.path.name, fontsize=8)
         for box, label in zip(picture.boxes, picture.labels, strict=True):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from ccnn_zoo import pictures
 from ccnn_zoo.errors import ImageError
-from ccnn_zoo.runtime import _images
 
 MODES = {1: "L", 3: "RGB"}
 RAMP = np.arange(7 * 11 * 3, dtype=np.uint8).reshape(7, 11, 3)
@@ -39,21 +39,21 @@ def png_claiming(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA"])
 def test_every_mode_is_converted_as_timm_does(mode, channels):
     source = picture("L").convert("LA") if mode == "LA" else picture(mode)
-    image = _images.read(source, channels, "x")
+    image = pictures.read(source, channels, "x")
     assert image.mode == MODES[channels]
     np.testing.assert_array_equal(np.asarray(image), np.asarray(source.convert(MODES[channels])))
 
 
 def test_premultiplied_alpha_is_divided_out():
     source = Image.new("RGBA", (2, 2), (200, 100, 50, 128)).convert("RGBa")
-    pixel = np.asarray(_images.read(source, 3, "x"))[0, 0]
+    pixel = np.asarray(pictures.read(source, 3, "x"))[0, 0]
     np.testing.assert_allclose(pixel, (200, 100, 50), atol=2)
 
 
 def test_palette_with_transparency_keeps_its_colours(tmp_path):
     path = tmp_path / "x.png"
     picture("P").save(path, transparency=0)
-    np.testing.assert_array_equal(_images.read(path, 3, "x"), picture("P").convert("RGB"))
+    np.testing.assert_array_equal(pictures.read(path, 3, "x"), picture("P").convert("RGB"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -62,7 +62,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, format, channels):  # noq
     values = np.array([[0, 128, 129, 255, 256, 1000, 32767, 65406, 65407, 65535]], np.uint16)
     path = tmp_path / f"x.{format.lower()}"
     Image.fromarray(values).save(path)
-    pixels = np.asarray(_images.read(path, channels, "x")).reshape(1, 10, -1)
+    pixels = np.asarray(pictures.read(path, channels, "x")).reshape(1, 10, -1)
     assert np.all(pixels == np.round(values[..., None] / 257))
     assert pixels[0, 1, 0] == 0
     assert pixels[0, 2, 0] == 1
@@ -70,11 +70,11 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, format, channels):  # noq
 
 def test_integers_beyond_sixteen_bits_and_floats_are_refused():
     with pytest.raises(ImageError, match=r"big\.tif has integer pixels from 0 to 70000.*Convert"):
-        _images.read(Image.fromarray(np.array([[0, 70000]], np.int32)), 3, "big.tif")
+        pictures.read(Image.fromarray(np.array([[0, 70000]], np.int32)), 3, "big.tif")
     with pytest.raises(ImageError, match=r"float\.tif has floating-point pixels.*Convert"):
-        _images.read(Image.fromarray(np.array([[0, 0.5]], np.float32)), 3, "float.tif")
+        pictures.read(Image.fromarray(np.array([[0, 0.5]], np.float32)), 3, "float.tif")
     with pytest.raises(ImageError, match=r"lab\.tif: .*Convert"):
-        _images.read(Image.new("LAB", (2, 2)), 1, "lab.tif")
+        pictures.read(Image.new("LAB", (2, 2)), 1, "lab.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -87,24 +87,24 @@ def test_pictures_are_turned_upright(tmp_path, format, orientation):  # noqa: A0
     with Image.open(path) as image:
         expected = ImageOps.exif_transpose(image).convert("RGB")
         assert expected.size == ((11, 7) if orientation < 5 else (7, 11))
-    np.testing.assert_array_equal(_images.read(path, 3, "x"), expected)
+    np.testing.assert_array_equal(pictures.read(path, 3, "x"), expected)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(_images.read(image, 3, "x"), expected)
+        np.testing.assert_array_equal(pictures.read(image, 3, "x"), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_block_does_not_spoil_the_picture(tmp_path):
     path = tmp_path / "x.png"
     picture().save(path, exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff\xff")
-    np.testing.assert_array_equal(_images.read(path, 3, "x"), RAMP)
+    np.testing.assert_array_equal(pictures.read(path, 3, "x"), RAMP)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4)], ids=str)
 def test_arrays_of_every_layout_are_read(shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     rgb = array[..., :3] if array.shape[2:] in ((3,), (4,)) else np.repeat(array.reshape(5, 4, 1), 3, axis=2)
-    np.testing.assert_array_equal(_images.read(array, 3, "x"), rgb)
-    np.testing.assert_array_equal(_images.read(np.asfortranarray(array)[::-1], 3, "x"), rgb[::-1])
+    np.testing.assert_array_equal(pictures.read(array, 3, "x"), rgb)
+    np.testing.assert_array_equal(pictures.read(np.asfortranarray(array)[::-1], 3, "x"), rgb[::-1])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_arrays_of_every_layout_are_read(shape):
 )
 def test_what_is_no_image_is_refused_before_any_file_is_opened(image, message):
     with pytest.raises(ImageError, match=message):
-        _images.iterate(image)
+        pictures.iterate(image)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_decompression_bombs_are_refused(tmp_path, size, reason):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_claiming(*size))
     with pytest.raises(ImageError, match=rf"bomb\.png .*({reason})"):
-        _images.read(path, 3, "bomb.png")
+        pictures.read(path, 3, "bomb.png")
 
 
 @pytest.mark.parametrize("name", ["x.eps", "x.png"])
@@ -147,14 +147,14 @@ def test_formats_that_run_programs_are_not_opened(tmp_path, monkeypatch, name):
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(ImageError, match=r"known format.*JPEG, PNG"):
-        _images.read(tmp_path / name, 3, name)
+        pictures.read(tmp_path / name, 3, name)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_bomb_held_in_memory_is_refused_too(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 76)
     with pytest.raises(ImageError, match=r"image 0 has 11 x 7 pixels, more than 76.*MAX_IMAGE_PIXELS"):
-        _images.read(picture(), 3, "image 0")
+        pictures.read(picture(), 3, "image 0")
 
 
 def test_missing_unknown_and_empty_files_are_named(tmp_path):
@@ -169,10 +169,10 @@ def test_missing_unknown_and_empty_files_are_named(tmp_path):
     }.items():
         path = tmp_path / name
         with pytest.raises(ImageError, match=reason) as caught:
-            _images.read(path, 3, str(path))
+            pictures.read(path, 3, str(path))
         assert str(path) in str(caught.value)
     with pytest.raises(ImageError, match="0 x 5 pixels"):
-        _images.read(Image.new("RGB", (0, 5)), 3, "image 0")
+        pictures.read(Image.new("RGB", (0, 5)), 3, "image 0")
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "ICO", "AVIF"])
@@ -188,7 +188,7 @@ def test_damaged_files_raise_nothing_but_image_errors(tmp_path, format):  # noqa
             data[position] = rng.integers(256)
         path.write_bytes(data)
         try:
-            _images.read(path, 3, path.name)
+            pictures.read(path, 3, path.name)
         except ImageError:
             refused += 1
     assert refused > 30
@@ -199,4 +199,4 @@ def test_truncated_jpeg_is_refused_with_its_reason(tmp_path: Path):
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)), "JPEG")
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError, match=r"half\.jpg cannot be read: .*truncated"):
-        _images.read(path, 3, "half.jpg")
+        pictures.read(path, 3, "half.jpg")
