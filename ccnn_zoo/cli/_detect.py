@@ -16,6 +16,7 @@ import typer
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
+from ._interrupts import ends_on_interrupt
 from ._options import TOKEN
 from ._pictures import Pictures, printable
 
@@ -26,6 +27,7 @@ RESULTS = "detections.jsonl"
 """Name of the file of results in ``--output``."""
 
 
+@ends_on_interrupt()
 def detect(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
     model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],

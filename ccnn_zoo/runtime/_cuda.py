@@ -17,15 +17,7 @@ from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from . import _nvidia
 from ._backend import Backend, OpenOptions, Problem, Session, reason
-from ._onnxruntime import (
-    ONNXRUNTIME_ERRORS,
-    UNREADABLE_ERRORS,
-    OrtSession,
-    new_session,
-    session_options,
-    unreadable,
-    work_on_cpu,
-)
+from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable, work_on_cpu
 
 CONV_SEARCHES = ("heuristic", "exhaustive", "default")
 _OR_CPU = "Or pass device='cpu'."
@@ -216,7 +208,7 @@ class GraphSession(OrtSession):
     def _run(self, fill: Callable[[], None]) -> None:
         try:
             fill()
-            self._ending(lambda options: self._session.run_with_iobinding(self._binding, options))
+            self._session.run_with_iobinding(self._binding)
             self._binding.synchronize_outputs()
         except ONNXRUNTIME_ERRORS as error:
             raise self.failed(self.fixed_batch or 0, error) from error
@@ -265,7 +257,7 @@ def _open_strictly(
     counted = options.parts_on_cpu or options.dtype == "uint8"
     chosen = session_options(options.threads, strict=not counted, recorded=counted)
     try:
-        session = new_session(path, chosen, providers=providers)
+        session = ort.InferenceSession(path, chosen, providers=providers, enable_fallback=0)
     except UNREADABLE_ERRORS as error:
         raise unreadable(path, error) from error
     except ONNXRUNTIME_ERRORS as error:

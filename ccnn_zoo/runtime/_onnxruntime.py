@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -15,10 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Session, reason
-from ._interrupt import interruptible
 from ._nvidia import on_device, wait_for_device
-
-T = TypeVar("T")
 
 ONNXRUNTIME_ERRORS = (
     RuntimeError,
@@ -49,7 +45,6 @@ _WORK = {
     "Resize",
     "Softmax",
 }
-_SILENT = 4  # all that onnxruntime would print as an error is also raised
 _LEGACY_STREAM = 1  # CUDA's default stream in DLPack
 
 
@@ -61,7 +56,9 @@ class Cpu(Backend):
 
     def open(self, path: Path, options: OpenOptions) -> OrtSession:
         try:
-            session = new_session(path, session_options(options.threads), providers=[CPU_PROVIDER])
+            session = ort.InferenceSession(
+                path, session_options(options.threads), providers=[CPU_PROVIDER], enable_fallback=0
+            )
         except ONNXRUNTIME_ERRORS as error:
             raise unreadable(path, error) from error
         return OrtSession(session, "cpu")
@@ -90,7 +87,7 @@ class OrtSession(Session):
 
     def run(self, batch: NDArray) -> Mapping[str, NDArray]:
         try:
-            values = self._ending(lambda options: self._session.run(self._outputs, {self._input.name: batch}, options))
+            values = self._session.run(self._outputs, {self._input.name: batch})
         except ONNXRUNTIME_ERRORS as error:
             raise self.failed(len(batch), error) from error
         return dict(zip(self._outputs, values, strict=True))
@@ -105,19 +102,13 @@ class OrtSession(Session):
                 binding.bind_output(name, device, index)
             if device != "cpu" and self._stream is None:
                 wait_for_device(index)  # the session's own stream knows nothing of the tensor's
-            self._ending(lambda options: self._session.run_with_iobinding(binding, options))
+            self._session.run_with_iobinding(binding)
             if self._stream is None:  # else the run itself has waited for the stream, and this would for the device
                 binding.synchronize_outputs()
             values = binding.get_outputs()
         except ONNXRUNTIME_ERRORS as error:
             raise self.failed(value.shape()[0], error) from error
         return dict(zip(self._outputs, values, strict=True))
-
-    def _ending(self, run: Callable[[ort.RunOptions], T]) -> T:
-        """Return what a run gives; Ctrl-C ends it, if not within a node then before the next one."""
-        options = ort.RunOptions()
-        options.log_severity_level = _SILENT
-        return interruptible(lambda: run(options), lambda: setattr(options, "terminate", True))
 
     def failed(self, images: int, error: Exception) -> DeviceError:
         """Return the error of a run that failed."""
@@ -164,18 +155,6 @@ class OrtSession(Session):
             return ort.OrtValue.from_dlpack(tensor.__dlpack__(stream=self._stream or _LEGACY_STREAM))
 
 
-def new_session(model: Path | bytes, options: ort.SessionOptions, **chosen: object) -> ort.InferenceSession:
-    """Return a session; Ctrl-C ends the opening, in which onnxruntime also computes all that is constant.
-
-    Raises:
-        Exception: one of :data:`ONNXRUNTIME_ERRORS`.
-    """
-    return interruptible(
-        lambda: ort.InferenceSession(model, options, enable_fallback=0, **chosen),
-        lambda: options.set_load_cancellation_flag(True),
-    )
-
-
 def session_options(threads: int | None, *, strict: bool = False, recorded: bool = False) -> ort.SessionOptions:
     """Return options for a session.
 
@@ -185,7 +164,7 @@ def session_options(threads: int | None, *, strict: bool = False, recorded: bool
         recorded: keep which provider took which node, for :func:`work_on_cpu`.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _SILENT
+    options.log_severity_level = 4  # all that onnxruntime would print as an error is also raised
     if threads is not None:
         options.intra_op_num_threads = threads
     if strict:
@@ -211,7 +190,7 @@ def check_readable(path: Path) -> None:
     options = session_options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        new_session(path, options, providers=[CPU_PROVIDER])
+        ort.InferenceSession(path, options, providers=[CPU_PROVIDER], enable_fallback=0)
     except ONNXRUNTIME_ERRORS as error:
         raise unreadable(path, error) from error
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Problem, Session, reason
-from ._interrupt import interruptible
 from ._onnxruntime import check_readable
 
 if TYPE_CHECKING:
@@ -91,9 +90,7 @@ class _Session(Session):
         if request is None:
             request = self._requests.own = self._network.create_infer_request()
         try:
-            results = interruptible(
-                lambda: request.infer([batch], share_inputs=True, share_outputs=False), request.cancel
-            )
+            results = request.infer([batch], share_inputs=True, share_outputs=False)
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO failed on a batch of {len(batch)}: {reason(error)} If memory ran out, lower batch_size."

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from ._backend import Backend, OpenOptions, Problem, reason
-from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, new_session, session_options, unreadable
+from ._onnxruntime import ONNXRUNTIME_ERRORS, UNREADABLE_ERRORS, OrtSession, session_options, unreadable
 
 _registered: dict[str, tuple[ort.OrtEpDevice, ...]] = {}
 _registering = threading.Lock()
@@ -57,7 +57,7 @@ class PluginProvider(Backend):
         try:
             # The first device: where a provider offers several, its options choose.
             chosen.add_provider_for_devices(devices[:1], dict(self.options))
-            session = new_session(path, chosen)
+            session = ort.InferenceSession(path, chosen, enable_fallback=0)
         except UNREADABLE_ERRORS as error:
             raise unreadable(path, error) from error
         except ONNXRUNTIME_ERRORS as error:
