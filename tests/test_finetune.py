@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +37,18 @@ def plain(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parity(tmp_path_factory) -> str:
-    """Other classes: pictures of digits in folders `even` and `odd`."""
-    folder, digits = tmp_path_factory.mktemp("parity"), load_digits()
-    for number, (pixels, target) in enumerate(zip(digits.images[:600], digits.target[:600], strict=True)):
-        place = folder / ("train" if number < 400 else "test") / ("odd" if target % 2 else "even")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15.9375).astype("uint8")).save(place / f"{number}.png")
-    return f"folder:{folder}"
+def as_pictures(tmp_path_factory) -> Callable[[str, Callable[[int], str]], str]:
+    """Writes digits as a folder of pictures, each in the folder of the class that a function gives it."""
+
+    def write(name: str, label: Callable[[int], str]) -> str:
+        folder, digits = tmp_path_factory.mktemp(name), load_digits()
+        for number, (pixels, target) in enumerate(zip(digits.images[:600], digits.target[:600], strict=True)):
+            place = folder / ("train" if number < 400 else "test") / label(target)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * 15.9375).astype("uint8")).save(place / f"{number}.png")
+        return f"folder:{folder}"
+
+    return write
 
 
 @pytest.mark.slow
@@ -68,14 +73,16 @@ def test_the_error_at_the_start_is_that_of_the_plain_network(plain):
     assert 100 * wrong / total == pytest.approx(record.metrics["test_error_percent"], abs=1e-6)
 
 
-def test_new_classes_are_learnt_from_the_plain_network_and_deployed(plain, parity, tmp_path):
+def test_new_classes_are_learnt_from_the_plain_network_and_deployed(as_pictures, tmp_path):
+    parity = as_pictures("parity", lambda target: "odd" if target % 2 else "even")
+    plain = replace(PLAIN, data=as_pictures("digits", str), image_size=8)
+    train(plain, tmp_path / "plain", progress=False)
     recipe = replace(
-        PLAIN,
+        plain,
         branches=2,
         data=parity,
-        image_size=8,
         epochs=4,
-        start_from=str(plain),
+        start_from=str(tmp_path / "plain"),
         noise_std=1e-4,
         calibration_lr=0.1,
     )

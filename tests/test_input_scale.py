@@ -112,7 +112,10 @@ def test_a_few_branches_at_a_time_have_the_same_gradients():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"input_scale": "signal"}, "none, signs, learned, got 'signal'"), ({"scaled_layers": "last"}, "first, all")],
+    [
+        ({"input_scale": "signal"}, "'none', 'signs', 'learned', got 'signal'"),
+        ({"scaled_layers": "last"}, "'first', 'all', got 'last'"),
+    ],
 )
 def test_unknown_scales_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):

@@ -318,7 +318,7 @@ def test_names_of_nothing_say_what_was_tried(name):
 
 def test_revision_is_for_hub_ids_only(network, tmp_path):
     for name in (network, tmp_path, f"local:{tmp_path}"):
-        with pytest.raises(ConfigurationError, match=r"revision='main'.*Leave it out"):
+        with pytest.raises(ConfigurationError, match=r"revision is for Hub ids.*Leave it out"):
             runtime.load(name, revision="main")
 
 

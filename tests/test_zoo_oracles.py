@@ -184,7 +184,7 @@ def test_padded_resnet_is_that_of_he_et_al():
 
 @torch.no_grad()
 def test_wide_resnet_is_that_of_zagoruyko_and_komodakis():
-    model, images = build("wide resnet", branches=1, depth=16, width=2)
+    model, images = build("wide resnet", branches=1, depth=16, width=2, wide_stem=False)
     state = model.state_dict()
     x = F.conv2d(images, state["stem.conv.weight"], padding=1)
     for stage in range(3):
