@@ -415,7 +415,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 def test_a_run_without_any_result_is_in_nobodys_way(network, folder, journal, tmp_path):
     output, part = tmp_path / "r.csv", tmp_path / "r.csv.part"
     (tmp_path / "empty").mkdir()
-    assert "holds no pictures" in str(classify(tmp_path / "empty", network, output))
+    assert "is an empty folder" in str(classify(tmp_path / "empty", network, output))
     assert not part.exists()
     head = journal.splitlines(keepends=True)[0]
     for left in (b"", head, head.replace(b"classifier", b"classifieR")):  # killed before its first result; not ours
