@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccnn_zoo._named import PICKLES
 from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
 
 from . import _limits
-from ._names import MANIFEST, PICKLES
+from ._names import MANIFEST
 from ._retry import persistently, root_of, status_of, was_unanswered
 
 if TYPE_CHECKING:

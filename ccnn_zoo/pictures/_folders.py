@@ -85,7 +85,8 @@ def pictures_in(folder: str | os.PathLike[str], left_out: LeftOut) -> Iterator[s
         left_out: what is passed by is added to it; a folder that cannot be searched ends nothing.
     """
     walked: set[object] = set()
-    levels: list[Iterator[tuple[str, bool]]] = [iter([(os.fspath(folder), True)])]  # no recursion: folders may be nested more deeply than calls
+    # No recursion: folders may be nested more deeply than calls.
+    levels: list[Iterator[tuple[str, bool]]] = [iter([(os.fspath(folder), True)])]
     while levels:
         path, is_folder = next(levels[-1], ("", None))
         if is_folder is None:
