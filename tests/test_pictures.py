@@ -118,7 +118,7 @@ def test_arrays_of_every_layout_are_read(shape):
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
         (None, r"image 0 is a NoneType. Pass a path"),
         (["x.png", 3], r"image 1 is a int"),
-        ([b"x.png"], r"image 0 is a bytes"),
+        ([3.5], r"image 0 is a float"),
     ],
     ids=str,
 )

@@ -49,8 +49,8 @@ def load(
             ``HF_HOME``). What exists as a path is taken as a path.
         device: what runs it: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"openvino"``, ``"torch"``, the name of another
             package's backend, or a backend with options, e.g. ``Cuda(cuda_graph=True)``. All are strict.
-            ``"auto"`` takes CUDA if it starts; if not, it says why once through the logger ``ccnn_zoo.runtime``
-            and takes the CPU.
+            ``"auto"`` takes CUDA if it starts, else the CPU. Where an NVIDIA GPU is there, the logger
+            ``ccnn_zoo.runtime`` warns once why it is not used; where there is none, that is information.
         metadata: labels and preprocessing for a file that carries none; where given, the file's own do not count.
         revision: branch, tag or commit of a Hub repository.
         token: for private repositories: True for the one of ``hf auth login`` or ``HF_TOKEN``, or a token. By default
