@@ -21,7 +21,7 @@ register_notrace_module(BranchLinear)
 
 
 _KNOWN = frozenset(
-    [
+    {
         "ccnn_zoo.models._small_resnet.PadShortcut",
         "timm.layers.adaptive_avgmax_pool.SelectAdaptivePool2d",
         "timm.layers.classifier.ClassifierHead",
@@ -43,7 +43,7 @@ _KNOWN = frozenset(
         "torch.nn.modules.pooling.AdaptiveAvgPool2d",
         "torch.nn.modules.pooling.AvgPool2d",
         "torch.nn.modules.pooling.MaxPool2d",
-    ]
+    }
 )
 """Modules of the zoo's networks as they are by default, which the tests check; what arguments bring in is not known."""
 _checked: set[str] = set()
