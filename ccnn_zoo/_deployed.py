@@ -54,8 +54,9 @@ def _cache(name: str) -> Path:
 
     try:
         return cached_assets_path("ccnn-zoo", "exported", name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of files that are in the way
+        why = getattr(error, "strerror", None) or "a file is in the way"
         raise RepositoryError(
-            f"the cache {constants.HF_ASSETS_CACHE} cannot be written ({error.strerror}). Set HF_HOME to a folder that "
+            f"the cache {constants.HF_ASSETS_CACHE} cannot be written ({why}). Set HF_HOME to a folder that "
             "you may write to."
         ) from error

@@ -15,6 +15,7 @@ import typer
 from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError
 
+from ._interrupts import ends_on_interrupt
 from ._options import IMAGES_HELP, MODEL_HELP, TOKEN
 from ._output import say
 from ._pictures import Pictures, is_standard_input
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Classifier = ImageClassifier | RayClassifier
 
 
+@ends_on_interrupt()
 def classify(
     images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
     model: Annotated[str, typer.Option(help=MODEL_HELP)],

@@ -16,6 +16,7 @@ import typer
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
+from ._interrupts import ends_on_interrupt
 from ._options import IMAGES_HELP, MODEL_HELP, TOKEN
 from ._output import say
 from ._pictures import Pictures
@@ -27,6 +28,7 @@ RESULTS = "detections.jsonl"
 """Name of the file of results in ``--output``."""
 
 
+@ends_on_interrupt()
 def detect(
     images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
