@@ -72,7 +72,7 @@ def _of_address(text: str) -> HubName:
 def shipped_weights(name: str) -> Path | None:
     """Return the trained weights that come with the package under timm's name, e.g. ``ccnn_resnet18_cifar.mnist``."""
     path = Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
-    return path if re.fullmatch(r"\w+\.\w+", name) and path.is_file() else None
+    return path if re.fullmatch(r"\w{1,100}\.\w{1,100}", name) and path.is_file() else None
 
 
 def refuse_weights(path: Path) -> None:

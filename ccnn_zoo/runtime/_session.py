@@ -128,22 +128,33 @@ class ImageClassifier:
         size = self._fixed_batch or len(values)
         parts = (self._run(values[start : start + size], size) for start in range(0, len(values), size))
         logits = np.concatenate(list(parts)) if size < len(values) else next(parts)
-        if logits.shape != (len(values), len(self.metadata.labels)) or not np.isfinite(logits).all():
-            raise IntegrityError(
-                f"{self.source} turned {len(values)} images into logits of shape {logits.shape}, not into "
-                f"finite ones for its {len(self.metadata.labels)} labels. Download or export it again."
-            )
+        if not np.isfinite(logits).all():
+            raise self._malformed(logits.shape, len(values))
         return logits
 
     def _run(self, part: NDArray, size: int) -> NDArray[np.float32]:
         """Run up to ``size`` images; a batch that must be full is filled with its last image."""
         padded = part if len(part) == size else np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        outputs = self._session.run(np.ascontiguousarray(padded))
-        return outputs[self._output][: len(part)].astype(np.float32, copy=False)
+        logits = np.asarray(self._session.run(np.ascontiguousarray(padded))[self._output])
+        self._check_shape(logits.shape, len(padded))
+        return logits[: len(part)].astype(np.float32, copy=False)
 
     def _predict_tensor(self, tensor: object) -> object:
-        checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
-        return like(tensor, self._session.run_tensor(tensor)[self._output])
+        images = checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
+        logits = like(tensor, self._session.run_tensor(tensor)[self._output])
+        shape = getattr(logits, "shape", ())
+        self._check_shape(tuple(shape() if callable(shape) else shape), images)
+        return logits
+
+    def _check_shape(self, shape: tuple[int, ...], images: int) -> None:
+        if shape != (images, len(self.metadata.labels)):
+            raise self._malformed(shape, images)
+
+    def _malformed(self, shape: tuple[int, ...], images: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self.source} turned {images} images into logits of shape {shape}, not into finite ones for its "
+            f"{len(self.metadata.labels)} labels. Download or export it again."
+        )
 
     def _stream(self, images: Iterator[ImageInput], top_k: int, workers: int) -> Iterator[Classification]:
         prepared = mapped(self._prepare, _checked(images), workers, ahead=2 * self._batch_size)

@@ -160,7 +160,8 @@ def _target(path: Path, key: str, files: Mapping[str, _Place], field: str) -> in
     kind = next((kind for kind in ("cls", "json") if kind in files), None)
     text = _read(path, files[kind]) if kind else b""
     with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        target = int(text) if kind == "cls" else int(json.loads(text)[field])
+        named = text if kind == "cls" else json.loads(text)[field]
+        target = -1 if isinstance(named, bool | float) else int(named)  # int() would make 1 of true, and of 1.9
         if 0 <= target < _CLASSES:
             return target
     found = f": .{kind} holds {reprlib.repr(text)}" if kind else ""
