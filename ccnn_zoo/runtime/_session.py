@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,10 @@ class ImageClassifier:
         provider: what runs the network, e.g. ``"CPUExecutionProvider"``.
         device: the name of the backend's device, e.g. ``"cuda"`` or ``"cpu"``.
         source: the path of the file.
+        reopened_by: opens it again; that is what a pickle of it holds, for other processes.
     """
+
+    reopened_by: Callable[[], ImageClassifier] | None = None
 
     def __init__(
         self, session: Session, header: Header, metadata: ModelMetadata, *, source: str, batch_size: int = 32
@@ -54,6 +57,9 @@ class ImageClassifier:
         fixed = self._input.shape[0]
         self._fixed_batch = fixed if isinstance(fixed, int) else session.fixed_batch
 
+    def __reduce__(self) -> tuple[Callable[[], ImageClassifier], tuple[()]]:
+        return reopened(self)
+
     def __repr__(self) -> str:
         return (
             f"ImageClassifier({self.metadata.architecture!r}, branches={self.metadata.branches}, "
@@ -66,8 +72,9 @@ class ImageClassifier:
         An image that cannot be read gets an entry with ``error``; the others are classified all the same.
 
         Args:
-            images: paths, PIL images or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), mixed at
-                will. They are turned as their EXIF orientation says, transparency is dropped, and 16-bit
+            images: paths, PIL images, encoded pictures (bytes, or binary files that are open, ``io.BytesIO`` too) or
+                uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), mixed at will. They are turned as their EXIF
+                orientation says, transparency is dropped, and 16-bit
                 grey is scaled to 8 bits.
             top_k: how many of the most probable classes to return; all of them if there are fewer.
 
@@ -76,7 +83,7 @@ class ImageClassifier:
 
         Raises:
             ConfigurationError: ``top_k`` is below 1.
-            ImageError: an input is neither a path nor a PIL image nor such an array.
+            ImageError: an input is none of these.
             DeviceError: the device fails while it runs, e.g. by lack of memory.
         """
         return list(self.classify_stream(images, top_k))
@@ -121,22 +128,33 @@ class ImageClassifier:
         size = self._fixed_batch or len(values)
         parts = (self._run(values[start : start + size], size) for start in range(0, len(values), size))
         logits = np.concatenate(list(parts)) if size < len(values) else next(parts)
-        if logits.shape != (len(values), len(self.metadata.labels)) or not np.isfinite(logits).all():
-            raise IntegrityError(
-                f"{self.source} turned {len(values)} images into logits of shape {logits.shape}, not into "
-                f"finite ones for its {len(self.metadata.labels)} labels. Download or export it again."
-            )
+        if not np.isfinite(logits).all():
+            raise self._malformed(logits.shape, len(values))
         return logits
 
     def _run(self, part: NDArray, size: int) -> NDArray[np.float32]:
         """Run up to ``size`` images; a batch that must be full is filled with its last image."""
         padded = part if len(part) == size else np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        outputs = self._session.run(np.ascontiguousarray(padded))
-        return outputs[self._output][: len(part)].astype(np.float32, copy=False)
+        logits = np.asarray(self._session.run(np.ascontiguousarray(padded))[self._output])
+        self._check_shape(logits.shape, len(padded))
+        return logits[: len(part)].astype(np.float32, copy=False)
 
     def _predict_tensor(self, tensor: object) -> object:
-        checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
-        return like(tensor, self._session.run_tensor(tensor)[self._output])
+        images = checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
+        logits = like(tensor, self._session.run_tensor(tensor)[self._output])
+        shape = getattr(logits, "shape", ())
+        self._check_shape(tuple(shape() if callable(shape) else shape), images)
+        return logits
+
+    def _check_shape(self, shape: tuple[int, ...], images: int) -> None:
+        if shape != (images, len(self.metadata.labels)):
+            raise self._malformed(shape, images)
+
+    def _malformed(self, shape: tuple[int, ...], images: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self.source} turned {images} images into logits of shape {shape}, not into finite ones for its "
+            f"{len(self.metadata.labels)} labels. Download or export it again."
+        )
 
     def _stream(self, images: Iterator[ImageInput], top_k: int, workers: int) -> Iterator[Classification]:
         prepared = mapped(self._prepare, _checked(images), workers, ahead=2 * self._batch_size)
@@ -173,6 +191,20 @@ class ImageClassifier:
         for same_size in rows.values():
             logits[same_size] = self.predict(np.stack([values[row] for row in same_size]))
         return logits
+
+
+def reopened(opened: Any) -> tuple[Callable[[], Any], tuple[()]]:
+    """Return what pickle makes a classifier or a detector of: its file is opened again, on the same device.
+
+    Raises:
+        ConfigurationError: it was not made by ``load``, so that nothing says how.
+    """
+    if opened.reopened_by is None:
+        raise ConfigurationError(
+            f"a {type(opened).__name__} is pickled by how it was loaded: make it by ccnn_zoo.runtime.load or "
+            "load_detector, or load it in each process"
+        )
+    return opened.reopened_by, ()
 
 
 class _Prepared(NamedTuple):
