@@ -113,10 +113,11 @@ def read_safely(path: Path) -> tuple[bytes, Header]:
     """
     try:
         with path.open("rb") as stream:
-            content = stream.read(_LARGEST + 1)
+            large = os.fstat(stream.fileno()).st_size > _LARGEST
+            content = b"" if large else stream.read()
     except (OSError, MemoryError) as error:
         raise RepositoryError(f"cannot read {path}: {reason(error)}. Check the file and your rights to it.") from error
-    problem = refused_bytes(content) if len(content) <= _LARGEST else "has more than 2 GiB, as no ONNX file can"
+    problem = "has more than 2 GiB, as no ONNX file can" if large else refused_bytes(content)
     if problem is not None:
         raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
     return content, parse_header(content, path)
