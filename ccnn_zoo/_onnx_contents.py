@@ -34,7 +34,7 @@ _FIELDS = {
 }
 _OP_TYPE, _DOMAIN = 4, 7  # of a node
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
-_LOOP = "has a loop, which may never end"
+_LOOPS = frozenset({b"Loop", b"Scan", b"SequenceMap"})
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -42,12 +42,13 @@ class MalformedError(ValueError):
     """The bytes are no protobuf message."""
 
 
-def refused_network(path: Path, *, loops: bool = False) -> str | None:
+def refused_network(path: Path) -> str | None:
     """Return why an ONNX file must not be loaded, or None.
+
+    Loops are refused, whatever they are called: no network of ours needs one, and nobody can foresee when one ends.
 
     Args:
         path: the file, which exists.
-        loops: allow the operator Loop. A classifier needs none, and nobody can foresee when one ends.
     """
     if path.stat().st_size == 0:
         return "is empty"
@@ -58,8 +59,7 @@ def refused_network(path: Path, *, loops: bool = False) -> str | None:
         try:
             if not any(number == 7 for number, *_ in fields(data, 0, len(data))):
                 return "is no ONNX network"
-            findings = _findings(data, 0, len(data), "model", 0)
-            return next((finding for finding in findings if not loops or finding != _LOOP), None)
+            return next(_findings(data, 0, len(data), "model", 0), None)
         except MalformedError as error:
             return f"is no ONNX network ({error})"
 
@@ -77,8 +77,8 @@ def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -
             yield f"has operators of the domain {_text(data[first:last])!r}, which are not ONNX's own"
         elif message == "node" and wire == _BYTES and number == _OP_TYPE and data[first:last] == b"EPContext":
             yield "holds a compiled network (EPContext)"
-        elif message == "node" and wire == _BYTES and number == _OP_TYPE and data[first:last] == b"Loop":
-            yield _LOOP
+        elif message == "node" and wire == _BYTES and number == _OP_TYPE and data[first:last] in _LOOPS:
+            yield f"has a loop ({_text(data[first:last])}), which may never end"
         elif number in inner and wire == _BYTES:
             yield from _findings(data, first, last, inner[number], depth + 1)
 

@@ -18,9 +18,17 @@ and, outside of it, ``TrainingInterrupted`` (KeyboardInterrupt): a training stop
 
 from __future__ import annotations
 
+from ._printable import printable
+
 
 class CCNNError(Exception):
-    """Base of all errors raised on purpose by ccnn-zoo."""
+    """Base of all errors raised on purpose by ccnn-zoo.
+
+    Its text can be printed whatever the names in it hold: one line, and an indented one for each further argument.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(printable, self.args))
 
 
 class ConfigurationError(CCNNError, ValueError):

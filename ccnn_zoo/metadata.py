@@ -29,7 +29,7 @@ _OPTIONAL = {"preprocessing_in_graph": False, "confidence": None}
 # A file that asks for more, e.g. by a slip of its author or to exhaust memory, is refused before an image is made.
 _MAX_PIXELS = 2**24
 _MIN_CROP_PCT = 0.01
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TEXT, _TEXTS = "a string without control characters", "one string per class, without control characters"
 
 
@@ -218,7 +218,8 @@ def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
 
 def is_label(value: Any) -> bool:
     """Tell whether ``value`` can be the name of a class in an exported file."""
-    # Control characters could command a terminal; halves of surrogate pairs can be neither printed nor written.
+    # Control characters could command a terminal, those of direction turn "90 %" into "09 %"; halves of surrogate pairs
+    # can be neither printed nor written.
     return isinstance(value, str) and not _CONTROLS.search(value)
 
 

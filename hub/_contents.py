@@ -18,7 +18,7 @@ def refused_content(path: Path, name: str) -> str | None:
         name: its path in the repository, which says what it should be.
     """
     if name.endswith(".onnx"):
-        return refused_network(path, loops=True)  # a detector may have some
+        return refused_network(path)
     if name == WEIGHTS:
         return _refused_weights(path)
     return None

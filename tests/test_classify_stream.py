@@ -410,3 +410,20 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
     # A name and 16 bytes of a digest are held of each picture, 330 bytes with what Python adds.
     assert peaks[1] - peaks[0] < 8192, f"{peaks} KiB at 1,000 and 20,000 pictures"
     print(f"{peaks} KiB at 1,000 and 20,000 pictures")
+
+
+def test_a_run_without_any_result_is_in_nobodys_way(network, folder, journal, tmp_path):
+    output, part = tmp_path / "r.csv", tmp_path / "r.csv.part"
+    (tmp_path / "empty").mkdir()
+    assert "is an empty folder" in str(classify(tmp_path / "empty", network, output))
+    assert not part.exists()
+    head = journal.splitlines(keepends=True)[0]
+    for left in (b"", head, head.replace(b"classifier", b"classifieR")):  # killed before its first result; not ours
+        part.write_bytes(left)
+        code = classify(folder / "0" / "00.png", network, output)
+        if b"classifieR" in left:
+            assert "delete the file" in str(code)
+            assert part.read_bytes() == left
+        else:
+            assert code == 0
+            assert not part.exists()

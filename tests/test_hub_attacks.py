@@ -132,9 +132,9 @@ def _custom_operator(model: ModelProto) -> None:
     model.graph.node.append(helper.make_node("RunMe", ["x"], ["y"], domain="evil.corp"))
 
 
-def _custom_operator_in_a_loop(model: ModelProto) -> None:
+def _custom_operator_in_a_branch(model: ModelProto) -> None:
     body = graph_with(helper.make_node("RunMe", ["x"], ["y"], domain="evil.corp"))
-    model.graph.node.append(helper.make_node("Loop", ["n", "c"], ["y"], body=body))
+    model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body))
 
 
 def _compiled(model: ModelProto) -> None:
@@ -167,7 +167,7 @@ OTHER_FILES, NOT_OWN = "keeps tensors in other files", "which are not ONNX's own
         (_external_default_of_a_function, OTHER_FILES),
         (_external_in_training, OTHER_FILES),
         (_custom_operator, NOT_OWN),
-        (_custom_operator_in_a_loop, NOT_OWN),
+        (_custom_operator_in_a_branch, NOT_OWN),
         (_compiled, NOT_OWN + "|compiled network"),
         (_compiled_without_a_domain, r"compiled network \(EPContext\)"),
     ],

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ._output import say
+
 
 def analyze(
     source: Annotated[Path, typer.Argument(help="A checkpoint or training folder.")],
@@ -37,10 +39,10 @@ def analyze(
         from_scratch=from_scratch,
     )
     bound, diversity = found.bound, found.diversity
-    typer.echo(f"largest deviation |mean - E mean| of {runs} runs: {max(bound.measured_sums):.3g}")
+    say(f"largest deviation |mean - E mean| of {runs} runs: {max(bound.measured_sums):.3g}")
     for total, limit, share in zip(bound.totals, bound.threshold_sums, bound.measured_shares, strict=True):
-        typer.echo(f"at or above {limit:.3g}: probability at most {total:g} by the theorem, {share:g} of the runs")
+        say(f"at or above {limit:.3g}: probability at most {total:g} by the theorem, {share:g} of the runs")
     branches = ", ".join(f"{error:.2f}" for error in diversity.branch_error_percent)
-    typer.echo(f"error {diversity.error_percent:.2f} %, of the branches alone {branches} %")
-    typer.echo(f"two branches disagree on {100 * diversity.disagreement:.2f} % of {diversity.images} images")
-    typer.echo(f"saved in {output}")
+    say(f"error {diversity.error_percent:.2f} %, of the branches alone {branches} %")
+    say(f"two branches disagree on {100 * diversity.disagreement:.2f} % of {diversity.images} images")
+    say(f"saved in {output}")

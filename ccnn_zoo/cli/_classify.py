@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccnn_zoo.errors import ConfigurationError, ImageError
+from ccnn_zoo._printable import printable
+from ccnn_zoo.errors import ConfigurationError
 
+from ._interrupts import ends_on_interrupt
 from ._options import TOKEN
-from ._pictures import Pictures, printable
+from ._output import say
+from ._pictures import Pictures
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Classification, ImageClassifier
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     Classifier = ImageClassifier | RayClassifier
 
 
+@ends_on_interrupt()
 def classify(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
     model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
@@ -56,7 +60,7 @@ def classify(
     if output is not None:
         _check_output(output, as_json)
         if resume and output.exists() and not _part(output).exists():
-            typer.echo(f"{output} is whole already. Delete it to classify again.", err=True)
+            say(f"{output} is whole already. Delete it to classify again.", err=True)
             return
     options = {"device": device, "revision": revision, "token": token, "batch_size": batch_size}
     if on_ray:
@@ -78,14 +82,14 @@ def classify(
 
 def _print(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, as_json: bool) -> int:
     failed = 0
-    with _bar(pictures, shown=not sys.stdout.isatty()) as progress:
+    with _bar(pictures, shown=sys.stdout is None or not sys.stdout.isatty()) as progress:
         for result in classifier.classify_stream(iter(pictures), top_k, workers=workers):
             progress.show(result)
             failed += result.error is not None
             if as_json:
-                typer.echo(json.dumps(asdict(result)))
+                say(json.dumps(asdict(result)))
             elif result.error is None:
-                typer.echo(printable(_line(result)))
+                say(_line(result))
     return failed + pictures.tell()
 
 
@@ -102,17 +106,14 @@ def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int,
         try:
             _fill(journal, classifier, pictures, top_k, workers)
         except KeyboardInterrupt:
-            typer.echo(f"interrupted: {len(journal)} pictures are in {journal.path}. Continue with --resume.", err=True)
+            so_far = f"{len(journal)} pictures are in {journal.path}. Continue with --resume."
+            say(f"interrupted: {so_far if len(journal) else 'no picture was classified yet.'}", err=True)
             raise typer.Exit(130) from None
-        except ImageError:
-            if not len(journal):  # nothing was found, so nothing is to be continued
-                journal.remove()
-            raise
         with replacing(output) as path:
             write(journal.records(), path, classes)
         failed = sum(record["error"] is not None for record in journal.records())
         nothing = pictures.tell()
-        typer.echo(f"{output}: {len(journal)} pictures, {failed} of which could not be read", err=True)
+        say(f"{output}: {len(journal)} pictures, {failed} of which could not be read", err=True)
         journal.remove()
     return failed + nothing
 
@@ -178,7 +179,7 @@ class _Progress:
 class _NoProgress:
     def show(self, result: Classification) -> None:
         if result.error is not None:
-            typer.echo(printable(result.error), err=True)
+            say(result.error, err=True)
 
 
 def _bar(pictures: Pictures, *, shown: bool, done: int = 0) -> AbstractContextManager[_Progress | _NoProgress]:

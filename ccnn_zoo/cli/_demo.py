@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ._output import say
+
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for networks, hub and picture.")] = Path(
@@ -20,4 +22,4 @@ def demo(
     """
     from ccnn_zoo import demo as job
 
-    job.run(output, device=device, say=typer.echo)
+    job.run(output, device=device, say=say)

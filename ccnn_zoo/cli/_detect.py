@@ -16,8 +16,10 @@ import typer
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
+from ._interrupts import ends_on_interrupt
 from ._options import TOKEN
-from ._pictures import Pictures, printable
+from ._output import say
+from ._pictures import Pictures
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Detection, ObjectDetector
@@ -26,6 +28,7 @@ RESULTS = "detections.jsonl"
 """Name of the file of results in ``--output``."""
 
 
+@ends_on_interrupt()
 def detect(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
     model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
@@ -124,12 +127,13 @@ def _show(found: Detection, record: dict[str, Any], file: TextIO | None, *, as_j
     if file is not None:
         file.write(line + "\n")
     if as_json:
-        typer.echo(line)
+        say(line)
     elif found.error is None:
         # With a file, the boxes stand there.
-        typer.echo(printable("\n".join(islice(_lines(found), None if file is None else 1))))
+        for text in islice(_lines(found), None if file is None else 1):
+            say(text)
     if found.error is not None:
-        typer.echo(printable(found.error), err=True)
+        say(found.error, err=True)
 
 
 def _lines(found: Detection) -> Iterator[str]:

@@ -32,6 +32,7 @@ def detect_demo(
 
     from . import _sources
     from ._detect import detect
+    from ._output import say
 
     loaded = load_detection_data(data, skip_bad_annotations=True)  # names what is wrong before anything is trained
     if not loaded.test:
@@ -42,15 +43,15 @@ def detect_demo(
     resolved = Recipe.from_mapping({**Recipe.load(recipe).to_dict(), **changes}, source=f"recipe {recipe} as changed")
     keep_freed_memory()
     result = train_detector(resolved, output / "run", resume=True)
-    typer.echo(f"trained on {data}: test mAP {result.record.metrics['test_map_percent']:.2f} %")
+    say(f"trained on {data}: test mAP {result.record.metrics['test_map_percent']:.2f} %")
 
     repository = f"local:{output / 'hub'}"
     beside = _sources.beside_checkpoint(result.checkpoint)
     details = hub.publish(result.checkpoint, repository, **beside).manifest.details
     compared = details["export"]
     objects, shown = compared["detections"], len(compared["pictures"])
-    typer.echo(f"folded, exported and published to {repository}")
-    typer.echo(
+    say(f"folded, exported and published to {repository}")
+    say(
         f"onnxruntime and torch find the same {objects} objects on {shown} pictures, boxes within "
         f"{compared['max_box_difference']:.2g} pixels"
     )
@@ -58,4 +59,4 @@ def detect_demo(
     step = max(1, len(loaded.test) // pictures)
     chosen = [picture.path for picture in loaded.test[::step][:pictures]]
     detect(chosen, repository, device=device, score=score, output=drawn, workers=1)
-    typer.echo(f"pictures with boxes and detections.jsonl are in {drawn}")
+    say(f"pictures with boxes and detections.jsonl are in {drawn}")

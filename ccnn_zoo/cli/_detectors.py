@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 from torchvision.transforms.functional import pil_to_tensor
 
 from ccnn_zoo._files import replacing
@@ -16,6 +15,8 @@ from ccnn_zoo.detection import load_detection_data, load_detector
 from ccnn_zoo.errors import CCNNError, ConfigurationError
 from ccnn_zoo.export import DEFAULT_OPSET, FILES, DetectionReport, detector_to_onnx
 from ccnn_zoo.pictures import read
+
+from ._output import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,11 +52,9 @@ def show_report(report: DetectionReport, paths: Iterable[Path | None]) -> None:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     sizes = {(picture.height, picture.width) for picture in report.pictures}
-    typer.echo(
-        f"{report.path}: {report.file_size / 1e6:.2f} MB, {report.parameters:,} parameters, opset {report.opset}"
-    )
-    typer.echo(f"nodes: {', '.join(f'{count} {kind}' for kind, count in sorted(report.nodes.items()))}")
-    typer.echo(
+    say(f"{report.path}: {report.file_size / 1e6:.2f} MB, {report.parameters:,} parameters, opset {report.opset}")
+    say(f"nodes: {', '.join(f'{count} {kind}' for kind, count in sorted(report.nodes.items()))}")
+    say(
         f"compared with torch: {report.detections} objects on {len(report.pictures)} pictures of {len(sizes)} sizes, "
         f"boxes within {report.max_box_difference:.2g} pixels, scores within {report.max_score_difference:.2g}"
     )
@@ -76,7 +75,7 @@ def _pictures(given: str | None, trained_on: str | None) -> list[Tensor] | None:
     except CCNNError as error:
         if given is not None:
             raise
-        typer.echo(f"compared on seeded pictures only: {error}", err=True)
+        say(f"compared on seeded pictures only: {error}", err=True)
         return None
     if not pictures:
         raise ConfigurationError(f"{given or trained_on} has no test pictures")

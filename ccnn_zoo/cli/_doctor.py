@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import DeviceError
+
+from ._output import say, say_json, show
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime._doctor import Report
@@ -35,7 +37,7 @@ def doctor(
         ) from error
     report = examine(provider or ())
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+        say_json(report.to_dict(), indent=2)
     else:
         _print(report)
     if not report.cpu_works:
@@ -44,26 +46,21 @@ def doctor(
 
 def _print(report: Report) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
     view = Table("backend", "from", "state", "why", box=SIMPLE_HEAD, pad_edge=False)
     for finding in report.findings:
         state = Text("works", "green") if finding.works else Text("missing", "red")
-        view.add_row(Text(finding.backend), Text(finding.origin), state, Text(finding.reason))
-    console.print(view)
+        backend, origin, reason = (Text(printable(t)) for t in (finding.backend, finding.origin, finding.reason))
+        view.add_row(backend, origin, state, reason)
+    show(view)
     for finding in report.findings:
         if finding.remedy:  # on a line of its own, unbroken, to be copied
-            console.print(
-                f"To mend {finding.backend}:  {finding.remedy}", soft_wrap=True, markup=False, highlight=False
-            )
+            say(f"To mend {finding.backend}:  {finding.remedy}")
     if len(report.wheels) > 1:
-        console.print(
-            "Both wheels of onnxruntime are installed; the one that came last has replaced the other's files."
-        )
+        say("Both wheels of onnxruntime are installed; the one that came last has replaced the other's files.")
     versions = Table(box=None, show_header=False, pad_edge=False)
     for name, version in {**report.versions, "wheels": ", ".join(report.wheels) or None}.items():
-        versions.add_row(name, version or "none")
-    console.print(versions)
+        versions.add_row(name, Text(printable(version or "none")))
+    show(versions)

@@ -10,6 +10,7 @@ import typer
 from ccnn_zoo.errors import ConfigurationError
 
 from ._options import TOKEN
+from ._output import say
 
 if TYPE_CHECKING:
     from ccnn_zoo.export import ExportReport
@@ -95,7 +96,7 @@ def export(
         from ccnn_zoo.serve import write_triton
 
         for path in written:
-            typer.echo(write_triton(path, triton, options=how))
+            say(write_triton(path, triton, options=how))
 
 
 def _export_classifier(
@@ -141,6 +142,6 @@ def _write_reports(reports: dict[str, ExportReport], path: Path | None, *, besid
 
 def _show(reports: dict[str, ExportReport]) -> None:
     for one in reports.values():
-        typer.echo(one.path)
+        say(one.path)
         for what, figure in one.rows():
-            typer.echo(f"  {what:38} {figure}")
+            say(f"  {what:38} {figure}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
@@ -14,6 +15,7 @@ from typing import Any
 from ccnn_zoo.errors import ConfigurationError
 
 Record = dict[str, Any]
+_FORMULA = re.compile(r"['\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _ROWS = 10_000  # of one Parquet row group, held in memory
 
 
@@ -46,7 +48,7 @@ def _write_csv(records: Iterable[Record], path: Path, classes: int) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.DictWriter(stream, ["source", "error", *_columns(classes)])
         writer.writeheader()
-        writer.writerows(map(_row, records))
+        writer.writerows(map(_guarded, map(_row, records)))
 
 
 def _write_jsonl(records: Iterable[Record], path: Path, classes: int) -> None:
@@ -82,6 +84,16 @@ def _row(record: Record) -> Record:
     for rank, prediction in enumerate(record["predictions"], 1):
         row |= {f"{name}_{rank}": value for name, value in prediction.items()}
     return row
+
+
+def _guarded(row: Record) -> Record:
+    """Put ``'`` before text that a spreadsheet would take for a formula, and, so that it can be undone, before ``'``.
+
+    Source: OWASP, "CSV Injection": what begins with one of these, a tab or a new line is run, in any column.
+    """
+    return {
+        name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value for name, value in row.items()
+    }
 
 
 def _utf8(row: Record) -> Record:

@@ -18,6 +18,7 @@ from ccnn_zoo._locks import held
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
 Record = dict[str, Any]
+_LONGEST_HEAD = 10_000  # bytes
 
 
 class Journal:
@@ -26,7 +27,7 @@ class Journal:
     Args:
         path: the journal.
         run: what all results have in common, as JSON values.
-        resume: continue a journal that is there; without it there must be none.
+        resume: continue a journal that is there; without it there must be none, but for one without any result.
 
     Raises:
         ConfigurationError: a journal is there and must not be continued, by this run or while another writes it.
@@ -41,7 +42,7 @@ class Journal:
         self._count = 0
         with ExitStack() as stack:
             stack.enter_context(held(path.with_name(f"{path.name}.lock"), str(path)))
-            self._file = stack.enter_context(_opened(path, resume))
+            self._file = stack.enter_context(_opened(path, self._run, resume))
             self._continue()
             self._held = stack.pop_all()
 
@@ -50,7 +51,11 @@ class Journal:
 
     def __exit__(self, *exception: object) -> None:
         with suppress(OSError):  # what could not be flushed was reported when it was written
-            self._held.close()
+            self._file.close()
+        if self._count == 0:  # nothing that another run could go on from, so none shall have to
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        self._held.close()
 
     def __len__(self) -> int:
         """Return the number of results."""
@@ -127,9 +132,21 @@ class Journal:
         )
 
 
-def _opened(path: Path, resume: bool) -> BinaryIO:
+def _holds_no_result(path: Path, run: Record) -> bool:
+    """Whether a run was killed before its first result, so that there is nothing to go on from, and nothing to lose."""
+    try:
+        with path.open("rb") as stream:
+            first, more = stream.readline(_LONGEST_HEAD), stream.read(1)
+        return not more and (not first or json.loads(first).keys() == run.keys())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _opened(path: Path, run: Record, resume: bool) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if _holds_no_result(path, run):
+            return path.open("w+b")
         return path.open("r+b" if resume and path.exists() else "x+b")
     except FileExistsError as error:
         raise ConfigurationError(

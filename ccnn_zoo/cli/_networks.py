@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError, TrainingInterrupted
 
 from ._options import TOKEN
+from ._output import say, say_json, show
 
 
 def train(
@@ -69,12 +72,12 @@ def train(
     try:
         result = run(resolved, output, resume=resume, tensorboard=tensorboard)
     except TrainingInterrupted as stopped:
-        typer.echo(stopped, err=True)
+        say(stopped, err=True)
         raise typer.Exit(128 + stopped.signal) from stopped  # what a shell reports of such a signal
     if PartialState().is_main_process:
         figure = result.record.metrics[f"test_{quality}_percent"]
         name = {"error": "error", "map": "mAP"}[quality]
-        typer.echo(f"test {name} {figure:.2f} %, saved to {result.checkpoint}")
+        say(f"test {name} {figure:.2f} %, saved to {result.checkpoint}")
 
 
 def list_networks(
@@ -83,18 +86,18 @@ def list_networks(
         str | None, typer.Option(help="List what this user or organisation has published on the Hugging Face Hub.")
     ] = None,
     token: Annotated[bool, TOKEN] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list with an object per network.")] = False,
 ) -> None:
     """List the networks of the zoo with their sizes: millions of parameters, billions of multiply-adds.
 
     Example:  ccnn list '*resnet*'
     """
     if hub is not None:
-        _list_published(hub, pattern, token)
+        _list_published(hub, pattern, token, as_json=as_json)
         return
     if token:
         raise ConfigurationError("--token is for --hub: leave it out, or name whose networks to list")
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from ccnn_zoo.models import table
@@ -102,6 +105,9 @@ def list_networks(
     rows = table(pattern)
     if not rows:
         raise ConfigurationError(f"no network is called {pattern!r}; `ccnn list` shows all of them")
+    if as_json:
+        say_json([asdict(row) for row in rows], indent=2)
+        return
     view = Table(
         "name", "K", "trained M", "deployed M", "MACs G", "input", "checkpoints", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -118,16 +124,16 @@ def list_networks(
             "x".join(map(str, row.input_size)),
             ", ".join(row.checkpoints),
         )
-    Console().print(view)
+    show(view)
 
 
-def _list_published(author: str, pattern: str, token: bool) -> None:
+def _list_published(author: str, pattern: str, token: bool, *, as_json: bool) -> None:
     """List networks on the Hub with their errors and sizes: millions of parameters, megabytes of all files."""
     from fnmatch import fnmatchcase
 
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ccnn_zoo.hub import search
 
@@ -135,12 +141,15 @@ def _list_published(author: str, pattern: str, token: bool) -> None:
     found = [network for network in published if fnmatchcase(network.repo_id.partition("/")[2], pattern)]
     if not found:
         raise ConfigurationError(f"{author} has published no network {pattern!r}; check the spelling of both")
+    if as_json:
+        say_json([asdict(network) for network in found], indent=2)
+        return
     view = Table("repository", "network", "K", "test %", "trained M", "deployed M", "MB", "precisions", box=SIMPLE_HEAD)
     view.columns[0].no_wrap = view.columns[1].no_wrap = True
     for network in found:
         figures = [(kind, network.metrics.get(f"test_{kind.lower()}_percent")) for kind in ("error", "mAP")]
         view.add_row(
-            network.repo_id,
+            Text(printable(network.repo_id)),
             network.architecture,
             str(network.branches),
             ", ".join(f"{kind} {figure:.2f}" for kind, figure in figures if figure is not None),
@@ -149,7 +158,7 @@ def _list_published(author: str, pattern: str, token: bool) -> None:
             f"{network.size / 1e6:.1f}",
             ", ".join(network.precisions),
         )
-    Console().print(view)
+    show(view)
 
 
 def _parsed(values: list[str]) -> dict[str, object]:
@@ -160,5 +169,8 @@ def _parsed(values: list[str]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigurationError(f"--set takes NAME=VALUE, got {text!r}")
-        parsed[name.strip()] = yaml.safe_load(value)
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--set {name} takes a value in YAML, got {value!r}") from error
     return parsed

@@ -1,4 +1,4 @@
-"""The pictures that a user names, and names that can be printed."""
+"""The pictures that a user names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from ccnn_zoo.errors import ImageError
+
+from ._output import say
 
 if TYPE_CHECKING:
     from ccnn_zoo.pictures import LeftOut
@@ -64,12 +64,7 @@ class Pictures:
     def tell(self) -> int:
         """Say on stderr what was left out, and return the number of folders that gave nothing."""
         if str(self.left_out):
-            typer.echo(printable(f"left out: {self.left_out}"), err=True)
+            say(f"left out: {self.left_out}", err=True)
         for problem in self.left_out.problems:
-            typer.echo(printable(problem), err=True)
+            say(problem, err=True)
         return len(self.left_out.problems)
-
-
-def printable(text: str) -> str:
-    """Names of files need not be UTF-8, what is printed must be."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

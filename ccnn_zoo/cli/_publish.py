@@ -10,6 +10,7 @@ import typer
 from ccnn_zoo.errors import ConfigurationError
 
 from ._options import TOKEN
+from ._output import say
 
 
 def publish(
@@ -60,8 +61,8 @@ def publish(
     )
     for change in publication.changes:
         if dry_run or change.action != "keep":
-            typer.echo(f"{change.action:7} {change.size:>12,} bytes  {change.path}")
-    typer.echo(f"{'would publish' if dry_run else 'published'} {publication.location}")
+            say(f"{change.action:7} {change.size:>12,} bytes  {change.path}")
+    say(f"{'would publish' if dry_run else 'published'} {publication.location}")
 
 
 def download(
@@ -78,4 +79,4 @@ def download(
     """
     from ccnn_zoo import hub
 
-    typer.echo(hub.download(repo_id, revision=revision, precision=precision, token=token))
+    say(hub.download(repo_id, revision=revision, precision=precision, token=token))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ._options import TOKEN
+from ._output import say
 
 
 def serve(
@@ -61,4 +62,4 @@ def serve(
         address=address,
         name=name,
     )
-    run(options, ready=lambda url: typer.echo(f"serving {model} at {url}"))
+    run(options, ready=lambda url: say(f"serving {model} at {url}"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import upright_size
 
@@ -108,12 +109,12 @@ def refuse_or_skip(name: str, problems: Sequence[str], *, skip: bool) -> tuple[s
         ConfigurationError: there are some, and they are not; lists them all.
     """
     if problems and not skip:
-        listed = "\n  ".join(problems)
         raise ConfigurationError(
             f"{len(problems)} annotations of {name} cannot be used; mend them, or leave them out with "
-            f"skip_bad_annotations=true:\n  {listed}"
+            "skip_bad_annotations=true:",
+            *problems,
         )
-    return tuple(problems)
+    return tuple(map(printable, problems))
 
 
 def hold_out(names: Sequence[str]) -> tuple[set[str], str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN
 
+from ccnn_zoo._printable import printable
 from ccnn_zoo.checkpoint import TrainingRecord
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe, TrainingResult
@@ -95,7 +96,7 @@ class Detection:
         if data.skipped:
             warnings.warn("left out:\n  " + "\n  ".join(data.skipped), stacklevel=4)
         if data.notes:
-            warnings.warn(f"{data.name}:\n  " + "\n  ".join(data.notes), stacklevel=4)
+            warnings.warn(f"{printable(data.name)}:\n  " + "\n  ".join(map(printable, data.notes)), stacklevel=4)
         self.recipe, self.labels, self.data_name = recipe, data.labels, data.name
         self.train, self.test, self.held_out = data.train, data.test, None
         if recipe.validation:

@@ -52,9 +52,10 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # the latter two of what can be no name of a machine
+            reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"cannot listen on {host}, port {port}: {error.strerror}. Choose another; port 0 takes a free one."
+                f"cannot listen on {host}, port {port}: {reason}. Choose another; port 0 takes a free one."
             ) from error
         yield listener
 

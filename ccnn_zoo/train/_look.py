@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
 from ._data import Data
@@ -50,14 +51,16 @@ def only_readable(data: Data, *, skip: bool, shown: bool) -> Data:
     told = [*data.left_out.unsearched, *problems[0].values(), *problems[1].values()]
     if not told:
         return data
-    listed = "\n  ".join([*told[:_TOLD], *([f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else [])])
+    listed = [*told[:_TOLD], *([f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else [])]
     if not skip:
         raise ImageError(
             f"{len(told)} pictures or folders of {data.name} cannot be used; mend or remove them, or leave them out "
-            f"with skip_unreadable=true (ccnn train --skip-unreadable):\n  {listed}"
+            "with skip_unreadable=true (ccnn train --skip-unreadable):",
+            *listed,
         )
     if PartialState().is_main_process:
-        warnings.warn(f"{len(told)} pictures or folders of {data.name} left out:\n  {listed}", stacklevel=4)
+        text = "\n  ".join(map(printable, [f"{len(told)} pictures or folders of {data.name} left out:", *listed]))
+        warnings.warn(text, stacklevel=4)
     train, test = (images.subset(_others(images, bad)) for images, bad in zip(parts, problems, strict=True))
     _check_classes(data, train.targets, test.targets)
     return replace(data, train=train, test=test)

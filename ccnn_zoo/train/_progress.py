@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ccnn_zoo._printable import printable
+
 from ._history import EpochResult
 
 
@@ -22,9 +24,9 @@ class TrainingProgress:
 
     def __init__(self, title: str, epochs: int, steps: int, *, shown: bool) -> None:
         self._console = Console(stderr=True, quiet=not shown)
-        self._title, self._epochs = title, epochs
+        self._title, self._epochs = printable(title), epochs
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -32,7 +34,7 @@ class TrainingProgress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=steps, figures="")
+        self._task = self._bar.add_task(self._title, total=steps, figures="")
         self._test = ""
 
     def __enter__(self) -> TrainingProgress:

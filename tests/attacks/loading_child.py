@@ -97,6 +97,8 @@ def attacks(config: dict, detector: dict, canary: Path) -> Iterator[tuple[str, s
             yield f"{key}={value!r:.60}", "detector", {**detector, key: value}
         yield f"config={value!r:.60}", "checkpoint", value
         yield f"detector={value!r:.60}", "detector", value
+        generic = {**config, "architecture": "ccnn", "model_args": {**config["model_args"], "base": value}}
+        yield f"base={value!r:.60}", "checkpoint", generic
     overlay = {"url": "http://127.0.0.1:9/x.pth", "file": str(canary / "weights.pth")}
     whole = {"pretrained": True, "cache_dir": str(canary), "pretrained_cfg_overlay": overlay}
     for kind in ("checkpoint", "repository"):
