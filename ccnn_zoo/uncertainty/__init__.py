@@ -4,7 +4,7 @@
 and quantiles of an out-of-distribution score. They travel in the ONNX file (:class:`Confidence`), where the runtime
 reads them. The runtime needs numpy alone; only :func:`fit` needs SciPy.
 
-"Confidence" is of probabilities. "Calibration" in this package means the calibration kernels R, which are another thing.
+"Confidence" is of probabilities. "Calibration" means the calibration kernels R in this package, another thing.
 """
 
 from ._fit import fit

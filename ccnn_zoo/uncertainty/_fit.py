@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._numbers import TEMPERATURES, COVERAGES, QUANTILES, RISKS, SETS, Confidence
-from ._scores import log_softmax, energy, mutual_information, probabilities, set_scores
+from ._numbers import COVERAGES, QUANTILES, RISKS, SETS, TEMPERATURES, Confidence
+from ._scores import energy, log_softmax, mutual_information, probabilities, set_scores
 
 LEAST_PICTURES = 100
 """With fewer, the sets of 99 % coverage would hold every class: (n + 1) * 0.99 must be at most n."""
@@ -28,8 +28,9 @@ def fit(
     - The thresholds of sets are the ceil((n + 1) * coverage)-th smallest score of the true classes: split conformal
       prediction, so the set of a new picture of the same kind holds its class with at least that probability, whatever
       the network is.
-    - The thresholds of decisions are the lowest for which the risk is kept with 95 % certainty (Geifman and El-Yaniv,
-      NeurIPS 2017: bounds of Clopper and Pearson, divided by the number of thresholds that are looked at).
+    - The thresholds of decisions are the lowest for which the risk is kept with 95 % certainty over the draw of the
+      held-out pictures (bounds of Clopper and Pearson, as Geifman and El-Yaniv, NeurIPS 2017, tried in the order of
+      Angelopoulos et al., "Learn then Test", 2021).
 
     Args:
         logits: (N, classes) of the file itself.
@@ -68,8 +69,8 @@ def _check(logits: NDArray, targets: NDArray, branch_logits: NDArray | None) -> 
         raise ConfigurationError(f"branch_logits must be (K, N, classes), got {np.shape(branch_logits)}")
     if len(targets) < LEAST_PICTURES:
         raise ConfigurationError(
-            f"{len(targets)} held-out pictures are too few to say anything of 1 in 100: give at least {LEAST_PICTURES}, "
-            "better a thousand"
+            f"{len(targets)} held-out pictures are too few to say anything of 1 in 100: give at least "
+            f"{LEAST_PICTURES}, better a thousand"
         )
 
 
@@ -92,13 +93,22 @@ def _sets(scores: NDArray[np.float64], targets: NDArray) -> dict[str, float]:
 
 
 def _decisions(probability: NDArray[np.float64], targets: NDArray) -> dict[str, float | None]:
-    """Return by risk the lowest top probability that keeps it, of a hundred thresholds at most."""
+    """Return by risk the lowest top probability that keeps it.
+
+    Thresholds are tried from the top down, until the first whose risk may be higher: then each is judged at the full
+    certainty (fixed-sequence testing). What is tried is chosen without a look at the classes.
+    """
     from scipy.stats import beta
 
     top, wrong = probability.max(-1), probability.argmax(-1) != targets
-    thresholds = np.unique(np.quantile(top, np.linspace(0, 0.99, 100), method="higher"))
+    thresholds = np.unique(np.quantile(top, np.linspace(0, 0.99, 100), method="higher"))[::-1]
     chosen = top >= thresholds[:, None]
     decided, failed = chosen.sum(1), (chosen & wrong).sum(1)
-    # Above this the share of failures lies with a probability of (1 - certainty) / len(thresholds) at most.
-    bounds = beta.ppf(1 - (1 - _CERTAINTY) / len(thresholds), failed + 1, np.maximum(decided - failed, 1e-12))
-    return {str(r): next((float(t) for t, b in zip(thresholds, bounds, strict=True) if b <= r), None) for r in RISKS}
+    bounds = np.where(failed < decided, beta.ppf(_CERTAINTY, failed + 1, np.maximum(decided - failed, 1)), 1.0)
+    found: dict[str, float | None] = {}
+    for risk in RISKS:
+        least = math.log(1 - _CERTAINTY) / math.log(1 - risk)  # decisions that show the risk if none is wrong
+        tried = decided >= 2 * least  # of fewer, one wrong decision would end it
+        kept = np.logical_and.accumulate(bounds[tried] <= risk)
+        found[str(risk)] = float(thresholds[tried][kept][-1]) if kept.any() else None
+    return found

@@ -59,7 +59,7 @@ class Confidence:
 
     def __post_init__(self) -> None:
         if type(self.version) is not int or self.version != VERSION:
-            raise MetadataError(f"confidence is of version {self.version!r}, this ccnn-zoo reads {VERSION}; fit it again")
+            raise _malformed("version", self.version, f"{VERSION}, which this ccnn-zoo reads,")
         if type(self.pictures) is not int or self.pictures < 1:
             raise _malformed("pictures", self.pictures, "a number of pictures, at least 1")
         least, most = TEMPERATURES
@@ -74,8 +74,11 @@ class Confidence:
                 raise _malformed(f"decide[{risk}]", threshold, "a number in [0, 1] or null")
         for score, values in _table(self, "quantiles", SCORES):
             held = isinstance(values, list | tuple) and len(values) == QUANTILES
-            if not held or not all(_is_number(v, -_LARGEST, _LARGEST) for v in values) or list(values) != sorted(values):
+            held = held and all(_is_number(value, -_LARGEST, _LARGEST) for value in values)
+            if not held or list(values) != sorted(values):
                 raise _malformed(f"quantiles[{score}]", values, f"{QUANTILES} ascending numbers")
+        # JSON knows no tuples.
+        object.__setattr__(self, "quantiles", {name: tuple(values) for name, values in self.quantiles.items()})
         if "energy" not in self.quantiles or not self.sets.keys() >= {"lac"}:
             raise MetadataError("confidence lacks sets['lac'] or quantiles['energy']; fit it again")
 
