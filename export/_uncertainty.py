@@ -44,7 +44,8 @@ def add_confidence(
     - ``branch_probabilities``, (K, batch, classes): the same of each branch, where the file has ``branch_logits``;
     - ``uncertainty``, (batch, 1 or 2): the entropy of the probabilities, and, where there are branches, their mutual
       information, in nats;
-    - ``ood_score``, (batch,): the energy of the logits, the higher, the less a picture is like those of the training.
+    - ``ood_score``, (batch,): 0 to 100, how unlike the held-out pictures one is: the percentile of its energy, or of
+      its mutual information if that is larger.
 
     They are compared with :mod:`ccnn_zoo.uncertainty`, which knows no ONNX, before the file takes its name.
 
@@ -102,7 +103,7 @@ def _append(model: ModelProto, metadata: ModelMetadata) -> None:
             f"the file has opset {opsets.get('', 0)}, the further outputs need {DEFAULT_OPSET}. Export it again with a "
             "newer one, or leave the outputs out: the runtime computes them from the numbers."
         )
-    graph, writer = model.graph, _Writer(metadata.confidence.temperature)
+    graph, writer = model.graph, _Writer(metadata.confidence)
     logits = graph.output[0]
     batch = logits.type.tensor_type.shape.dim[0]
     sides = [batch.dim_value or batch.dim_param, len(metadata.labels)]
@@ -122,24 +123,38 @@ def _append(model: ModelProto, metadata: ModelMetadata) -> None:
 class _Writer:
     """Writes the nodes; each method returns the name of what it makes."""
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, numbers: Confidence) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
-        self._temperature = self._constant("temperature", np.float32(temperature))
+        self._quantiles = numbers.quantiles
+        self._temperature = self._constant("temperature", np.float32(numbers.temperature))
         self._axes = {axis: self._constant(f"axis_{axis}", np.array([axis], np.int64)) for axis in (0, 1, -1)}
 
     def write(self, logits: str, branch_logits: str | None) -> list[str]:
         """Write all outputs; return their names in order."""
         made = ["probabilities"]
-        scores = [self._entropy_of_logits(self._scaled(logits), probabilities="probabilities")]
+        doubts = [self._entropy_of_logits(self._scaled(logits), probabilities="probabilities")]
+        scores = {"energy": self._energy(logits)}
         if branch_logits is not None:
             made.append("branch_probabilities")
-            scores.append(self._mutual_information(self._scaled(branch_logits)))
-        self._node("Concat", scores, "uncertainty", axis=1)
-        # The largest log-softmax is the largest logit less the log-sum-exp.
-        largest = self._node("ReduceMax", [self._node("LogSoftmax", [logits], axis=-1), self._axes[-1]], keepdims=0)
-        self._node("Sub", [largest, self._node("ReduceMax", [logits, self._axes[-1]], keepdims=0)], "ood_score")
+            scores["mutual_information"] = self._mutual_information(self._scaled(branch_logits))
+            doubts.append(scores["mutual_information"])
+        self._node("Concat", doubts, "uncertainty", axis=1)
+        ranks = [self._percentile(scores[name], name) for name in self._quantiles if name in scores]
+        self._node("Max", ranks, "ood_score")
         return [*made, "uncertainty", "ood_score"]
+
+    def _energy(self, logits: str) -> str:
+        # The largest log-softmax is the largest logit less the log-sum-exp.
+        largest = self._node("ReduceMax", [self._node("LogSoftmax", [logits], axis=-1), self._axes[-1]], keepdims=1)
+        return self._node("Sub", [largest, self._node("ReduceMax", [logits, self._axes[-1]], keepdims=1)])
+
+    def _percentile(self, score: str, name: str) -> str:
+        """From (batch, 1) to (batch,): how many quantiles lie below."""
+        known = self._constant(f"quantiles_{name}", np.asarray(self._quantiles[name], np.float32))
+        below = self._node("Cast", [self._node("Less", [known, score])], to=TensorProto.FLOAT)
+        count = self._node("ReduceSum", [below, self._axes[-1]], keepdims=0)
+        return self._node("Min", [count, self._constant(f"all_{name}", np.float32(100))])
 
     def float_of(self, value: onnx.ValueInfoProto) -> str:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
@@ -191,10 +206,16 @@ def _check(before: Path, after: Path, metadata: ModelMetadata) -> None:
     branches = wanted.get(BRANCH_OUTPUT)
     scores = doubt(wanted[first], branches, metadata.confidence)
     doubts = [scores.entropy] if branches is None else [scores.entropy, scores.mutual_information]
-    wanted |= {"probabilities": scores.probabilities, "uncertainty": np.stack(doubts, 1), "ood_score": scores.energy}
+    wanted |= {
+        "probabilities": scores.probabilities,
+        "uncertainty": np.stack(doubts, 1),
+        "ood_score": scores.percentile,
+    }
     if branches is not None:
         wanted["branch_probabilities"] = probabilities(branches, metadata.confidence.temperature)
     for name, values in wanted.items():
         off = np.abs(found[name] - values).max() if found[name].shape == values.shape else np.inf
-        if not off <= TOLERANCE * max(1.0, np.abs(values).max()):
+        # A score that lies on a quantile, within rounding, may be counted on either side of it.
+        allowed = 1.0 if name == "ood_score" else TOLERANCE * max(1.0, np.abs(values).max())
+        if not off <= allowed:
             raise ExportError(f"the output {name!r} differs by {off:.2g} from what it must be; please report this")

@@ -81,7 +81,7 @@ class Asked:
                 mutual_information=None if found.mutual_information is None else float(found.mutual_information[row]),
                 ood=None
                 if found.percentile is None
-                else OutOfDistribution(float(found.energy[row]), float(found.percentile[row])),
+                else OutOfDistribution(float(found.percentile[row]), float(found.energy[row])),
                 branches=None if found.branches is None else tuple(labels[top] for top in found.branches[:, row]),
             )
 

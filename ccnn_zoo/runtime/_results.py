@@ -31,12 +31,13 @@ class OutOfDistribution:
     """How unlike the known pictures one is.
 
     Args:
-        score: its energy, in the unit of logits; higher is more unlike.
-        percentile: share of the held-out pictures with a lower score, in percent: 0 to 100.
+        percentile: share of the held-out pictures that are less so, in whole percents from 0 to 100: the larger of
+            those by its energy and by the mutual information of the branches, where there are branches.
+        energy: minus the log-sum-exp of its logits.
     """
 
-    score: float
     percentile: float
+    energy: float
 
 
 @dataclass(frozen=True)

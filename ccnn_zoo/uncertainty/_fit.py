@@ -15,6 +15,9 @@ from ._scores import energy, log_softmax, mutual_information, probabilities, set
 LEAST_PICTURES = 100
 """With fewer, the sets of 99 % coverage would hold every class: (n + 1) * 0.99 must be at most n."""
 
+_SAME = 1e-4
+"""Mutual information in nats, below which branches say the same and single precision would rank noise."""
+
 _CERTAINTY = 0.95
 """How surely the risk of decisions is kept, over the draw of the held-out pictures."""
 
@@ -46,7 +49,9 @@ def fit(
     probability = probabilities(logits, temperature)
     scores = {"energy": energy(logits)}
     if branch_logits is not None:
-        scores["mutual_information"] = mutual_information(np.asarray(branch_logits), temperature)
+        information = mutual_information(np.asarray(branch_logits), temperature)
+        if np.quantile(information, 0.99) > _SAME:
+            scores["mutual_information"] = information
     return Confidence(
         pictures=len(targets),
         temperature=temperature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,15 +63,16 @@ def set_scores(probability: Array, kind: str) -> Array:
     """Return the score of every class, (N, classes): a class belongs to a set if its score is within the threshold.
 
     ``"lac"`` is 1 - p (Sadinle, Lei and Wasserman 2019: the smallest sets on average); ``"aps"`` is the sum of the
-    probabilities down to and with the class (Romano, Sesia and Candes 2020, Eq. 6, without randomisation, so that the
-    same picture has the same set: larger sets, which adapt to the picture).
+    probabilities of the classes above it (Romano, Sesia and Candes 2020, Eq. 7 with U = 1: the same picture always has
+    the same set), which gives hard pictures larger sets. With the class's own probability in the sum, sure pictures
+    would score worst: on CIFAR-10 sets for 90 % then hold the true class of 98.8 %, by 4.3 classes each.
     """
     if kind == "lac":
         return 1 - probability
     order = np.argsort(-probability, axis=-1, kind="stable")
-    sums = np.cumsum(np.take_along_axis(probability, order, -1), -1)
-    scores = np.empty_like(sums)
-    np.put_along_axis(scores, order, np.minimum(sums, 1), -1)
+    ordered = np.take_along_axis(probability, order, -1)
+    scores = np.empty_like(ordered)
+    np.put_along_axis(scores, order, np.clip(np.cumsum(ordered, -1) - ordered, 0, 1), -1)
     return scores
 
 
@@ -88,7 +90,12 @@ def prediction_sets(probability: Array, threshold: float, kind: str = "lac") -> 
 
 
 class Doubt(NamedTuple):
-    """Scores of N pictures; what needs branches, or numbers that were fitted, is None without."""
+    """Scores of N pictures; what needs branches, or numbers that were fitted, is None without.
+
+    ``percentile`` says how unlike the held-out pictures one is, in whole percents: the larger of those of its energy
+    and of its mutual information. Each alone fails somewhere: telling CIFAR-10 from MNIST, the energy of a network for
+    MNIST has an AUROC of 2 %, the mutual information of one for CIFAR-10 of 68 % (docs/uncertainty_figures.md).
+    """
 
     probabilities: Array
     entropy: Array
@@ -104,15 +111,19 @@ def doubt(
 ) -> Doubt:
     """Return what logits (N, classes), and those of branches (K, N, classes), say of their own worth."""
     temperature = 1.0 if numbers is None else numbers.temperature
-    score = energy(logits)
-    percentile = None
-    if numbers is not None:
-        known = np.asarray(numbers.quantiles["energy"])
-        percentile = np.interp(score, known, np.linspace(0, 100, len(known)))
-    tops = agreement = information = None
+    scores = {"energy": energy(logits)}
+    tops = agreement = information = percentile = None
     if branch_logits is not None:
         tops = branch_logits.argmax(-1)
         agreement = (tops == logits.argmax(-1)).mean(0)
-        information = mutual_information(branch_logits, temperature)
+        information = scores["mutual_information"] = mutual_information(branch_logits, temperature)
+    if numbers is not None:
+        ranks = [percentiles(scores[name], known) for name, known in numbers.quantiles.items() if name in scores]
+        percentile = np.max(ranks, axis=0)
     spread = entropy(logits, temperature)
-    return Doubt(probabilities(logits, temperature), spread, score, percentile, tops, agreement, information)
+    return Doubt(probabilities(logits, temperature), spread, scores["energy"], percentile, tops, agreement, information)
+
+
+def percentiles(scores: Array, quantiles: Sequence[float]) -> Array:
+    """Return how many of the quantiles lie below each score, at most 100: a percentile where there are 101 of them."""
+    return np.minimum(np.searchsorted(np.asarray(quantiles), scores, side="left"), 100).astype(np.float64)
