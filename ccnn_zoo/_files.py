@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
@@ -81,8 +82,23 @@ def read_text(path: str | os.PathLike[str]) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: no system has such a name
+        raise ConfigurationError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parsed_yaml(text: str, what: str) -> Any:
+    """Return the value that a text in YAML says.
+
+    Raises:
+        ConfigurationError: it is no YAML, or says a value that there is not, such as the date 2020-99-99.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML's own, and what its constructors raise on nonsense: anything
+        shown = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigurationError(f"{what} is not YAML: {shown}") from error
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -67,20 +67,23 @@ def replacing_folder(target: Path, what: str, check: Callable[[], None]) -> Iter
 
 def is_there(target: Path) -> bool:
     """Whether a folder exists, after putting back what a writer that was killed had taken away."""
-    while not target.exists():
-        resolved = target.resolve()
+    while not os.path.exists(target):
+        try:
+            resolved = target.resolve()
+        except (OSError, ValueError, RuntimeError):  # no system has such a name, or it is a loop of links
+            return False
         workshop = _workshop(resolved)
         if not _old_ones(workshop):
-            return target.exists()
+            return os.path.exists(target)
         try:
             with held(workshop / "lock", str(target)) as locked:
                 if not locked:
-                    return target.exists()
+                    return os.path.exists(target)
                 _recover(resolved)
         except HeldError:
             time.sleep(0.001)  # a living writer is between its two renames
         except OSError:
-            return target.exists()
+            return os.path.exists(target)
         _remove_if_empty(workshop)
     return True
 
@@ -175,7 +178,7 @@ def _synchronise_folder(folder: Path) -> None:
 def _identity(folder: Path) -> tuple[int, int, int] | None:
     try:
         status = folder.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino, status.st_ctime_ns  # numbers of removed folders are given again
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
+
+Data: TypeAlias = bytes | mmap.mmap
 
 _DOMAINS = (b"", b"ai.onnx")
 _ORT_FORMAT = b"ORTM"
@@ -43,28 +46,36 @@ class MalformedError(ValueError):
 
 
 def refused_network(path: Path) -> str | None:
-    """Return why an ONNX file must not be loaded, or None.
-
-    Loops are refused, whatever they are called: no network of ours needs one, and nobody can foresee when one ends.
+    """Return why an ONNX file must not be loaded, or None: see :func:`refused_bytes`.
 
     Args:
-        path: the file, which exists.
+        path: the file, which exists. What is loaded later is read anew and looked through again.
     """
     if path.stat().st_size == 0:
         return "is empty"
     # The cache is shared: what is mapped here may be a link, the file behind it is read only.
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[4:8] == _ORT_FORMAT:
-            return "is in onnxruntime's own format, not in ONNX"
-        try:
-            if not any(number == 7 for number, *_ in fields(data, 0, len(data))):
-                return "is no ONNX network"
-            return next(_findings(data, 0, len(data), "model", 0), None)
-        except MalformedError as error:
-            return f"is no ONNX network ({error})"
+        return refused_bytes(data)
 
 
-def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
+def refused_bytes(data: Data) -> str | None:
+    """Return why the content of an ONNX file must not be loaded, or None.
+
+    Loops are refused, whatever they are called: no network of ours needs one, and nobody can foresee when one ends.
+    """
+    if not len(data):
+        return "is empty"
+    if data[4:8] == _ORT_FORMAT:
+        return "is in onnxruntime's own format, not in ONNX"
+    try:
+        if not any(number == 7 for number, *_ in fields(data, 0, len(data))):
+            return "is no ONNX network"
+        return next(_findings(data, 0, len(data), "model", 0), None)
+    except MalformedError as error:
+        return f"is no ONNX network ({error})"
+
+
+def _findings(data: Data, start: int, end: int, message: str, depth: int) -> Iterator[str]:
     """Yield what is refused in one message and those inside it."""
     if depth > _DEEPEST:
         raise MalformedError(f"it is nested deeper than {_DEEPEST} levels")
@@ -83,7 +94,7 @@ def _findings(data: mmap.mmap, start: int, end: int, message: str, depth: int) -
             yield from _findings(data, first, last, inner[number], depth + 1)
 
 
-def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: Data, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field number, wire type, first, last) of a message; for a number ``first`` is its value."""
     position = start
     while position < end:
@@ -103,7 +114,7 @@ def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, in
         position += size
 
 
-def _varint(data: mmap.mmap, position: int, end: int, longest: int) -> tuple[int, int]:
+def _varint(data: Data, position: int, end: int, longest: int) -> tuple[int, int]:
     """Return a number and the position after it; tags and sizes have 32 bits, in at most five bytes."""
     value = 0
     for shift in range(0, 7 * longest, 7):

@@ -92,7 +92,7 @@ def check_describes(config: object, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigurationError: as :func:`rebuild`.
     """
-    _planned(_builder(config), weights)
+    check_builds(_builder(config), weights)
 
 
 def _builder(config: object) -> Callable[[], nn.Module]:
@@ -110,13 +110,18 @@ def filled(make: Callable[[], _Network], weights: Mapping[str, Tensor]) -> _Netw
     Raises:
         ConfigurationError: they are those of another network; names the first tensor that differs.
     """
-    _planned(make, weights)
+    check_builds(make, weights)
     network = make()
     network.load_state_dict(weights)
     return network
 
 
-def _planned(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> None:
+def check_builds(make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> None:
+    """Refuse, before any memory is taken for it, a network that is not the one whose tensors ``weights`` are.
+
+    Raises:
+        ConfigurationError: names the first tensor that differs.
+    """
     with torch.device("meta"):
         planned = make()
     own = planned.state_dict()

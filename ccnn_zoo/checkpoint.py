@@ -102,7 +102,7 @@ def load_checkpoint(path: str | os.PathLike[str], into: nn.Module | None = None)
         ConfigurationError: the weights are those of another network than ``into``, or the file says of none.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike is_file() it says no where it may not look, and of a name too long
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
     weights, texts = read_sealed(path, ("config", "record"), "a ccnn-zoo checkpoint")
     if into is None and texts["config"] == "{}":
@@ -139,7 +139,7 @@ def load_repository(folder: str | os.PathLike[str]) -> nn.Module:
     try:
         text = (folder / "config.json").read_bytes()
         weights = read_tensors(folder / "model.safetensors")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, IntegrityError):
             raise
         raise RepositoryError(f"{folder} holds no network that can be read: {error}") from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 from ccnn_zoo.runtime._backend import Backend, OpenOptions, Problem, Session, reason, taken
-from ccnn_zoo.runtime._header import read_header
+from ccnn_zoo.runtime._header import parse_header
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class Torch(Backend):
                 f"device='torch' runs the trained weights of a repository, {path} is only their export. Name the "
                 "repository, in precision fp32, or pass device='cpu'."
             )
-        output = read_header(path).outputs[0].name
+        output = parse_header(options.network(path), path).outputs[0].name
         from ccnn_zoo.checkpoint import load_repository
 
         return _Session(self._placed(load_repository(folder)), output, self.device)

@@ -92,7 +92,7 @@ def read_manifest(folder: Path, repo_id: str) -> Manifest:
         raise _malformed(repo_id, f"is not JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise _malformed(repo_id, "has no table of files")
-    if content.get("format") != FORMAT:
+    if type(content.get("format")) is not int or content["format"] != FORMAT:  # to Python, True is 1 and so is 1.0
         raise IntegrityError(
             f"{repo_id}: {MANIFEST} is of format {content.get('format')!r}, this version reads format {FORMAT}. "
             "Upgrade ccnn-zoo, or publish the network again."
@@ -126,6 +126,17 @@ def _check_path(repo_id: str, name: str) -> None:
 
 def _malformed(repo_id: str, why: str) -> IntegrityError:
     return IntegrityError(f"{repo_id}: {MANIFEST} {why}. Publish the network again.")
+
+
+def refuse_link_out(path: Path, within: Collection[Path], repo_id: str) -> None:
+    """Refuse a file that nothing vouches for and that is a link to elsewhere.
+
+    Raises:
+        IntegrityError: it lies in none of the folders ``within``.
+    """
+    target = Path(os.path.realpath(path))  # of a loop of links resolve() raises
+    if not any(target.is_relative_to(os.path.realpath(root)) for root in within):
+        raise IntegrityError(f"{repo_id}: {path.name} is a link out of the repository, to {target}. Do not use it.")
 
 
 def sums_of(folder: Path, paths: Iterable[str]) -> dict[str, str]:
@@ -210,8 +221,9 @@ def verify_folder(folder: Path, repo_id: str) -> Manifest:
         IntegrityError: a file differs, is missing, is not listed, leads out of the folder, may hold a pickle, or is an
             ONNX file that points elsewhere.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise RepositoryError(f"{repo_id} does not exist: {folder.absolute()} is no folder. Check the spelling.")
+    refuse_link_out(folder / MANIFEST, [folder], repo_id)
     manifest = read_manifest(folder, repo_id)
     for name in all_files(folder):
         if is_pickle(name):

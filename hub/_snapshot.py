@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ccnn_zoo.errors import IntegrityError
 
-from ._manifest import Manifest, damaged_files, read_manifest, refused_files, unlisted_files, verify_folder
+from ._manifest import (
+    Manifest,
+    damaged_files,
+    read_manifest,
+    refuse_link_out,
+    refused_files,
+    unlisted_files,
+    verify_folder,
+)
 from ._names import CARD, MANIFEST, WANTED, is_wanted
 
 DISTRUST = "Do not use it and tell its author."
@@ -43,8 +52,10 @@ def verify_repository(folder: Path, repo_id: str, patterns: tuple[str, ...] = WA
         RepositoryError: the folder does not exist or is no repository of ours.
         IntegrityError: a file is not what the manifest says, or holds what is refused; names it.
     """
-    if cache_of(folder) is None:
+    if not os.path.isdir(folder) or cache_of(folder) is None:
         return verify_folder(folder, repo_id)
+    for name in (MANIFEST, CARD):
+        refuse_link_out(folder / name, _roots(folder), repo_id)
     manifest = read_manifest(folder, repo_id)
     verify_snapshot(folder, repo_id, manifest, patterns)
     return manifest
@@ -68,10 +79,7 @@ def verify_snapshot(
     Raises:
         IntegrityError: a file is missing, differs, is not listed, or holds what is refused; names it.
     """
-    cache = cache_of(folder)
-    within = None if fetched or cache is None else (folder.resolve(), (cache / "blobs").resolve())
-    if within is not None and not any((folder / CARD).resolve().is_relative_to(root) for root in within):
-        raise IntegrityError(f"{repo_id}: {CARD} is a link out of the repository. {DISTRUST}")
+    within = None if fetched or cache_of(folder) is None else _roots(folder)
     files = {name: entry for name, entry in manifest.files.items() if is_wanted(name, patterns) and name != CARD}
     damaged = list(damaged_files(folder, files, within=within))
     if damaged:
@@ -86,6 +94,12 @@ def verify_snapshot(
         raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. {DISTRUST}")
     for name, problem in refused_files(folder, files):
         raise IntegrityError(f"{repo_id}: {name} {problem}. {DISTRUST}")
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """Return the folders that links of a snapshot may lead into."""
+    cache = cache_of(folder)
+    return (folder,) if cache is None else (folder, cache / "blobs")
 
 
 def evict(path: Path) -> None:

@@ -1,11 +1,12 @@
 """Publish all checkpoints of a folder to an organisation on the Hugging Face Hub, or below a local folder.
 
     python scripts/publish_zoo.py ORG runs
-    python scripts/publish_zoo.py local:hub runs --dry-run
+    python scripts/publish_zoo.py local:hub runs --dry-run --recorded-data
 
 Every training folder (one with a last.safetensors) becomes the repository ORG/NAME, NAME its own name. One that fails
 does not stop the others, and the exit status is 1. Run it again to go on: what is there already is neither sent nor
-committed again.
+committed again. --recorded-data opens the data that each checkpoint names, to verify on: for runs of your own only,
+since whoever wrote a checkpoint chose the name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import sys
 from pathlib import Path
 
 from ccnn_zoo import hub
+from ccnn_zoo.checkpoint import holds_detector, load_checkpoint
 from ccnn_zoo.cli._sources import beside_checkpoint
+from ccnn_zoo.detection import load_detector
 from ccnn_zoo.errors import CCNNError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT
 
@@ -31,6 +34,7 @@ def main() -> int:
         parser.add_argument(
             f"--{name}", dest="precisions", action="append_const", const=name, help=f"export {name} too"
         )
+    parser.add_argument("--recorded-data", action="store_true", help="open the data that the checkpoints name")
     parser.add_argument("--dry-run", action="store_true", help="show what would go, and write nothing")
     options = parser.parse_args()
     failed = 0
@@ -45,7 +49,9 @@ def main() -> int:
             publication = hub.publish(
                 checkpoint,
                 repo_id,
-                **beside_checkpoint(checkpoint, options.precisions or ()),
+                **beside_checkpoint(
+                    checkpoint, options.precisions or (), recorded_data(checkpoint) if options.recorded_data else None
+                ),
                 networks=dict.fromkeys(options.precisions or ()),
                 tag=options.tag,
                 private=options.private,
@@ -76,6 +82,12 @@ def find_checkpoints(runs: list[Path]) -> dict[str, Path]:
     if not found:
         raise RepositoryError(f"there is no {CHECKPOINT} below {', '.join(map(str, runs))}. Train something first.")
     return dict(sorted(found.items()))
+
+
+def recorded_data(checkpoint: Path) -> str | None:
+    """Return the name of the data that a network was trained on, as its file says."""
+    load = load_detector if holds_detector(checkpoint) else load_checkpoint
+    return load(checkpoint)[1].recipe.get("data")
 
 
 def outcome(publication: hub.Publication) -> str:

@@ -127,6 +127,8 @@ def test_classify_imports_neither_torch_nor_timm(repository, tmp_path):
         (["train", "--recipe", "none"], "no recipe 'none'; packaged are .*digits"),
         (["train", "--set", "speed=9"], "unknown keys speed"),
         (["train", "--set", "lr"], "--set takes NAME=VALUE, got 'lr'"),
+        (["train", "--set", "lr=["], r"--set lr=\[ is not YAML"),
+        (["train", "--set", "lr=2020-99-99"], "--set lr=2020-99-99 is not YAML: month must be in"),
         (["train", "--data", "folder:/nowhere"], "/nowhere"),
         (["train", "--epochs", "1", "--output", "/proc/ccnn"], "cannot write .*/proc/ccnn"),
         (["export", "no-such-thing"], "no network found for 'no-such-thing'"),

@@ -358,6 +358,12 @@ def _link_out(repository: Path) -> None:
     (repository / "config.json").symlink_to(outside)
 
 
+def _link_manifest_out(repository: Path) -> None:
+    outside = repository.parent / "outside"
+    (repository / "manifest.json").rename(outside)
+    (repository / "manifest.json").symlink_to(outside)
+
+
 def _link_folder_out(repository: Path) -> None:
     (repository / "onnx").rename(repository.parent / "outside")
     (repository / "onnx").symlink_to(repository.parent / "outside")
@@ -384,6 +390,7 @@ def _add_network(repository: Path) -> None:
         (_remove, r"config\.json is missing.*Restore"),
         (_make_folder, r"config\.json is no regular file.*Restore"),
         (_link_out, r"config\.json is a link out of the repository.*Restore"),
+        (_link_manifest_out, r"manifest\.json is a link out of the repository.*Do not use it"),
         (_link_folder_out, r"onnx/model\.onnx is a link out of the repository.*Restore"),
         (_link_in_circles, r"config\.json cannot be read.*Restore"),
         (_add_pickle, r"holds onnx/Weights\.PTH, which may be a pickle.*Remove"),
@@ -414,6 +421,8 @@ SUM = {"sha256": "0" * 64, "size": 1}
         ({"format": 1, "files": []}, "has no table of files.*Publish"),
         ({"format": 2, "files": {}}, "is of format 2, this version reads format 1. Upgrade"),
         ({"files": {}}, "is of format None"),
+        ({"format": True, "files": {}}, "is of format True"),
+        ({"format": 1.0, "files": {}}, "is of format 1.0"),
         *(
             ({"format": 1, "files": {name: SUM}}, "which is no plain path inside the repository. Do not use")
             for name in ("../x", "onnx/../../x", "/etc/passwd", "C:\\x", "C:x", "a\\b", "", ".", "./x", "a//b", "a\0b")

@@ -117,6 +117,10 @@ def test_what_was_changed_in_a_downloaded_folder_is_refused_and_left_there(downl
     (downloaded / "README.md").symlink_to(tmp_path / "config.json")  # publishing would copy what it leads to
     with pytest.raises(IntegrityError, match=r"README\.md is a link out of the repository"):
         hub.publish(downloaded, f"local:{tmp_path}/copy")
+    (downloaded / "manifest.json").unlink()
+    (downloaded / "manifest.json").symlink_to(outside)
+    with pytest.raises(IntegrityError, match=r"manifest\.json is a link out of the repository"):
+        hub.download(f"local:{downloaded}")
     assert network.is_file()
     assert outside.is_file()
 

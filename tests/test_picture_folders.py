@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,16 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pixel_network import save_pixel_network
 
 from ccnn_zoo import pictures
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.metadata import DetectorMetadata
 from ccnn_zoo.train import load_data
 
 CCNN = Path(sys.executable).with_name("ccnn")
@@ -156,6 +161,52 @@ def test_folders_that_give_nothing_are_named_and_the_others_searched(network, tm
     assert told[2] == f"{tmp_path / 'photos' / 'empty'} is an empty folder"
     assert told[3].startswith(f"{tmp_path / 'notes'} holds no pictures (.jpg, ")
     assert len(told) == 4
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Path:
+    """A detector that finds one object in whatever it sees."""
+    values = {"boxes": np.array([[0, 0, 2, 2]], np.float32), "labels": np.array([1]), "scores": np.float32([0.9])}
+    nodes = [helper.make_node("Constant", [], [name], value=numpy_helper.from_array(v)) for name, v in values.items()]
+    takes = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "H", "W"])
+    gives = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in values.items()
+    ]
+    graph = helper.make_graph(nodes, "constant", [takes], gives)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, DetectorMetadata("constant", 1, ("thing",), 64, 64).to_props())
+    path = tmp_path_factory.mktemp("detector") / "detector.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_detect_ends_at_no_path_that_cannot_be_read(detector, tmp_path, deep_folder):
+    barred, good = picture(tmp_path / "unreadable.png"), picture(tmp_path / "good.png")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    barred.chmod(0)
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    deepest = deep_folder(tmp_path / "photos")
+    paths = [barred, broken, tmp_path / "gone.png", tmp_path / "photos", good]
+    status, lines, told = run("detect", *paths, "--model", detector, "--device", "cpu", "--json")
+    results = [json.loads(line) for line in lines]
+    found = [(each["source"], len(each["objects"])) for each in results if each["error"] is None]
+    assert (status, found) == (1, [(str(deepest), 1), (str(good), 1)])
+    assert told[0] == f"{barred} cannot be read: Permission denied"
+    assert told[1].startswith(f"{broken} ")
+    assert told[2:] == [f"{tmp_path / 'gone.png'}: no such file", f"{tmp_path / 'photos' / 'empty'} is an empty folder"]
+
+
+@pytest.mark.parametrize("command", ["classify", "detect"])
+def test_a_network_that_cannot_be_read_is_named(network, tmp_path, command):
+    good, barred = picture(tmp_path / "good.png"), Path(shutil.copy(network, tmp_path / "network.onnx"))
+    barred.chmod(0)
+    status, _, told = run(command, good, "--model", barred, "--device", "cpu")
+    assert (status, len(told)) == (1, 1)
+    assert re.match(
+        rf"error: cannot read {barred}: .*Permission denied.* Check the file and your rights to it", told[0]
+    )
 
 
 def test_where_there_is_no_picture_at_all_nothing_is_written(network, tmp_path):

@@ -179,6 +179,12 @@ def test_step_takes_one_interval():
         ("- 1\n- 2", "name: value"),
         ("", "name: value"),
         ("a: [", "not YAML"),
+        ("a: 2020-99-99", "not YAML: month must be in 1..12"),
+        ("a: !!int ''", "not YAML"),
+        ("a: !!timestamp x", "not YAML"),
+        ("[" * 100_000, "not YAML"),
+        (f"model: ccnn_resnet18\ndata: digits\nepochs: {'9' * 5000}", "not YAML"),
+        ("model: !!python/object/apply:os.system [x]", "not YAML"),
     ],
 )
 def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, message):

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ccnn_zoo._files import replacing
+from ccnn_zoo._rebuild import check_builds
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train import CHECKPOINT, Data, Recipe, build_model, evaluation_batches, load_data
+from ccnn_zoo.train import CHECKPOINT, Data, Recipe, build_model, data_to_open, evaluation_batches, load_data
 
 from ._bounds import Array, lipschitz_constants, mean_tail_bound, tail_bound, threshold
 from ._diversity import Diversity, branch_diversity, calibration_distance
@@ -101,7 +102,8 @@ def analyze(
     Args:
         source: a checkpoint or training folder.
         output: folder for ``analysis.json``, ``bounds.png``, ``calibration.png`` and ``diversity.png``.
-        data: what ``load_data`` takes; None is what the network was trained on.
+        data: what ``load_data`` takes; None is digits, where the checkpoint says that it was trained on them. Other
+            data are not opened because a file names them.
         runs: runs, which differ in batches and noise.
         steps: steps of each.
         lr: learning rate, constant; None is a tenth of the recipe's, or the recipe's from scratch.
@@ -111,16 +113,19 @@ def analyze(
     Raises:
         RepositoryError: there is no checkpoint, or the output cannot be written.
         IntegrityError: the checkpoint is damaged.
-        ConfigurationError: the network has no branches to analyse, there are fewer than two runs, the data cannot be
-            had, or the checkpoint holds no recipe.
+        ConfigurationError: the network has no branches to analyse, there are fewer than two runs, the data are not
+            named or cannot be had, or the checkpoint holds no recipe, or that of another network.
         NonFiniteLossError: a run diverged.
     """
     if runs < 2:
         raise ConfigurationError(f"runs must be at least 2 to have a mean and deviations from it, got {runs!r}")
     path = Path(source)
     model, record = load_checkpoint(path / CHECKPOINT if path.is_dir() else path)
-    recipe = Recipe.from_mapping({**record.recipe, **({"data": data} if data else {})}, f"the recipe in {source}")
+    named = data_to_open(data, record.recipe.get("data"), path)
+    recipe = Recipe.from_mapping({**record.recipe, **({"data": named} if named else {})}, f"the recipe in {source}")
     images = load_data(recipe.data, recipe.image_size)
+    if from_scratch:
+        check_builds(lambda: build_model(recipe, images), model.state_dict())
     start = build_model(recipe, images) if from_scratch else model
     recipe = replace(recipe, lr=lr if lr is not None else recipe.lr * (1.0 if from_scratch else 0.1))
     trajectories = record_runs(start, recipe, images, runs=runs, steps=steps, coordinates=coordinates)

@@ -13,7 +13,7 @@ from ._output import say
 def analyze(
     source: Annotated[Path, typer.Argument(help="A checkpoint or training folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for JSON and pictures.")] = Path("analysis"),
-    data: Annotated[str | None, typer.Option(help="Data to run on with; those of the training by default.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to run on with; digits where the training had them.")] = None,
     runs: Annotated[int, typer.Option(help="Runs, which differ in batches and noise.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps of every run.")] = 40,
     lr: Annotated[float | None, typer.Option(help="Constant; a tenth of the recipe's by default.")] = None,

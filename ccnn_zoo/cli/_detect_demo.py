@@ -46,7 +46,7 @@ def detect_demo(
     say(f"trained on {data}: test mAP {result.record.metrics['test_map_percent']:.2f} %")
 
     repository = f"local:{output / 'hub'}"
-    beside = _sources.beside_checkpoint(result.checkpoint)
+    beside = _sources.beside_checkpoint(result.checkpoint, data=data)
     details = hub.publish(result.checkpoint, repository, **beside).manifest.details
     compared = details["export"]
     objects, shown = compared["detections"], len(compared["pictures"])

@@ -12,11 +12,12 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ccnn_zoo._files import replacing
 from ccnn_zoo.detection import load_detection_data, load_detector
-from ccnn_zoo.errors import CCNNError, ConfigurationError
+from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import DEFAULT_OPSET, FILES, DetectionReport, detector_to_onnx
 from ccnn_zoo.pictures import read
 
 from ._output import say
+from ._sources import data_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ COMPARED = 32
 def export_detector(
     checkpoint: Path, output: Path, data: str | None, precisions: list[str], options: dict[str, Any]
 ) -> DetectionReport:
-    """Export a detector, compared with torch on test pictures of ``data`` or of the data it was trained on.
+    """Export a detector, compared with torch on test pictures of ``data``.
 
     Raises:
         ConfigurationError: options are given that are for classifiers.
@@ -42,7 +43,7 @@ def export_detector(
     detector, record = load_detector(checkpoint)
     if output.suffix != ".onnx" or output.is_dir():
         output = output / FILES["fp32"]
-    images = _pictures(data, record.recipe.get("data"))
+    images = _pictures(data_of(data, record, checkpoint))
     return detector_to_onnx(detector, output, images=images, opset=options.get("opset", DEFAULT_OPSET))
 
 
@@ -60,24 +61,17 @@ def show_report(report: DetectionReport, paths: Iterable[Path | None]) -> None:
     )
 
 
-def beside_detector(checkpoint: Path) -> dict[str, Any]:
-    """Return the test pictures that publishing a checkpoint verifies on, if its data are still there."""
+def beside_detector(checkpoint: Path, data: str | None) -> dict[str, Any]:
+    """Return the test pictures of ``data`` that publishing a checkpoint verifies on."""
     _, record = load_detector(checkpoint)
-    return {"images": _pictures(None, record.recipe.get("data"))}
+    return {"images": _pictures(data_of(data, record, checkpoint))}
 
 
-def _pictures(given: str | None, trained_on: str | None) -> list[Tensor] | None:
-    """Return test pictures; where nobody names data, those of the training, which may be gone by now."""
-    if given is None and trained_on is None:
+def _pictures(data: str | None) -> list[Tensor] | None:
+    if data is None:
         return None
-    try:
-        pictures = load_detection_data(given or trained_on, skip_bad_annotations=True).test
-    except CCNNError as error:
-        if given is not None:
-            raise
-        say(f"compared on seeded pictures only: {error}", err=True)
-        return None
+    pictures = load_detection_data(data, skip_bad_annotations=True).test
     if not pictures:
-        raise ConfigurationError(f"{given or trained_on} has no test pictures")
+        raise ConfigurationError(f"{data} has no test pictures")
     chosen = np.unique(np.linspace(0, len(pictures) - 1, COMPARED).astype(int))
     return [pil_to_tensor(read(pictures[i].path)).float() / 255 for i in chosen]

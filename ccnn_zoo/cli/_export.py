@@ -107,7 +107,8 @@ def _export_classifier(
     from . import _sources
 
     model, record = _sources.load_network(found)
-    options |= _sources.export_images(data or (record.recipe.get("data") if record else None), precisions)
+    named = _sources.data_of(data, record, found, needed="int8" in precisions)
+    options |= _sources.export_images(named, precisions)
     if output.suffix == ".onnx" and not output.is_dir():
         if len(precisions) > 1:
             raise ConfigurationError(f"{output} is one file for {', '.join(precisions)}. Name a folder.")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from ._output import say
+
 GRACE = 2.0
 """Seconds that Python has to hear of Ctrl-C."""
 
@@ -66,7 +68,7 @@ def _watch(unheard: socket.socket, done: threading.Event) -> None:
 
 def _end() -> None:
     with suppress(OSError, ValueError, AttributeError):  # a stream may be closed, or none at all
-        shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides the cursor
-        print(f"{shown}interrupted while the network computed", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
+    say("interrupted while the network computed", err=True)
     os._exit(128 + signal.SIGINT)

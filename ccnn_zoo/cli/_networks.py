@@ -162,15 +162,12 @@ def _list_published(author: str, pattern: str, token: bool, *, as_json: bool) ->
 
 
 def _parsed(values: list[str]) -> dict[str, object]:
-    import yaml
+    from ccnn_zoo._files import parsed_yaml
 
     parsed = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigurationError(f"--set takes NAME=VALUE, got {text!r}")
-        try:
-            parsed[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"--set {name} takes a value in YAML, got {value!r}") from error
+        parsed[name.strip()] = parsed_yaml(value, f"--set {name}={value}")
     return parsed

@@ -28,6 +28,9 @@ def publish(
     ] = False,
     fp16_file: Annotated[Path | None, typer.Option(help="An ONNX file in half precision to publish.")] = None,
     int8_file: Annotated[Path | None, typer.Option(help="An ONNX file in 8-bit integers to publish.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Verify on all test images of these data; int8's ranges are of training ones.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and write nothing.")] = False,
 ) -> None:
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
@@ -50,7 +53,7 @@ def publish(
     publication = hub.publish(
         path,
         repo_id,
-        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None]),
+        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data),
         networks=networks,
         private=private,
         revision=revision,

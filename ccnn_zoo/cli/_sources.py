@@ -14,7 +14,9 @@ from ccnn_zoo import hub
 from ccnn_zoo._folders import is_there
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
-from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
+from ccnn_zoo.train import CHECKPOINT, data_to_open, evaluation_batches, load_data
+
+from ._output import say
 
 INT8_IMAGES = 512
 
@@ -84,30 +86,56 @@ def detector_checkpoint(found: Path | str) -> Path | None:
     return path if holds_detector(path) else None
 
 
-def beside_checkpoint(path: Path, precisions: Iterable[str] = ()) -> dict[str, Any]:
+def beside_checkpoint(path: Path, precisions: Iterable[str] = (), data: str | None = None) -> dict[str, Any]:
     """Return what publishing a checkpoint takes besides it, else nothing.
 
     Args:
         path: the checkpoint, or a folder.
         precisions: those of the further ONNX files that are to be made from the checkpoint.
+        data: name of the data that it was trained on; None takes digits where the checkpoint says so, else none.
 
     Returns:
         test images to verify on, training images where int8 is wanted, and the curves of the training.
 
     Raises:
-        ConfigurationError: int8 is wanted, and the checkpoint does not say on which data it was trained.
+        ConfigurationError: int8 is wanted and there are no data, or data are named for what is no checkpoint.
     """
     if not path.is_file():
+        if data is not None:
+            raise ConfigurationError(f"--data is for checkpoints, {path} is none. Leave it out.")
         return {}
     curves = path.with_name("curves.png")
     if holds_detector(path):
         from ._detectors import beside_detector
 
-        found = beside_detector(path)
+        found = beside_detector(path, data)
     else:
         _, record = load_checkpoint(path)
-        found = export_images(record.recipe.get("data"), precisions)
+        found = export_images(data_of(data, record, path, needed="int8" in precisions), precisions)
     return {"images": None, **found, "curves": curves if curves.is_file() else None}
+
+
+def data_of(
+    given: str | None, record: TrainingRecord | None, source: Path | str, *, needed: bool = False
+) -> str | None:
+    """Return the name of the data to compare on: see :func:`ccnn_zoo.train.data_to_open`.
+
+    Args:
+        given: by the user.
+        record: of the checkpoint.
+        source: the checkpoint.
+        needed: without data it cannot go on; else that there are none is said.
+
+    Raises:
+        ConfigurationError: they are needed, and the user must name them.
+    """
+    try:
+        return data_to_open(given, record.recipe.get("data") if record else None, source)
+    except ConfigurationError as error:
+        if needed:
+            raise
+        say(f"compared on seeded pictures only: {error}", err=True)
+        return None
 
 
 def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]:
@@ -124,7 +152,7 @@ def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]
     if data is None and wants_training:
         raise ConfigurationError(
             "int8 needs real images to measure ranges on, and the network does not say on which data it was trained. "
-            "Name them where there is --data, e.g. --data digits, or publish a file that was exported so."
+            "Name them: --data digits, --data folder:PATH"
         )
     if data is None:
         return {}

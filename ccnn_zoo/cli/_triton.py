@@ -18,8 +18,7 @@ def triton_options(settings: Sequence[str], *, asked: bool) -> TritonOptions:
     Raises:
         ConfigurationError: settings stand without a repository, or one is no such pair, or is refused; names it.
     """
-    import yaml
-
+    from ccnn_zoo._files import parsed_yaml
     from ccnn_zoo.serve import TritonOptions
 
     if settings and not asked:
@@ -30,8 +29,5 @@ def triton_options(settings: Sequence[str], *, asked: bool) -> TritonOptions:
         name, equals, value = text.partition("=")
         if not equals or name not in known:
             raise ConfigurationError(f"--triton-set takes NAME=VALUE with NAME one of {', '.join(known)}, got {text!r}")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"--triton-set {name} takes a value in YAML, got {value!r}") from error
+        values[name] = parsed_yaml(value, f"--triton-set {text}")
     return TritonOptions(**values)

@@ -38,7 +38,7 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[FasterRCNN, TrainingRec
         IntegrityError: it is no checkpoint of a detector, is truncated, or differs from its sum.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RepositoryError(f"no checkpoint at {path}; `ccnn train --recipe voc07_detection` writes one")
     weights, texts = read_sealed(path, ("detector", "record"), "a checkpoint of a detector")
     try:

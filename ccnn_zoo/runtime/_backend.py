@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +45,8 @@ class OpenOptions:
         shape: of the usual batch, in the layout of the file's input. Other numbers of images may come too: what is
             compiled, captured or measured for one shape is so for this one.
         dtype: of the batch, as numpy names it.
+        content: the bytes of the file, which were looked through. A backend that opens the path again may get another
+            file than was checked.
         parts_on_cpu: the graph computes with sizes and indices, which a GPU's runtime may leave to the CPU. Without
             it, a network of which any part would run there is refused.
     """
@@ -53,6 +55,11 @@ class OpenOptions:
     dtype: str = "float32"
     threads: int | None = None
     parts_on_cpu: bool = False
+    content: bytes | None = field(default=None, repr=False, compare=False)
+
+    def network(self, path: Path) -> bytes:
+        """Return the bytes of the ONNX file at ``path``: those that were looked through, where there are."""
+        return path.read_bytes() if self.content is None else self.content
 
 
 def reason(error: Exception) -> str:
@@ -117,7 +124,7 @@ class Backend(ABC):
 
         Args:
             path: a file that has been looked through: it holds ONNX's own operators, and all of its tensors.
-            options: see there.
+            options: see there; ``options.network(path)`` is what to open.
 
         Raises:
             DeviceError: this machine or device cannot run the file.

@@ -94,8 +94,8 @@ def checked_batch(batch: NDArray, tensor: Tensor, metadata: ModelMetadata) -> ND
     return batch.astype(tensor.dtype, copy=False)
 
 
-def checked_tensor(batch: object, tensor: Tensor, metadata: ModelMetadata, fixed_batch: int | None) -> None:
-    """Check dtype and shape of another library's tensor, which is neither converted nor padded nor split.
+def checked_tensor(batch: object, tensor: Tensor, metadata: ModelMetadata, fixed_batch: int | None) -> int:
+    """Return the number of images in another library's tensor, which is neither converted nor padded nor split.
 
     Raises:
         ConfigurationError: it does not fit.
@@ -109,6 +109,7 @@ def checked_tensor(batch: object, tensor: Tensor, metadata: ModelMetadata, fixed
     _check_shape(shape, expected, tensor, metadata)
     if fixed_batch is not None and shape[0] != fixed_batch:
         raise ConfigurationError(f"predict takes tensors of exactly {fixed_batch} images here, got {shape[0]}")
+    return shape[0]
 
 
 def _expected(dtype: str, tensor: Tensor, metadata: ModelMetadata) -> str:

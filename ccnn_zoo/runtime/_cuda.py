@@ -257,7 +257,7 @@ def _open_strictly(
     counted = options.parts_on_cpu or options.dtype == "uint8"
     chosen = session_options(options.threads, strict=not counted, recorded=counted)
     try:
-        session = ort.InferenceSession(path, chosen, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(options.network(path), chosen, providers=providers, enable_fallback=0)
     except UNREADABLE_ERRORS as error:
         raise unreadable(path, error) from error
     except ONNXRUNTIME_ERRORS as error:

@@ -207,11 +207,11 @@ def load_detector(
 
     def opened() -> ObjectDetector:
         path = locate(os.fspath(path_or_repo_id), revision, "fp32", token=token)
-        header = read_safely(path)
+        content, header = read_safely(path)
         metadata = DetectorMetadata.from_props(header.properties, source=str(path))
         _check_graph(header, str(path))
         usual = (1, 3, metadata.min_size, min(metadata.min_size * 4 // 3, metadata.max_size))
-        session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True))
+        session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True, content=content))
         return ObjectDetector(session, metadata, str(path))
 
     return while_it_stays(path_of(path_or_repo_id), opened)

@@ -5,7 +5,6 @@ The field numbers are those of ``onnx.proto``.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -42,20 +41,23 @@ class Header(NamedTuple):
     properties: Mapping[str, str]
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of an ONNX file; the tensors' values are not touched.
+def parse_header(content: bytes, path: Path) -> Header:
+    """Read the header of an ONNX network; the tensors' values are not touched.
+
+    Args:
+        content: of the file.
+        path: its name, for the message.
 
     Raises:
-        IntegrityError: the file is no ONNX network.
+        IntegrityError: it is no ONNX network.
     """
     try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _header(data)
-    except (MalformedError, ValueError, OSError) as error:
+        return _header(content)
+    except (MalformedError, ValueError) as error:
         raise IntegrityError(f"{path} is no ONNX network ({error}). Download or export it again.") from error
 
 
-def _header(data: mmap.mmap) -> Header:
+def _header(data: bytes) -> Header:
     inputs, outputs, constants, properties = [], [], set(), {}
     for number, first, last in _messages(data, 0, len(data)):
         if number == _PROPERTY:
@@ -74,7 +76,7 @@ def _header(data: mmap.mmap) -> Header:
     return Header(tuple(t for t in inputs if t.name not in constants), tuple(outputs), properties)
 
 
-def _tensor(data: mmap.mmap, start: int, end: int) -> Tensor:
+def _tensor(data: bytes, start: int, end: int) -> Tensor:
     """Read a ValueInfoProto: name = 1, type = 2; in it tensor_type = 1, with elem_type = 1 and shape = 2."""
     name, dtype, shape = "", "no tensor", None
     for number, first, last in _messages(data, start, end):
@@ -89,7 +91,7 @@ def _tensor(data: mmap.mmap, start: int, end: int) -> Tensor:
     return Tensor(name, dtype, shape)
 
 
-def _side(data: mmap.mmap, start: int, end: int) -> int | str | None:
+def _side(data: bytes, start: int, end: int) -> int | str | None:
     """Read a Dimension: dim_value = 1, dim_param = 2."""
     for number, wire, first, last in fields(data, start, end):
         if number == 1 and wire != _BYTES:
@@ -99,10 +101,10 @@ def _side(data: mmap.mmap, start: int, end: int) -> int | str | None:
     return None
 
 
-def _messages(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _messages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield (field number, first, last) of the fields that hold bytes: messages and strings."""
     return ((number, first, last) for number, wire, first, last in fields(data, start, end) if wire == _BYTES)
 
 
-def _text(data: mmap.mmap, first: int, last: int) -> str:
+def _text(data: bytes, first: int, last: int) -> str:
     return data[first:last].decode("utf-8", "replace")

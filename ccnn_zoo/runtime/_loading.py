@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ccnn_zoo._folders import while_it_stays
-from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo._onnx_contents import refused_bytes
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, ModelMetadata
 
-from ._backend import Backend, OpenOptions
+from ._backend import Backend, OpenOptions, reason
 from ._checks import at_least_one, check_graph, usual_shape
-from ._header import Header, read_header
+from ._header import Header, parse_header
 from ._registry import AUTO, check_device, find, open_session
 from ._session import ImageClassifier
 
 _LOCAL = "local:"
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -68,7 +69,7 @@ def load(
 
     def opened() -> ImageClassifier:
         path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole, token=token)
-        header = read_safely(path)
+        content, header = read_safely(path)
         if header.properties.get("task") == DETECTION:
             raise MetadataError(
                 f"{path} is a detector: load it with ccnn_zoo.runtime.load_detector, or run `ccnn detect` on pictures."
@@ -76,7 +77,7 @@ def load(
         described = metadata or ModelMetadata.from_props(header.properties, source=str(path))
         check_graph(header, described, str(path))
         tensor = header.inputs[0]
-        options = OpenOptions(usual_shape(tensor, described, batch_size), tensor.dtype, threads)
+        options = OpenOptions(usual_shape(tensor, described, batch_size), tensor.dtype, threads, content=content)
         session = open_session(path, device, options)
         return ImageClassifier(session, header, described, source=str(path), batch_size=batch_size)
 
@@ -88,16 +89,22 @@ def path_of(name: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(name).removeprefix(_LOCAL)).expanduser()
 
 
-def read_safely(path: Path) -> Header:
-    """Look through an ONNX file before any runtime parses it, and return its header.
+def read_safely(path: Path) -> tuple[bytes, Header]:
+    """Read an ONNX file once, look it through before any runtime parses it, and return its content and header.
 
     Raises:
+        RepositoryError: it cannot be read.
         IntegrityError: it holds what is refused, or is no ONNX network.
     """
-    problem = refused_network(path)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+    except (OSError, MemoryError) as error:
+        raise RepositoryError(f"cannot read {path}: {reason(error)}. Check the file and your rights to it.") from error
+    problem = refused_bytes(content) if len(content) <= _LARGEST else "has more than 2 GiB, as no ONNX file can"
     if problem is not None:
         raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
-    return read_header(path)
+    return content, parse_header(content, path)
 
 
 def locate(
@@ -113,14 +120,14 @@ def locate(
         token: for a private Hub repository.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # unlike is_file() it says no where it may not look, and of a name too long
         _refuse_for_paths(name, revision=revision, token=token)
         folder = path.absolute().parent.parent
         # A repository's file named by itself is still compared with its checksum.
-        if path.absolute().parent.name == "onnx" and (folder / "manifest.json").is_file():
+        if path.absolute().parent.name == "onnx" and os.path.isfile(folder / "manifest.json"):
             _verify(folder, path.name, whole)
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         _refuse_for_paths(name, revision=revision, token=token)
         return _verified(f"{_LOCAL}{path}", precision, whole)
     if name.startswith(_LOCAL):

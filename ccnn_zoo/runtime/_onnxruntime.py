@@ -57,7 +57,7 @@ class Cpu(Backend):
     def open(self, path: Path, options: OpenOptions) -> OrtSession:
         try:
             session = ort.InferenceSession(
-                path, session_options(options.threads), providers=[CPU_PROVIDER], enable_fallback=0
+                options.network(path), session_options(options.threads), providers=[CPU_PROVIDER], enable_fallback=0
             )
         except ONNXRUNTIME_ERRORS as error:
             raise unreadable(path, error) from error
@@ -118,7 +118,13 @@ class OrtSession(Session):
 
     def _shared(self, tensor: object) -> tuple[ort.OrtValue, str, int]:
         """Return a value of onnxruntime over the tensor's memory, and where that is."""
-        kind, index = map(int, tensor.__dlpack_device__())
+        try:
+            kind, index = map(int, tensor.__dlpack_device__())
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:  # e.g. a meta tensor, which has no memory
+            raise ConfigurationError(
+                f"this {type(tensor).__name__} lies nowhere that others could read it ({reason(error)}). Pass one in "
+                "CPU memory or on the network's device."
+            ) from error
         device = _DEVICES.get(kind)
         if device not in ("cpu", self.device):
             where = device or f"a device of DLPack's type {kind}"
@@ -181,8 +187,8 @@ def work_on_cpu(session: ort.InferenceSession) -> tuple[str, ...]:
     return tuple(sorted({node.op_type for part in on_cpu for node in part.get_nodes()} & _WORK))
 
 
-def check_readable(path: Path) -> None:
-    """Let onnxruntime read a file for a backend whose own parser crashes on malformed ones (OpenVINO's does).
+def check_readable(network: bytes, path: Path) -> None:
+    """Let onnxruntime read a network for a backend whose own parser crashes on malformed ones (OpenVINO's does).
 
     Raises:
         IntegrityError: onnxruntime cannot read it either.
@@ -190,7 +196,7 @@ def check_readable(path: Path) -> None:
     options = session_options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        ort.InferenceSession(path, options, providers=[CPU_PROVIDER], enable_fallback=0)
+        ort.InferenceSession(network, options, providers=[CPU_PROVIDER], enable_fallback=0)
     except ONNXRUNTIME_ERRORS as error:
         raise unreadable(path, error) from error
 

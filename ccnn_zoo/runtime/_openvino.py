@@ -58,7 +58,8 @@ class OpenVino(Backend):
             )
         import openvino
 
-        check_readable(path)
+        network = options.network(path)
+        check_readable(network, path)
         core = openvino.Core()
         # OpenVINO takes bfloat16 by itself wherever the CPU has it.
         config = {
@@ -68,7 +69,7 @@ class OpenVino(Backend):
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(options.threads)
         try:
-            return _Session(core.compile_model(core.read_model(path), "CPU", config))
+            return _Session(core.compile_model(core.read_model(network), "CPU", config))
         except (RuntimeError, ValueError) as error:
             raise IntegrityError(
                 f"{path} is damaged, or no ONNX network that OpenVINO {openvino.__version__} can run "

@@ -57,7 +57,7 @@ class PluginProvider(Backend):
         try:
             # The first device: where a provider offers several, its options choose.
             chosen.add_provider_for_devices(devices[:1], dict(self.options))
-            session = ort.InferenceSession(path, chosen, enable_fallback=0)
+            session = ort.InferenceSession(options.network(path), chosen, enable_fallback=0)
         except UNREADABLE_ERRORS as error:
             raise unreadable(path, error) from error
         except ONNXRUNTIME_ERRORS as error:

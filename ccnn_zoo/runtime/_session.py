@@ -175,33 +175,41 @@ class ImageClassifier:
         values = checked_batch(batch, self._input, self.metadata)
         size = self._fixed_batch or len(values)
         found = _joined([self._run(values[start : start + size], size) for start in range(0, len(values), size)])
-        logits = found.logits
-        if logits.shape != (len(values), len(self.metadata.labels)) or not np.isfinite(logits).all():
-            raise IntegrityError(
-                f"{self.source} turned {len(values)} images into logits of shape {logits.shape}, not into "
-                f"finite ones for its {len(self.metadata.labels)} labels. Download or export it again."
-            )
-        branches = found.branch_logits
-        expected = (self.metadata.branches, *logits.shape)
-        if branches is not None and not (branches.shape == expected and np.isfinite(branches).all()):
-            raise IntegrityError(
-                f"{self.source} gave logits of branches of shape {branches.shape}, not finite {expected}. "
-                "Download or export it again."
-            )
+        for outputs in found:
+            if outputs is not None and not np.isfinite(outputs).all():
+                raise self._malformed(outputs.shape, len(values))
         return found
 
     def _run(self, part: NDArray, size: int) -> Outputs:
         """Run up to ``size`` images; a batch that must be full is filled with its last image."""
         padded = part if len(part) == size else np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
         outputs = self._session.run(np.ascontiguousarray(padded))
-        logits = outputs[self._output][: len(part)].astype(np.float32, copy=False)
-        if self._branch_output is None:
-            return Outputs(logits, None)
-        return Outputs(logits, outputs[self._branch_output][:, : len(part)].astype(np.float32, copy=False))
+        logits = np.asarray(outputs[self._output])
+        self._check_shape(logits.shape, len(padded))
+        branches = None
+        if self._branch_output is not None:
+            branches = np.asarray(outputs[self._branch_output])
+            if branches.shape != (self.metadata.branches, *logits.shape):
+                raise self._malformed(branches.shape, len(padded))
+            branches = branches[:, : len(part)].astype(np.float32, copy=False)
+        return Outputs(logits[: len(part)].astype(np.float32, copy=False), branches)
 
     def _predict_tensor(self, tensor: object) -> object:
-        checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
-        return like(tensor, self._session.run_tensor(tensor)[self._output])
+        images = checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
+        logits = like(tensor, self._session.run_tensor(tensor)[self._output])
+        shape = getattr(logits, "shape", ())
+        self._check_shape(tuple(shape() if callable(shape) else shape), images)
+        return logits
+
+    def _check_shape(self, shape: tuple[int, ...], images: int) -> None:
+        if shape != (images, len(self.metadata.labels)):
+            raise self._malformed(shape, images)
+
+    def _malformed(self, shape: tuple[int, ...], images: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self.source} turned {images} images into logits of shape {shape}, not into finite ones for its "
+            f"{len(self.metadata.labels)} labels. Download or export it again."
+        )
 
     def _stream(self, images: Iterator[ImageInput], asked: Asked, workers: int) -> Iterator[Classification]:
         prepared = mapped(self._prepare, _checked(images), workers, ahead=2 * self._batch_size)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-import yaml
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from ccnn_zoo._files import parsed_yaml
 from ccnn_zoo.errors import ConfigurationError
 
 from ._front import DEPLOYMENT, Front
@@ -41,7 +41,7 @@ def application(args: dict[str, Any]) -> Application:
             f"application takes model and optionally {', '.join(sorted(known.keys() - {'model'}))}; "
             + (f"{', '.join(unknown)} is none of them" if unknown else "model is missing")
         )
-    values = {key: _parsed(value) if known[key] != "str" else value for key, value in args.items()}
+    values = {key: _parsed(key, value) if known[key] != "str" else value for key, value in args.items()}
     ingresses = values.pop("ingresses", 1)
     check_count("ingresses", ingresses)
     options = ServeOptions(**values)
@@ -55,8 +55,8 @@ def application(args: dict[str, Any]) -> Application:
     return ingress.bind(replicas(options), options)
 
 
-def _parsed(value: object) -> object:
-    return yaml.safe_load(value) if isinstance(value, str) else value
+def _parsed(key: str, value: object) -> object:
+    return parsed_yaml(value, f"{key}={value}") if isinstance(value, str) else value
 
 
 def replicas(options: ServeOptions) -> Application:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._batches import evaluation_batches
 from ._curves import draw_curves, plot_curves
-from ._data import Data, load_data
+from ._data import Data, data_to_open, load_data
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
 from ._loop import train
@@ -28,6 +28,7 @@ __all__ = [
     "Recipe",
     "TrainingResult",
     "build_model",
+    "data_to_open",
     "draw_curves",
     "evaluation_batches",
     "keep_freed_memory",

@@ -84,6 +84,8 @@ class Data:
         return replace(self, train=self.train.subset(np.sort(kept))), self.train.subset(np.sort(held))
 
 
+DIGITS = "digits"
+"""The data that come with scikit-learn."""
 _SPLITS = ", else ".join(f"`{name}/`" for name in TEST_SPLITS)
 LAYOUTS = (
     ("`digits`", "scikit-learn", "four fifths of 1,797 pictures", "the rest"),
@@ -119,7 +121,7 @@ def load_data(name: str, image_size: int | None = None) -> Data:
         ImageError: an image cannot be read.
     """
     kind, _, place = name.partition(":")
-    if kind == "digits" and not place:
+    if name == DIGITS:
         data = Data(**_sources.digits())
     elif name.startswith("hfds/") and name != "hfds/":
         data = Data(**hfds(name))
@@ -135,6 +137,31 @@ def load_data(name: str, image_size: int | None = None) -> Data:
     if image_size is None:
         return data
     return replace(data, input_size=(data.input_size[0], image_size, image_size))
+
+
+def data_to_open(given: str | None, recorded: object, source: object) -> str | None:
+    """Return the name of the data to load for a network that was read from a file.
+
+    Whoever wrote a checkpoint wrote into it what it was trained on. Loaded unasked, that name would choose which data
+    set is downloaded here, or which folder is read. So only what needs neither is: digits. A training folder is no
+    exception, since it can be handed on with all that is in it.
+
+    Args:
+        given: what the user named, which decides.
+        recorded: ``data`` in the recipe that the file holds; None where it holds none.
+        source: name of the file, for the message.
+
+    Raises:
+        ConfigurationError: nothing is given, and the file names other data; names them and the remedy.
+    """
+    if given is not None or recorded is None:
+        return given
+    if recorded == DIGITS:
+        return DIGITS
+    raise ConfigurationError(
+        f"{source} was trained on {recorded!r:.200}, as it says itself, and what a file says is not opened unasked. If "
+        f"you want it to be, name it: --data {recorded!r:.200} (data= in Python)"
+    )
 
 
 def _tell(data: Data) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import yaml
 
-from ccnn_zoo._files import read_text, replacing
+from ccnn_zoo._files import parsed_yaml, read_text, replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge
 from ccnn_zoo.models import zoo_name
@@ -255,12 +255,13 @@ class Recipe:
         """
         path = Path(name_or_path).expanduser()
         packaged = files("ccnn_zoo") / "recipes"
-        if path.suffix in (".yaml", ".yml") or path.is_file():
+        if path.suffix in (".yaml", ".yml") or os.path.isfile(path):
             return cls.from_yaml(path)
+        names = sorted(Path(f.name).stem for f in packaged.iterdir() if f.name.endswith(".yaml"))
+        if str(name_or_path) not in names:
+            listed = ", ".join(names)
+            raise ConfigurationError(f"no recipe {str(name_or_path)!r}; packaged are {listed}; or give a .yaml file")
         entry = packaged / f"{name_or_path}.yaml"
-        if not entry.is_file():
-            names = ", ".join(sorted(Path(f.name).stem for f in packaged.iterdir() if f.name.endswith(".yaml")))
-            raise ConfigurationError(f"no recipe {str(name_or_path)!r}; packaged are {names}; or give a .yaml file")
         return cls.from_mapping(_parse(entry.read_text(encoding="utf-8"), entry.name), entry.name)
 
     @classmethod
@@ -320,10 +321,7 @@ class Recipe:
 
 
 def _parse(text: str, source: str) -> Mapping[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{source} is not YAML: {error}") from error
+    values = parsed_yaml(text, source)
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source} must hold lines of `name: value`, got {type(values).__name__}")
     return values

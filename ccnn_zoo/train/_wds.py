@@ -139,7 +139,10 @@ def _target(path: Path, key: str, files: Mapping[str, _Place], field: str) -> in
     kind = "cls" if "cls" in files else "json"
     try:
         text = _read(path, files[kind])
-        target = int(text) if kind == "cls" else int(json.loads(text)[field])
+        named = text if kind == "cls" else json.loads(text)[field]
+        if isinstance(named, bool | float):  # int() would make 1 of true, and of 1.9
+            raise ValueError(f"class {named!r} is no integer")
+        target = int(named)
         if target < 0:
             raise ValueError(f"class {target} is negative")
     except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,7 @@
-"""A Python that refuses to reach out: while it is closed, sockets, writes, programs, pickles raise and are noted."""
+"""A Python that refuses to reach out: while it is closed, sockets, writes, programs, pickles raise and are noted.
+
+Or, for what has to write, one that refuses only the network and a canary.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,12 @@ _FORBIDDEN = (
         "sqlite3.connect",
     ),
 )
+_NETWORK = tuple(event for event in _FORBIDDEN if event.startswith(("socket", "urllib", "http", "ftplib")))
+_LOOKING = ("os.listdir", "os.scandir")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 _canary = ""
+_may_write = False
 _noted: list[str] | None = None
 
 
@@ -32,10 +38,10 @@ class Forbidden(BaseException):
 
 
 @contextmanager
-def closed(canary: os.PathLike[str]) -> Iterator[list[str]]:
+def closed(canary: os.PathLike[str], *, may_write: bool = False) -> Iterator[list[str]]:
     """Forbid to reach out, and to open ``canary`` or what lies in it; yield the list of what was tried."""
-    global _canary, _noted
-    _canary, _noted = os.fspath(canary), []
+    global _canary, _may_write, _noted
+    _canary, _may_write, _noted = os.fspath(canary), may_write, []
     try:
         yield _noted
     finally:
@@ -46,11 +52,13 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if _noted is None:
         return
     what = None
-    if event in _FORBIDDEN:
+    if event in (_NETWORK if _may_write else _FORBIDDEN):
         what = f"{event} {arguments!r:.200}"
+    elif event in _LOOKING and arguments and str(arguments[0]).startswith(_canary):
+        what = f"look into {arguments[0]!r}"
     elif event == "open":
         path, mode, flags = arguments
-        if isinstance(flags, int) and flags & _WRITING and path != os.devnull:
+        if isinstance(flags, int) and flags & _WRITING and path != os.devnull and not _may_write:
             what = f"write {path!r} {mode} {flags}"
         elif isinstance(path, str | os.PathLike) and os.fspath(path).startswith(_canary):
             what = f"read {path!r}"

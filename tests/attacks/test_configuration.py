@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,11 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
+from closed import closed
 from hub_network import published_folder, trained_network
+from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 import ccnn_zoo
@@ -21,11 +27,12 @@ from ccnn_zoo import analysis, hub, runtime
 from ccnn_zoo._sealed import write_sealed
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_repository, save_checkpoint
 from ccnn_zoo.cli import app
-from ccnn_zoo.detection import create_detector, detector_config, load_detector
-from ccnn_zoo.errors import ConfigurationError, IntegrityError
+from ccnn_zoo.detection import create_detector, detector_config, load_detector, save_detector
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError
 from ccnn_zoo.train import Recipe, train
 
 RECIPE = {"model": "ccnn_resnet18_cifar", "data": "digits", "epochs": 1, "branches": 2}
+SMALL = {"layers": (1, 1, 1, 1), "channels": (4, 4, 4, 4)}
 RECORD = {"data": "digits", "seed": 0, "epochs": 1, "recipe": RECIPE, "metrics": {}, "versions": {}}
 
 
@@ -100,13 +107,12 @@ def test_a_repository_cannot_plant_a_file_through_torch(tmp_path, planted):
 
 @pytest.mark.parametrize("where", ["backbone_kwargs", "top"])
 def test_a_detector_cannot_plant_or_open_a_file(tmp_path, planted, where):
-    small = {"layers": (1, 1, 1, 1), "channels": (4, 4, 4, 4)}
-    detector = create_detector("ccnn_resnet18", num_classes=2, backbone_kwargs=small, representation_size=4)
+    detector = create_detector("ccnn_resnet18", num_classes=2, backbone_kwargs=SMALL, representation_size=4)
     config = detector_config(detector)
     if where == "top":
         config["backbone_weights"] = str(tmp_path / "evil.pth")
     else:
-        config["backbone_kwargs"] = {**small, **planted}
+        config["backbone_kwargs"] = {**SMALL, **planted}
     path = tmp_path / "evil.safetensors"
     write_sealed(path, detector.state_dict(), {"detector": json.dumps(config), "record": json.dumps(RECORD)})
     with pytest.raises(IntegrityError, match="may not hold"):
@@ -152,6 +158,67 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
     with pytest.raises(ConfigurationError, match="scale_by_keep"):
         save_checkpoint(tmp_path / "a.safetensors", network, TrainingRecord(data="x", seed=0, epochs=1))
     assert list(tmp_path.iterdir()) == []
+
+
+OTHERS = ("folder:{}", "wds/{}", "hfds/{}", "mnist:{}", "cifar10:{}", "voc:{}", "coco:{}", "hfds/evil/x", ["digits"], 1)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A folder of pictures, of any data set's layout."""
+    for part, digit in itertools.product(("train", "test"), "01"):
+        (tmp_path / "secret" / part / digit).mkdir(parents=True)
+        Image.new("L", (10, 12)).save(tmp_path / "secret" / part / digit / "a.png")
+    return tmp_path / "secret"
+
+
+def _training_folder(folder: Path, data: object, network: nn.Module | None = None) -> Path:
+    """Write what `ccnn train` leaves: a checkpoint, and a recipe that says the same."""
+    network = network or trained_network(branches=2)
+    recipe = {**RECIPE, "data": data}
+    folder.mkdir()
+    save_checkpoint(folder / "last.safetensors", network, TrainingRecord(data="x", seed=0, epochs=1, recipe=recipe))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_a_checkpoint_does_not_choose_what_is_opened(tmp_path, canary):
+    network = trained_network(branches=2)
+    for number, value in enumerate(OTHERS):
+        data = value.format(canary) if isinstance(value, str) else value
+        folder = _training_folder(tmp_path / str(number), data, network)
+        said = rf"{folder}\S* was trained on {re.escape(repr(data))}, .*name it: --data "
+        with closed(canary, may_write=True) as noted:
+            with pytest.raises(ConfigurationError, match=said):
+                analysis.analyze(folder, tmp_path / "out")
+            result = CliRunner().invoke(app, ["export", str(folder), "-p", "int8", "-o", str(tmp_path / "x.onnx")])
+            assert isinstance(result.exception, ConfigurationError)
+            assert re.search(said, str(result.exception))
+        assert noted == []
+
+
+@pytest.mark.parametrize("command", [["export", "-o", "{}/x.onnx"], ["publish", "local:{}/hub"]], ids=lambda c: c[0])
+def test_what_can_go_on_without_the_data_of_a_checkpoint_says_so(tmp_path, canary, command):
+    folder = _training_folder(tmp_path / "run", f"folder:{canary}")
+    first, *rest = command
+    line = [first, str(folder), *(each.format(tmp_path) for each in rest)]
+    with closed(canary, may_write=True) as noted:
+        result = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert (result.exit_code, noted) == (0, [])
+    assert (
+        f"compared on seeded pictures only: {folder}/last.safetensors was trained on 'folder:{canary}'" in result.stderr
+    )
+
+
+def test_a_detector_does_not_choose_what_is_opened(tmp_path, canary):
+    detector = create_detector("ccnn_resnet18", num_classes=2, backbone_kwargs=SMALL, representation_size=4)
+    path, recipe = tmp_path / "evil.safetensors", {"data": f"voc:{canary}"}
+    save_detector(path, detector, TrainingRecord(data="x", seed=0, epochs=1, recipe=recipe))
+    with closed(canary, may_write=True) as noted:
+        result = CliRunner().invoke(app, ["export", str(path), "-o", f"{tmp_path}/d.onnx"])
+    assert noted == []
+    assert f"seeded pictures only: {path} was trained on 'voc:{canary}'" in result.stderr
+    assert isinstance(result.exception, MetadataError)  # it goes on, to what is missing: names of the kinds
 
 
 def test_training_refuses_at_its_start_what_its_checkpoint_could_not_hold(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx.reference import ReferenceEvaluator
 
 from ccnn_zoo.runtime import Backend, OpenOptions, Session
@@ -14,7 +15,7 @@ class Reference(Backend):
     name = "reference"
 
     def open(self, path: Path, options: OpenOptions) -> Session:
-        return _Session(ReferenceEvaluator(str(path)))
+        return _Session(ReferenceEvaluator(onnx.load_from_string(options.network(path))))
 
 
 class _Session(Session):
