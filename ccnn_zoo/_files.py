@@ -105,3 +105,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why a file that somebody brought cannot be read: the system's reason, not how a parser puts it."""
+    return getattr(error, "strerror", None) or "it is damaged, cut off, or something else"

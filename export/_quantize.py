@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -50,7 +51,14 @@ def images_for_ranges(int8_images: ImageBatches, input_size: tuple[int, int, int
     chosen = [image for image, _ in found]
     if not chosen:
         raise ConfigurationError("int8_images is empty. Pass a few hundred preprocessed images.")
-    return torch.stack(chosen)
+    images = torch.stack(chosen)
+    if bool((images == images[0]).all()) or float(images.flatten(1).std(1).max()) == 0:
+        told = "one image" if len(chosen) == 1 else f"{len(chosen)} images that do not differ"
+        warnings.warn(
+            f"int8's ranges are measured on {told}: what other images reach is cut off. Pass a few hundred real ones.",
+            stacklevel=2,
+        )
+    return images
 
 
 class Quantizer:

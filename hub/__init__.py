@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ._download import download
 from ._manifest import FileSum, Manifest
-from ._names import PRECISIONS
+from ._names import PRECISIONS, check_precision
 from ._plan import Change
 from ._publish import Publication, publish
 from ._search import FoundNetwork, search
@@ -26,6 +26,7 @@ __all__ = [
     "FoundNetwork",
     "Manifest",
     "Publication",
+    "check_precision",
     "download",
     "publish",
     "search",

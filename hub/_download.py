@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from ccnn_zoo._folders import while_it_stays
+from ccnn_zoo._named import hub_name
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 from . import _remote
 from ._manifest import Manifest, git_blob_id, read_manifest
-from ._names import MANIFEST, PRECISIONS, WANTED, check_precision, local_folder, refuse_for_folders
+from ._names import LOCAL, MANIFEST, PRECISIONS, WANTED, check_precision, local_folder, refuse_for_folders
 from ._snapshot import DISTRUST, evict, verify_repository, verify_snapshot
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -28,7 +29,8 @@ def download(
     is not compared: it is text that anybody may edit there.
 
     Args:
-        repo_id: ``"org/name"`` on the Hub, or ``"local:FOLDER"``, also of a folder that was downloaded.
+        repo_id: ``"org/name"`` on the Hub, also with ``@revision``, after ``hf-hub:`` or as its page's address; or
+            ``"local:FOLDER"``, also of a folder that was downloaded.
         revision: branch, tag or commit of a Hub repository; None is ``main``. With a full commit hash, the manifest
             must be the file that the repository lists at that commit.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` fetches only the manifest and the ONNX file of this precision;
@@ -50,6 +52,8 @@ def download(
     if precision is not None:
         check_precision(precision)
     patterns = WANTED if precision is None else (PRECISIONS[precision],)
+    if not repo_id.startswith(LOCAL):
+        repo_id, revision = hub_name(repo_id, revision) or (repo_id, revision)
     folder = local_folder(repo_id)
     if folder is not None:
         refuse_for_folders(repo_id, revision=revision, token=token)

@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from ccnn_zoo._named import PICKLES
 from ccnn_zoo.errors import ConfigurationError
 
 LOCAL = "local:"
@@ -27,9 +28,6 @@ REQUIRED = (CONFIG, WEIGHTS, NETWORK, CARD)
 
 WANTED = (CONFIG, WEIGHTS, "onnx/*.onnx", CARD)
 """Patterns of the files that a download needs, besides the manifest."""
-
-PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar")
-"""Suffixes of formats that are, or may hold, pickles: loading one can run any code."""
 
 
 def is_wanted(path: str, patterns: tuple[str, ...] = WANTED) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ccnn_zoo._named import PICKLES
 from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
 
 from . import _limits
-from ._names import MANIFEST, PICKLES
+from ._names import MANIFEST
 from ._retry import persistently, root_of, status_of, was_unanswered
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"there is no revision {revision or 'main'!r}. Give an existing branch, tag or commit."
     if isinstance(error, hub.OfflineModeIsEnabled):
         return "offline mode is on. Unset HF_HUB_OFFLINE."
+    if isinstance(error, OSError) and status_of(cause) is None and (unusable := _cache_problem()) is not None:
+        return unusable
     if isinstance(error, hub.LocalEntryNotFoundError) and status_of(cause) is None:
         if constants.is_offline_mode():
             return (
@@ -78,6 +82,21 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         why = f"{type(cause).__name__}: {_in_one_line(cause)}"
         return f"{constants.ENDPOINT} cannot be reached ({why}). Check it and try again."
     return f"{_in_one_line(error)}. Try again."
+
+
+def _cache_problem() -> str | None:
+    """Return why nothing can be written where huggingface_hub keeps what it fetches, or None."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return (
+            f"the cache {folder} cannot be written ({error.strerror}). Set HF_HOME to a folder that you may write to."
+        )
 
 
 def _explain_status(status: int, error: Exception) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from typer.testing import CliRunner
 
 from ccnn_zoo.checkpoint import TrainingRecord
-from ccnn_zoo.detection import create_detector
+from ccnn_zoo.cli import app
+from ccnn_zoo.detection import create_detector, save_detector
 
 LABELS = ["red", "green", "blue"]
 RECORD = TrainingRecord(data="seeded", seed=0, epochs=0, metrics={"test_map_percent": 12.5})
@@ -45,6 +51,22 @@ def seeded_detector(backbone: str = "ccnn_resnet18", *, bright: bool = True, **c
     ):
         _spread(layer, deviation, lambda: detector(pictures))
     return detector
+
+
+@cache
+def published_detector() -> tuple[Path, Path]:
+    """Return a training folder of a detector, as ``ccnn train`` leaves it, and what publishing makes of it.
+
+    Made once a session: copy it before you change anything.
+    """
+    place = Path(tempfile.mkdtemp(prefix="ccnn-detector-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    detector = seeded_detector(backbone="ccnn_alexnet", anchor_sizes=(16, 32, 64))
+    (place / "run").mkdir()
+    save_detector(place / "run" / "last.safetensors", detector, RECORD)
+    result = CliRunner().invoke(app, ["publish", f"{place}/run", f"local:{place}/cells"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return place / "run", place / "cells"
 
 
 def save_picture(path: Path, height: int, width: int) -> None:

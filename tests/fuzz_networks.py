@@ -1,4 +1,4 @@
-"""Small real networks to classify pictures with, and to mutate: convolutions, QDQ int8, branches and scans."""
+"""Small real networks to classify pictures with, and to mutate: convolutions, QDQ int8, and branches of control."""
 
 from __future__ import annotations
 
@@ -60,14 +60,8 @@ def int8() -> onnx.ModelProto:
 
 
 def control_flow() -> onnx.ModelProto:
-    """If, Scan, constants of several kinds, and shapes that are computed in the graph."""
+    """If, constants of several kinds, and shapes that are computed in the graph."""
     node = helper.make_node
-    body = helper.make_graph(
-        [node("Add", ["carried", "row"], ["next"]), node("Identity", ["next"], ["seen"])],
-        "body",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("carried", "row")],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("next", "seen")],
-    )
     nodes = [
         node("GlobalAveragePool", ["image"], ["p"]),
         node("Shape", ["p"], ["shape"]),
@@ -77,12 +71,12 @@ def control_flow() -> onnx.ModelProto:
         node("Unsqueeze", ["n", "first"], ["rows"]),
         node("Concat", ["rows", "minus"], ["wanted"], axis=0),
         node("Reshape", ["p", "wanted"], ["f"]),
-        node("Constant", [], ["steps"], value=_tensor("steps", 4, 3)),
+        node("Constant", [], ["steps"], value=_tensor("steps", 1, 3)),
         node("Constant", [], ["true"], value=helper.make_tensor("t", TensorProto.BOOL, [], [True])),
         node("If", ["true"], ["g"], then_branch=_branch("Relu"), else_branch=_branch("Neg")),
-        node("Scan", ["g", "steps"], ["looped", "all"], body=body, num_scan_inputs=1),
+        node("Add", ["g", "steps"], ["moved"]),
         node("ConstantOfShape", ["three"], ["ones"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])),
-        node("Mul", ["looped", "ones"], ["scaled"]),
+        node("Mul", ["moved", "ones"], ["scaled"]),
         node("Gemm", ["scaled", "w"], ["logits"]),
     ]
     constants = {

@@ -18,32 +18,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from forks import EVERYTHING, Forks
 from hub_server import HubServer
 from waiting import HANG_S
 
-_FORKS = """
-import json, os, sys, traceback
-import ccnn_zoo.hub
+IMPORTS = f"""{EVERYTHING}
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download, snapshot_download
-
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            for stream, name in ((1, job["out"]), (2, job["err"])):
-                os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), stream)
-            os.environ.update(job["environment"])
-            exec(compile(job["program"], "program", "exec"), {"__name__": "__main__"})
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 PRELUDE = """
 import json, time
@@ -82,6 +62,8 @@ class User:
             "HF_ENDPOINT": self.server.url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_XET": "1",
+            "COLUMNS": "200",
+            "MPLBACKEND": "agg",
             "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_S),
             "HF_HUB_ETAG_TIMEOUT": str(HANG_S),
             "NO_PROXY": "127.0.0.1,localhost",
@@ -100,12 +82,16 @@ class User:
         if settings:
             environment = self.environment(**identity, **settings)
             run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-            status, output, self.errors = run.returncode, run.stdout, run.stderr
         else:
-            status, output, self.errors = self._run_in_a_fork(program, identity)
+            run = _forks(self).run(program, **identity)
+        status, output, self.errors = run.returncode, run.stdout, run.stderr
         assert status == 0, self.errors
         assert self.server.token not in output + self.errors
         return output
+
+    def ccnn(self, *arguments: object) -> str:
+        """Return what a command prints that succeeds."""
+        return self.run(f"import sys\nfrom ccnn_zoo.cli import main\nsys.argv[1:] = {[*map(str, arguments)]}\nmain()")
 
     def call(self, *calls: str, token: str | None = None, **settings: str) -> list:
         """Return what each call gave: a string, or [name of the error, message]."""
@@ -120,15 +106,6 @@ class User:
         (result,) = self.call(f"hub.publish({str(source)!r}, {repo_id!r}{arguments})", token=token)
         return result
 
-    def _run_in_a_fork(self, program: str, environment: dict[str, str]) -> tuple[int, str, str]:
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            job = {"program": program, "environment": environment, "out": str(out), "err": str(err)}
-            forks = _forks(self)
-            print(json.dumps(job), file=forks.stdin, flush=True)
-            status = int(forks.stdout.readline())
-            return status, out.read_text(), err.read_text()
-
 
 @cache
 def _only_user() -> User:
@@ -140,11 +117,8 @@ def _only_user() -> User:
 
 
 @cache
-def _forks(user: User) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _FORKS]
-    forks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=user.environment())
-    atexit.register(forks.kill)
-    return forks
+def _forks(user: User) -> Forks:
+    return Forks(IMPORTS, user.environment())
 
 
 @pytest.fixture

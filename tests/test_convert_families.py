@@ -16,12 +16,13 @@ from ccnn_zoo import CalibratedConv2d, calibrate, fold
 from ccnn_zoo.errors import CalibrationError
 
 BRANCHES = 3
+THIN = (16, 32, 48, 64)  # channels: what a family does with them does not depend on how many there are
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "residual": lambda: timm.create_model("resnet18", num_classes=5),
-    "residual, average pooling in the shortcut": lambda: timm.create_model("resnet18d", num_classes=5),
+    "residual": lambda: timm.create_model("resnet18", channels=THIN, num_classes=5),
+    "residual, average pooling in the shortcut": lambda: timm.create_model("resnet18d", channels=THIN, num_classes=5),
     "pre-activation": lambda: timm.create_model("resnetv2_18", num_classes=5),
     "grouped": lambda: timm.create_model("resnext26ts", num_classes=5),
-    "squeeze and excitation": lambda: timm.create_model("seresnet18", num_classes=5),
+    "squeeze and excitation": lambda: timm.create_model("seresnet18", channels=THIN, num_classes=5),
     "RegNet": lambda: timm.create_model("regnety_002", num_classes=5),
     "depthwise": lambda: timm.create_model("mobilenetv2_050", num_classes=5),
     "depthwise, hard-swish, convolution after pooling": lambda: timm.create_model(
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         nn.Linear(4, 5),
     ),
 }  # fmt: skip
+DENSE = {"residual", "concatenation", "several readers of the image", "PReLU"}  # in the ordinary tests, that is
 SLOW_FAMILIES: dict[str, Callable[[], nn.Module]] = {
     name: lambda name=name: timm.create_model(name, num_classes=5)
     for name in (
@@ -101,8 +103,14 @@ def test_branches_of_a_family_equal_separate_plain_networks(family: str, build: 
         torch.testing.assert_close(model.forward_branches(x), alone, rtol=1e-6, atol=1e-6 * alone.abs().max().item())
 
 
-@pytest.mark.parametrize("mixing", ["grouped", "dense"])
-@pytest.mark.parametrize(("family", "build"), FAMILIES.items(), ids=list(FAMILIES))
+@pytest.mark.parametrize(
+    ("family", "build", "mixing"),
+    [
+        pytest.param(family, build, mixing, id=f"{family}-{mixing}", marks=[pytest.mark.slow] * slow)
+        for family, build in FAMILIES.items()
+        for mixing, slow in {"grouped": False, "dense": family not in DENSE}.items()
+    ],
+)
 def test_a_calibrated_family_starts_as_the_same_function_and_folds_to_the_bit(
     family: str, build: Callable[[], nn.Module], mixing: str
 ) -> None:
@@ -298,7 +306,7 @@ def test_feature_extractors_of_timm_are_calibrated_at_every_level() -> None:
 def test_checking_leaves_network_and_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     # It would seed the devices' generators too, which nothing would restore.
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch.manual_seed was called"))
-    plain = settled(timm.create_model("resnet18", num_classes=5)).train()
+    plain = settled(timm.create_model("resnet18", channels=THIN, num_classes=5)).train()
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     state = torch.get_rng_state()
     calibrate(plain, branches=2)

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detector_network import LABELS, RECORD, save_picture, seeded_detector
+from detector_network import LABELS, RECORD, published_detector, save_picture
+from forks import python
 from PIL import Image
 from typer.testing import CliRunner
 
 from ccnn_zoo import hub, runtime
 from ccnn_zoo.cli import app
-from ccnn_zoo.detection import load_detector, save_detector
+from ccnn_zoo.detection import load_detector
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 
 # A finder that finds none of these: what is imported all the same ends the command.
@@ -36,21 +37,15 @@ main()
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained() -> Path:
     """A training folder of a detector, as `ccnn train` leaves it."""
-    folder = tmp_path_factory.mktemp("trained")
-    detector = seeded_detector(backbone="ccnn_alexnet", anchor_sizes=(16, 32, 64))
-    save_detector(folder / "last.safetensors", detector, RECORD)
-    return folder
+    return published_detector()[0]
 
 
 @pytest.fixture(scope="module")
-def repository(trained, tmp_path_factory) -> Path:
-    """The detector, published to a folder."""
-    folder = tmp_path_factory.mktemp("hub") / "cells"
-    result = CliRunner().invoke(app, ["publish", str(trained), f"local:{folder}"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return folder
+def repository() -> Path:
+    """The detector, published to a folder on the command line."""
+    return published_detector()[1]
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +190,6 @@ def test_the_card_says_object_detection_and_its_snippets_run(repository):
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(snippets) == 3
     for snippet in snippets:
-        run = subprocess.run([sys.executable, "-c", snippet], cwd=repository, capture_output=True, text=True)
+        run = python(snippet, folder=repository)
         assert run.returncode == 0, run.stderr
     assert "12.5" in card

@@ -119,6 +119,8 @@ def test_the_table_has_a_line_per_backend_and_the_commands_unbroken(packages):
     assert "it lacks [a licence]." in lines["lacking"]
     assert "it crashed (SIGABRT)." in lines["torch"]
     assert "To mend lacking:  pip install licence" in run.stdout.splitlines()
+    where = "GPU" if "works" in lines["cuda"] else "CPU"
+    assert f"device='auto' runs on the {where} here." in run.stdout.splitlines()
 
 
 def test_without_a_working_cpu_the_exit_code_is_1(tmp_path):

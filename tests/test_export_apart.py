@@ -1,5 +1,7 @@
 """Networks written branch by branch: the same logits, one chain of nodes for each branch."""
 
+from functools import cache
+
 import numpy as np
 import onnx
 import pytest
@@ -24,12 +26,15 @@ SLOW = [
     "efficientnet_b0",
     "seresnet18",
     "hrnet_w18_small",  # Resize between the chains
+    "regnety_002",
+    "resnetv2_18",
 ]
-NAMES = ["ccnn_resnet18_cifar", "mobilenetv3_small_050", "regnety_002", "resnetv2_18"]
+NAMES = ["ccnn_resnet18_cifar", "mobilenetv3_small_050"]
 
 
 @pytest.fixture(scope="module")
 def graph_of():
+    @cache
     def translate(name: str) -> tuple[ModelProto, np.ndarray, np.ndarray]:
         """Return a calibrated network's graph, images, and its logits by torch."""
         torch.manual_seed(0)

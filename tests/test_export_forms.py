@@ -31,7 +31,8 @@ def plain() -> nn.Module:
     """timm's own ResNet-18, without any calibration, on small images."""
     torch.manual_seed(0)
     overlay = {"input_size": (3, 48, 48), "crop_pct": 0.9}
-    model = timm.create_model("resnet18", layers=(1, 1, 1, 1), num_classes=1000, pretrained_cfg_overlay=overlay)
+    arguments = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 64), "num_classes": 1000}
+    model = timm.create_model("resnet18", **arguments, pretrained_cfg_overlay=overlay)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)

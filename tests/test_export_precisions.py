@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,22 @@ def test_a_file_in_whose_place_a_folder_stands_is_refused_before_the_others_are_
     with pytest.raises(RepositoryError, match=r"model_fp16\.onnx is a folder"):
         export.to_folder(thin, tmp_path, ["fp32", "fp16"])
     assert old.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (lambda: pictures(1), "on one image:"),
+        (lambda: torch.zeros(20, 1, 8, 8), "on 20 images that do not differ"),
+        (lambda: pictures(20), None),
+    ],
+)
+def test_ranges_of_one_image_or_of_none_to_speak_of_are_warned_of(tmp_path, images, told):
+    with warnings.catch_warnings(record=True) as caught, suppress(ExportError):
+        warnings.simplefilter("always", UserWarning)
+        export.to_onnx(Scaled(1).eval(), tmp_path / "x.onnx", precision="int8", int8_images=images())
+    said = [str(each.message) for each in caught if "int8's ranges are measured" in str(each.message)]
+    assert [told in each for each in said] == [True] * (told is not None)
 
 
 def test_int8_that_loses_accuracy_is_refused(thin, tmp_path):

@@ -52,7 +52,7 @@ KINDS = {
     # Its hidden layers hold 54 million weights whatever the image.
     "alexnet": Kind("ccnn_alexnet", {}, 224, convolutions=5),
 }
-HEAVY = {"alexnet"}
+SLOW = {"alexnet-grouped", "alexnet-dense", "bottleneck-dense", "padded-dense", "vgg-dense", "nin-dense"}
 
 
 def build(kind: Kind, **kwargs: Any) -> nn.Module:
@@ -82,9 +82,13 @@ def convolutions_on_paper(model: nn.Module, mixing: str) -> Counter[tuple[tuple[
     return found
 
 
-@pytest.mark.parametrize("mixing", ["grouped", "dense"])
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, id=name, marks=[pytest.mark.slow] * (name in HEAVY)) for name, k in KINDS.items()]
+    ("kind", "mixing"),
+    [
+        pytest.param(kind, mixing, id=f"{name}-{mixing}", marks=[pytest.mark.slow] * (f"{name}-{mixing}" in SLOW))
+        for name, kind in KINDS.items()
+        for mixing in ("grouped", "dense")
+    ],
 )
 def test_the_file_is_the_network_with_its_convolutions_and_nothing_else_folded(tmp_path, kind, mixing):
     model = build(kind, mixing=mixing)

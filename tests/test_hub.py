@@ -19,6 +19,7 @@ import safetensors
 import timm
 import torch
 import torchvision
+from forks import python
 from hub_network import FILES, LABELS, RECORD, SIZE, content_of, published_folder, trained_network, training_folder
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -50,8 +51,8 @@ def repository(published, tmp_path) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
-        {"branches": 8, "merge": "max"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"branches": 8, "merge": "max"}, marks=pytest.mark.slow),
         {"branches": 2, "merge": "concat"},
         {"branches": 2, "folded": True},
     ],
@@ -135,7 +136,7 @@ def test_the_snippets_of_the_card_run_as_printed(repository):
     assert len(snippets) == 3
     answers = []
     for snippet in snippets:
-        run = subprocess.run([sys.executable, "-c", snippet], cwd=repository, capture_output=True, text=True)
+        run = python(snippet, folder=repository)
         assert run.returncode == 0, run.stderr
         answers.append(run.stdout)
     assert len(set(answers)) == 1

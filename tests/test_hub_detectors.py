@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from detector_network import LABELS, RECORD, save_picture, seeded_detector
-from hub_user import User
-
-from ccnn_zoo import hub
-
-CCNN = Path(sys.executable).with_name("ccnn")
-
-
-def ccnn(user: User, *arguments: object) -> str:
-    command, environment = [str(CCNN), *map(str, arguments)], user.environment(COLUMNS="200")
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+from detector_network import LABELS, RECORD, published_detector, save_picture
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
+def published() -> Path:
     """A local repository, not to be changed."""
-    folder = tmp_path_factory.mktemp("hub") / "cells"
-    detector = seeded_detector(backbone="ccnn_alexnet", anchor_sizes=(16, 32, 64))
-    hub.publish(detector, f"local:{folder}", record=RECORD)
-    return folder
+    return published_detector()[1]
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +62,17 @@ def test_a_list_of_an_organisation_says_how_good_its_detectors_are(server, user,
         )
     )
     assert found == ["org/cells", "ccnn_alexnet", 2, RECORD.metrics]
-    table = ccnn(user, "list", "--hub", "org")
+    table = user.ccnn("list", "--hub", "org")
     (row,) = [line for line in table.splitlines() if "org/cells" in line]
     assert "mAP 12.50" in row
 
 
 def test_detect_and_export_take_a_repository_of_the_hub(server, user, published, picture, tmp_path):
     user.publish(published, "org/cells")
-    record = json.loads(ccnn(user, "detect", picture, "--model", "org/cells", "--device", "cpu", "--json"))
+    record = json.loads(user.ccnn("detect", picture, "--model", "org/cells", "--device", "cpu", "--json"))
     assert {each["label"] for each in record["objects"]} <= set(LABELS)
     assert len(record["objects"]) > 5
-    ccnn(user, "export", "org/cells", "-o", tmp_path / "d.onnx")
+    user.ccnn("export", "org/cells", "-o", tmp_path / "d.onnx")
     assert (tmp_path / "d.onnx").read_bytes() == server.repositories["org/cells"].files["onnx/model.onnx"]
 
 

@@ -300,7 +300,7 @@ def test_the_commands_publish_list_and_download(server, user, published):
     assert re.search(r"add +[\d,]+ bytes  onnx/model\.onnx\n", dry[1])
     assert dry[1].endswith("would publish org/digits\n")
     assert real[1].endswith(f"published {server.url}/org/digits/commit/{commit}\n")
-    assert re.search(r"org/digits +ccnn_resnet18_cifar +2 +(error )?2\.44 +0\.19 +0\.37 +2\.\d +fp32", listed[1])
+    assert re.search(r"org/digits +ccnn_resnet18_cifar +2 +(error )?2\.44 +0\.08 +0\.16 +1\.\d +fp32", listed[1])
     folder = Path(downloaded[1].strip())
     assert (folder.name, content_of(folder).keys()) == (commit, {"manifest.json", "onnx/model.onnx"})
 

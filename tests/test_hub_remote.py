@@ -358,3 +358,22 @@ def test_a_hub_that_cannot_be_reached_is_named(server, user, published):
     down, up = user.call("hub.download('org/digits')", f"hub.publish({str(published)!r}, 'org/digits')", **settings)
     assert fails(down, "RepositoryError", r"org/digits: http://127\.0\.0\.1:9 cannot be reached.*try again")
     assert fails(up, "RepositoryError", r"org/digits: http://127\.0\.0\.1:9 cannot be reached.*try again")
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(server, user, published, tmp_path):
+    user.publish(published)
+    place = tmp_path / "home"
+    place.write_text("a file, where a folder should be")
+    for home in (place, place / "below"):
+        (refused,) = user.call("hub.download('org/digits')", HF_HOME=str(home))
+        assert fails(refused, "RepositoryError", rf"the cache {home}/hub cannot be written \(.*Set HF_HOME")
+    program = """
+from ccnn_zoo import runtime
+from ccnn_zoo.errors import RepositoryError
+try:
+    runtime.load("ccnn_resnet18_cifar.mnist", device="cpu")
+except RepositoryError as error:
+    print(error)
+"""
+    said = user.run(program, HF_HOME=str(place))
+    assert re.match(rf"the cache {place}/assets cannot be written \(.*Set HF_HOME", said)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 import ccnn_zoo
 
@@ -31,6 +34,17 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert run_python(code).strip() == "[]"
 
 
+def test_networks_and_optimizer_join_timm() -> None:
+    run_python("import ccnn_zoo; import timm" + JOINED)
+
+
+@pytest.fixture(scope="module")
+def torch_there() -> Iterator[Forks]:
+    """Processes that have imported torch and torchvision, and nothing of ours or timm's."""
+    with Forks("import torch, torchvision", os.environ) as forks:
+        yield forks
+
+
 @pytest.mark.parametrize(
     "imports",
     [
@@ -41,13 +55,15 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         "import ccnn_zoo.models; import timm",
     ],
 )
-def test_networks_and_optimizer_join_timm_in_any_order_of_imports(imports: str) -> None:
-    run_python(imports + JOINED)
+def test_networks_and_optimizer_join_timm_in_any_order_of_imports(imports: str, torch_there: Forks) -> None:
+    before = "import sys; assert not {'timm', 'ccnn_zoo'} & sys.modules.keys()\n"
+    done = torch_there.run(before + imports + JOINED)
+    assert done.returncode == 0, done.stderr
 
 
-def test_layers_conversion_and_optimizer_do_without_timm() -> None:
+def test_layers_conversion_and_optimizer_do_without_timm(torch_there: Forks) -> None:
     code = "import sys; from ccnn_zoo import CSGD, CalibratedConv2d, calibrate, fold; print('timm' in sys.modules)"
-    assert run_python(code).strip() == "False"
+    assert torch_there.run(code).stdout.strip() == "False"
 
 
 def test_all_public_names_resolve() -> None:

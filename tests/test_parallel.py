@@ -82,7 +82,7 @@ def test_weights_and_calibration_kernels_are_the_same_on_all_ranks_after_every_s
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_rank_dies_the_other_ends_with_an_error(server, tmp_path, rank):
     LONG.to_yaml(tmp_path / "recipe.yaml")
     kill = (rank, signal.SIGKILL, 0.5)
@@ -91,7 +91,7 @@ def test_when_one_rank_dies_the_other_ends_with_an_error(server, tmp_path, rank)
     assert statuses[1 - rank] == 1
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(server, tmp_path, rank):
     LONG.to_yaml(tmp_path / "recipe.yaml")
     stop = (rank, signal.SIGTERM, 0.5)

@@ -118,7 +118,7 @@ def test_arrays_of_every_layout_are_read(shape):
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
         (None, r"image 0 is a NoneType. Pass a path"),
         (["x.png", 3], r"image 1 is a int"),
-        ([b"x.png"], r"image 0 is a bytes"),
+        ([3.5], r"image 0 is a float"),
     ],
     ids=str,
 )
@@ -170,7 +170,7 @@ def test_missing_unknown_and_empty_files_are_named(tmp_path):
         path = tmp_path / name
         with pytest.raises(ImageError, match=reason) as caught:
             pictures.read(path, 3, str(path))
-        assert str(path) in str(caught.value)
+        assert str(path).replace("\0", r"\x00") in str(caught.value)
     with pytest.raises(ImageError, match="0 x 5 pixels"):
         pictures.read(Image.new("RGB", (0, 5)), 3, "image 0")
 

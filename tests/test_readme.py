@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forks import ccnn, python
 from PIL import Image
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -34,7 +33,7 @@ def test_python_snippets_run_in_their_order(folder):
     snippets = blocks("python")
     assert len(snippets) == 3
     for snippet in snippets:
-        run = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True)
+        run = python(snippet, folder=folder)
         assert run.returncode == 0, run.stderr
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["cat.jpg", "dog.png"]
 
@@ -42,11 +41,10 @@ def test_python_snippets_run_in_their_order(folder):
 def test_commands_run_in_their_order(folder):
     (commands,) = [block for block in blocks("bash") if block.startswith("ccnn")]
     assert len(commands.splitlines()) == 7
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands.splitlines():
         if command.startswith("ccnn train"):
             command += " --epochs 1"  # the only change: a test need not wait
-        run = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        run = ccnn(*shlex.split(command)[1:], folder=folder)
         assert run.returncode == 0, run.stderr
         if command.startswith("ccnn classify cat.jpg"):
             assert re.fullmatch(r"cat\.jpg: (\d \d+\.\d%(, |\n)){3}", run.stdout)

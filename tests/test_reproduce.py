@@ -54,11 +54,14 @@ def finished_cells(place: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in place.glob("*/record.json")}
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """All experiments with --quick, killed when three cells are finished, and called again; once for all workers."""
+EXPERIMENTS = {"few": ("table3", "figure2"), "all": experiments.NAMES}
+
+
+@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
+def quick(request, tmp_path_factory):
+    """Experiments with --quick, killed when some cells are finished, and called again; once for all workers."""
     base = tmp_path_factory.getbasetemp()
-    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quick"
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / request.param
     place.mkdir(exist_ok=True)
     with FileLock(place / "lock"):
         if not (place / "report.json").is_file():
@@ -68,9 +71,11 @@ def quick(tmp_path_factory):
 
 def kill_and_repeat(place: Path) -> dict[str, object]:
     """Return the records that were there before the second call, the processes left of the first, and its output."""
-    arguments = ("all", "--quick", "--jobs", 2, "--out", place / "out", "--cells", place / "cells")
+    seeds, finished = (1, 1) if place.name == "few" else (2, 3)
+    arguments = (*EXPERIMENTS[place.name], "--quick", "--jobs", 2, "--seeds", seeds)
+    arguments += ("--out", place / "out", "--cells", place / "cells")
     first = run(*arguments)
-    until(lambda: len(finished_cells(place / "cells")) >= 3, first)
+    until(lambda: len(finished_cells(place / "cells")) >= finished, first)
     workers = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -98,7 +103,7 @@ def test_finished_cells_are_not_run_again(quick):
 
 def test_every_experiment_writes_its_page_and_its_records(quick):
     place, *_ = quick
-    for name in experiments.NAMES:
+    for name in EXPERIMENTS[place.name]:
         page = (place / "out" / f"{name}_quick_digits.md").read_text(encoding="utf-8")
         assert "Not the paper's experiment" in page
         assert "not run" not in page.replace("CIFAR-100 was not run", "") or name in ("table2", "ablation")
@@ -112,7 +117,9 @@ def test_every_experiment_writes_its_page_and_its_records(quick):
 
 def test_records_hold_what_the_predictions_say(quick):
     place, *_ = quick
-    for path in [*place.glob("cells/*-k4-*/record.json")][:4]:
+    paths = [*place.glob("cells/*-k4-*/record.json")][:4]
+    assert paths
+    for path in paths:
         measured = json.loads(path.read_text(encoding="utf-8"))["measured"]
         saved = load_file(path.parent / "predictions.safetensors")
         for part in ("test", "validation"):
@@ -127,6 +134,8 @@ def test_records_hold_what_the_predictions_say(quick):
         assert measured["test"]["error_percent"] == pytest.approx(float(last["test_error_percent"]), abs=0.3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quick", ["all"], indirect=True)
 def test_table_1_holds_mean_and_deviation_of_its_records(quick):
     place, *_ = quick
     page = (place / "out" / "table1_quick_digits.md").read_text(encoding="utf-8")
@@ -145,6 +154,8 @@ def test_table_1_holds_mean_and_deviation_of_its_records(quick):
             assert rows[f"sigma = {sigma:g}"][column].strip() == wanted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quick", ["all"], indirect=True)
 def test_an_ensemble_is_scored_by_its_mean_probability(quick):
     place, *_ = quick
     plan = make_plan("quick", None, 2, place / "cells")

@@ -110,7 +110,11 @@ def untimed(output: Path) -> list[dict[str, str]]:
 
 
 @posix
-@pytest.mark.parametrize("steps", [(1,), (7,), (8,), (9, 20), (3, 16, 17), (24,)], ids=str)
+@pytest.mark.parametrize(
+    "steps",
+    [(8,), (3, 16, 17), (24,), *(pytest.param(steps, marks=pytest.mark.slow) for steps in ((1,), (7,), (9, 20)))],
+    ids=str,
+)
 def test_a_run_stopped_after_any_step_ends_like_one_that_was_not(whole, tmp_path, monkeypatch, steps):
     output = interrupted(TINY, tmp_path, monkeypatch, *steps)
     result = train(TINY, output, resume=True, progress=False)
@@ -125,10 +129,10 @@ def test_a_run_stopped_after_any_step_ends_like_one_that_was_not(whole, tmp_path
 @pytest.mark.parametrize(
     "options",
     [
-        {"channels_last": True},
+        pytest.param({"channels_last": True}, marks=pytest.mark.slow),
         {"optimizer": "sgd"},
-        {"momentum": 0.0},
-        {"noise_std": 0.0},
+        pytest.param({"momentum": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"noise_std": 0.0}, marks=pytest.mark.slow),
         {"mixed_precision": "bf16", "ema_decay": 0.9, "accumulate": 2},
         {"mixup": 0.3, "color_jitter": 0.3, "noise": "gradient", "noise_decay": 0.55},
         {"epochs": None, "iterations": 13},

@@ -96,27 +96,44 @@ def test_cuda_is_refused_before_anything_is_downloaded():
 
 
 @needs_no_cuda
-def test_auto_falls_back_to_the_cpu_and_says_so_once(network):
+@pytest.mark.parametrize("seen", [False, True])
+def test_auto_falls_back_to_the_cpu_and_says_so_once_where_a_gpu_is_there(network, seen):
     run = python(f"""
 from ccnn_zoo import runtime
+runtime._registry.gpu_seen = lambda: {seen}  # one machine has a GPU or none
 for _ in range(3):
     classifier = runtime.load({str(network)!r})
     assert (classifier.provider, classifier.device) == ("CPUExecutionProvider", "cpu")
 """)
     assert run.stdout == ""
-    (line,) = run.stderr.splitlines()
-    assert line == f"device='auto' runs on the CPU. CUDA cannot run: {PROBLEM}"
+    assert run.stderr == (f"device='auto' runs on the CPU. CUDA cannot run: {PROBLEM}\n" if seen else "")
+
+
+def test_a_gpu_is_seen_where_nvidias_is_on_the_bus_and_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(_nvidia, "gpu_name", lambda: None)  # the driver's answer, which is this machine's
+    for number, (vendor, kind) in enumerate([("0x8086", "0x030000"), ("0x10de", "0x040300"), ("0x10de", "0x030200")]):
+        assert not _nvidia.gpu_seen(tmp_path)  # Intel's graphics; the sound of NVIDIA's
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / f"{number}" / "class").write_text(f"{kind}\n")
+    assert _nvidia.gpu_seen(tmp_path)
+    assert not _nvidia.gpu_seen(tmp_path / "none")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not _nvidia.gpu_seen(tmp_path)
 
 
 @needs_no_cuda
-def test_the_fallback_is_a_warning_of_the_runtimes_logger(network):
+@pytest.mark.parametrize(("seen", "level"), [(False, "INFO"), (True, "WARNING")])
+def test_the_fallback_is_told_by_the_runtimes_logger(network, seen, level):
     run = python(f"""
 import logging
-logging.basicConfig(format="%(name)s %(levelname)s")
+logging.basicConfig(format="%(name)s %(levelname)s", level=logging.INFO)
 from ccnn_zoo import runtime
+runtime._registry.gpu_seen = lambda: {seen}
 runtime.load({str(network)!r})
 """)
-    assert run.stderr.strip() == "ccnn_zoo.runtime WARNING"
+    assert run.stderr.strip() == f"ccnn_zoo.runtime {level}"
 
 
 def test_stdout_is_itself_again_after_two_threads_looked_for_libraries(monkeypatch):

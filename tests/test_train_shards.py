@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -81,9 +82,20 @@ def test_what_is_no_shard_is_refused_by_name(tmp_path):
         load_data(f"wds/{tmp_path}/nowhere")
     root = write_shards(tmp_path / "shards", {"train": 3, "test": 3})
     info = (root / "_info.json").read_text()
-    (root / "_info.json").write_text('{"splits": {"train": {"filenames": []}}}')
-    with pytest.raises(ConfigurationError, match=r"_info\.json cannot be used"):
-        load_data(f"wds/{root}")
+    for text, told in [
+        ("{", r"_info\.json is no JSON\. Expected"),
+        ("\xff", r"_info\.json is no JSON\. Expected"),
+        ("[" * 100_000, r"_info\.json is no JSON\. Expected"),
+        ("[]", r"_info\.json has no object 'splits'\. Expected"),
+        ('{"splits": {}}', r"_info\.json has the splits none, not train and one of test, "),
+        ('{"splits": {"train": {"filenames": []}}}', r"_info\.json has the splits train, not train and one of test, "),
+        ('{"splits": {"train": {"filenames": []}, "test": {}}}', r"'train' has no list 'filenames' of shards"),
+        ('{"splits": {"train": 3, "test": {}}}', r"'train' has no list 'filenames' of shards"),
+        ('{"splits": {"train": {"filenames": [3]}, "test": {}}}', r"'train' has no list 'filenames' of shards"),
+    ]:
+        (root / "_info.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigurationError, match=told):
+            load_data(f"wds/{root}")
     (root / "_info.json").write_text(info)
     add(root / "set-train-00.tar", "x.cls", b"1")
     with pytest.raises(ConfigurationError, match=r"set-train-00\.tar: the sample /x has no picture \(cls\)"):
@@ -94,11 +106,21 @@ def test_what_is_no_shard_is_refused_by_name(tmp_path):
     with pytest.raises(ImageError, match=told):
         broken[len(broken) - 1]
     add(root / "set-train-00.tar", "y.jpg", b"")
-    with pytest.raises(ConfigurationError, match=r"the sample /y has no class, neither in \.cls nor"):
+    with pytest.raises(
+        ConfigurationError, match=r"/y has no class from 0, neither in \.cls nor as 'label' in \.json\. "
+    ):
         load_data(f"wds/{root}")
+    unusable = {"cls": [b"dog", b"-1"], "json": [b"{", b"[]", b'{"label": null}', b'{"label": 1e999}']}
+    for kind, content in [(kind, content) for kind, contents in unusable.items() for content in contents]:
+        odd = write_shards(tmp_path / "odd", {"train": 1, "test": 1})
+        add(odd / "set-train-00.tar", "y.jpg", b"")
+        add(odd / "set-train-00.tar", f"y.{kind}", content)
+        with pytest.raises(ConfigurationError, match=rf"/y has no class from 0, .*: \.{kind} holds b'"):
+            load_data(f"wds/{odd}")
+        shutil.rmtree(odd)
     (root / "set-test-00.tar").write_bytes(b"no tar file")
     (root / "set-train-00.tar").unlink()
-    with pytest.raises(ConfigurationError, match=r"set-train-00\.tar is no readable, uncompressed tar file"):
+    with pytest.raises(ConfigurationError, match=r"00\.tar is no readable, uncompressed tar file: No such file"):
         load_data(f"wds/{root}")
 
 

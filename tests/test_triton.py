@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from forks import ccnn
 from google.protobuf import text_format
 from onnx import TensorProto, helper
 from serve_network import LABELS, METADATA, save_network
@@ -59,9 +58,9 @@ def test_a_repository_describes_the_network_that_it_holds(network, tmp_path):
 
 
 def test_the_command_line_exports_uint8_pictures_for_triton(tmp_path):
-    ccnn = [Path(sys.executable).with_name("ccnn"), "export", "ccnn_resnet18_cifar.mnist", "--preprocess"]
-    ccnn += [f"--output={tmp_path / 'digits.onnx'}", f"--triton={tmp_path / 'models'}"]
-    run = subprocess.run([*ccnn, "--triton-set", "instances=2"], capture_output=True, text=True)
+    command = ["export", "ccnn_resnet18_cifar.mnist", "--preprocess"]
+    command += [f"--output={tmp_path / 'digits.onnx'}", f"--triton={tmp_path / 'models'}"]
+    run = ccnn(*command, "--triton-set", "instances=2")
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "models" / "ccnn_resnet18_cifar"
     config = read(folder)
@@ -75,7 +74,7 @@ def test_the_command_line_exports_uint8_pictures_for_triton(tmp_path):
     expected = runtime.load(tmp_path / "digits.onnx", device="cpu").classify(list(pictures))
     assert [labels[index] for index in logits.argmax(1)] == [result.label for result in expected]
     assert logits.shape[1:] == tuple(given.dims)
-    run = subprocess.run([*ccnn, "--triton-set", "instance=2"], capture_output=True, text=True)
+    run = ccnn(*command, "--triton-set", "instance=2")
     assert run.returncode == 1
     assert "instances" in run.stderr, "what there is"
 
@@ -156,7 +155,7 @@ def test_a_detector_is_run_an_image_at_a_time(tmp_path):
 
 
 def test_text_of_any_kind_survives(tmp_path):
-    odd = replace(METADATA, architecture='a "b"\\ é 漢 {}', labels=("ein Bär\u2028", " ", *LABELS[2:]))
+    odd = replace(METADATA, architecture='a "b"\\ é 漢 {}', labels=("ein Bär\u3000", " ", *LABELS[2:]))
     config_folder = write_triton(save_network(tmp_path / "odd.onnx", metadata=odd), tmp_path / "models", name="odd")
     assert read(config_folder).parameters["ccnn_zoo.architecture"].string_value == odd.architecture
     # One line a class, whatever the names hold: Triton counts lines.

@@ -107,6 +107,7 @@ def train_as(rank: int, processes: int, port: int, recipe: str, output: str) -> 
 
 if __name__ == "__main__":
     import safetensors.torch
+    import sklearn.datasets  # noqa: F401, the trainer imports it late, and each fork would do so anew
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 

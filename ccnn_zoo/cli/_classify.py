@@ -16,9 +16,9 @@ from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError
 
 from ._interrupts import ends_on_interrupt
-from ._options import TOKEN
+from ._options import IMAGES_HELP, MODEL_HELP, TOKEN
 from ._output import say
-from ._pictures import Pictures
+from ._pictures import Pictures, is_standard_input
 
 if TYPE_CHECKING:
     from ccnn_zoo.runtime import Classification, ImageClassifier
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 @ends_on_interrupt()
 def classify(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
-    model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
+    images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
     device: Annotated[str, typer.Option(help="auto, or a backend of `ccnn doctor`, strictly.")] = "auto",
     top_k: Annotated[int, typer.Option(help="How many of the most probable classes to print.")] = 5,
+    precision: Annotated[str, typer.Option(help="Which file of a repository: fp32, fp16 or int8.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the network; all cores by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
@@ -53,6 +55,7 @@ def classify(
     A picture that cannot be read is named on stderr; the others are classified all the same, and the exit code is 1.
     Any number of pictures takes the same memory. --output keeps results in FILE.part until all are there.
 
+    Example:  ccnn classify cat.jpg --model ccnn_resnet18_cifar.cifar10
     Example:  ccnn classify cat.jpg photos/ --model local:ccnn-demo/hub/ccnn_resnet18_cifar --output photos.csv
     """
     if output is None and resume:
@@ -62,8 +65,11 @@ def classify(
         if resume and output.exists() and not _part(output).exists():
             say(f"{output} is whole already. Delete it to classify again.", err=True)
             return
-    options = {"device": device, "revision": revision, "token": token, "batch_size": batch_size}
+    options = {"device": device, "revision": revision, "token": token, "precision": precision}
+    options |= {"threads": threads, "batch_size": batch_size}
     if on_ray:
+        if any(map(is_standard_input, images)):
+            raise ConfigurationError("--ray reads files: leave it out for standard input (-), or save it first")
         from ccnn_zoo.serve import RayClassifier
 
         classifier = RayClassifier(model, processes=processes, address=address, **options)
@@ -83,7 +89,7 @@ def classify(
 def _print(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, as_json: bool) -> int:
     failed = 0
     with _bar(pictures, shown=sys.stdout is None or not sys.stdout.isatty()) as progress:
-        for result in classifier.classify_stream(iter(pictures), top_k, workers=workers):
+        for result in classifier.classify_stream(map(pictures.opened, pictures), top_k, workers=workers):
             progress.show(result)
             failed += result.error is not None
             if as_json:
@@ -121,7 +127,7 @@ def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int,
 def _fill(journal: Journal, classifier: Classifier, pictures: Pictures, top_k: int, workers: int) -> None:
     wanted = (picture for picture in pictures if journal.claim(picture))
     with _bar(pictures, shown=True, done=len(journal)) as progress:
-        for result in classifier.classify_stream(wanted, top_k, workers=workers):
+        for result in classifier.classify_stream(map(pictures.opened, wanted), top_k, workers=workers):
             progress.show(result)
             journal.append(asdict(result))
 

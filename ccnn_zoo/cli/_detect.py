@@ -17,7 +17,7 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
 from ._interrupts import ends_on_interrupt
-from ._options import TOKEN
+from ._options import IMAGES_HELP, MODEL_HELP, TOKEN
 from ._output import say
 from ._pictures import Pictures
 
@@ -30,8 +30,8 @@ RESULTS = "detections.jsonl"
 
 @ends_on_interrupt()
 def detect(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", readable=False)],
-    model: Annotated[str, typer.Option(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
+    images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
     device: Annotated[str, typer.Option(help="auto, or a backend of `ccnn doctor`, strictly.")] = "auto",
     score: Annotated[float, typer.Option(help="Leave out objects that the network is less sure of.")] = 0.5,
     output: Annotated[
@@ -57,11 +57,11 @@ def detect(
     failed, pictures = 0, Pictures(images)
     with _results(output) as file:
         names = _Names(images, output)
-        for found in detector.detect_stream(iter(pictures), score, workers=workers):
+        for found in detector.detect_stream(map(pictures.opened, pictures), score, workers=workers):
             record = asdict(found)
             if found.error is None and output is not None:
                 record["picture"] = names.of(found.source)
-                found = _drawn(detector, found, output / record["picture"])
+                found = _drawn(detector, found, pictures, output / record["picture"])
                 record |= {"error": found.error} if found.error else {}
             failed += found.error is not None
             _show(found, record, file, as_json=as_json)
@@ -109,12 +109,12 @@ class _Names:
         return f"{name}.png"
 
 
-def _drawn(detector: ObjectDetector, found: Detection, path: Path) -> Detection:
+def _drawn(detector: ObjectDetector, found: Detection, pictures: Pictures, path: Path) -> Detection:
     """Write the picture with its boxes; return the detection, with an error if the picture is gone by now."""
     from ccnn_zoo.runtime import draw
 
     try:
-        picture = draw(found.source, found, detector.metadata.labels)
+        picture = draw(pictures.opened(found.source), found, detector.metadata.labels)
     except ImageError as error:
         return replace(found, error=str(error))
     with replacing(path) as temporary:

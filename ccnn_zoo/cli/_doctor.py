@@ -58,6 +58,7 @@ def _print(report: Report) -> None:
     for finding in report.findings:
         if finding.remedy:  # on a line of its own, unbroken, to be copied
             say(f"To mend {finding.backend}:  {finding.remedy}")
+    say(f"device='auto' runs on {'the GPU' if report.cuda_works else 'the CPU'} here.")
     if len(report.wheels) > 1:
         say("Both wheels of onnxruntime are installed; the one that came last has replaced the other's files.")
     versions = Table(box=None, show_header=False, pad_edge=False)

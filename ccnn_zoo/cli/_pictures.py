@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ class Pictures:
     Folders without pictures and those that cannot be searched end nothing: the others are searched all the same.
 
     Args:
-        paths: as named.
+        paths: as named; ``-`` is standard input.
 
     Attributes:
         left_out: what the last iteration has passed by so far.
@@ -29,6 +31,7 @@ class Pictures:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = tuple(map(os.fspath, paths))
+        self._standard_input: bytes | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -61,6 +64,16 @@ class Pictures:
             told = [*self.left_out.problems, *([f"left out: {self.left_out}"] if str(self.left_out) else [])]
             raise ImageError(f"{'. '.join(told)}. Name files, or another folder.")
 
+    def opened(self, path: str) -> str | BytesIO:
+        """Return a path, or what came in by standard input, which is read once and named ``-``."""
+        if not is_standard_input(path):
+            return path
+        if self._standard_input is None:
+            self._standard_input = b"" if sys.stdin is None else sys.stdin.buffer.read()
+        picture = BytesIO(self._standard_input)
+        picture.name = path
+        return picture
+
     def tell(self) -> int:
         """Say on stderr what was left out, and return the number of folders that gave nothing."""
         if str(self.left_out):
@@ -68,3 +81,8 @@ class Pictures:
         for problem in self.left_out.problems:
             say(problem, err=True)
         return len(self.left_out.problems)
+
+
+def is_standard_input(path: str | os.PathLike[str]) -> bool:
+    """Whether a name means standard input; a file of this name is ``./-``."""
+    return os.fspath(path) == "-"

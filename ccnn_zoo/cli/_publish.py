@@ -69,7 +69,9 @@ def publish(
 
 
 def download(
-    repo_id: Annotated[str, typer.Argument(help="org/name on the Hugging Face Hub, or local:FOLDER.")],
+    repo_id: Annotated[
+        str, typer.Argument(help="org/name[@revision] on the Hugging Face Hub, its address, or local:FOLDER.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16 or int8: only the ONNX file of this precision.")

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ._options import TOKEN
+from ._options import MODEL_HELP, TOKEN
 from ._output import say
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="An .onnx file, a repository folder, local:FOLDER or org/name.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 takes requests from everywhere.")] = (
         "127.0.0.1"
     ),

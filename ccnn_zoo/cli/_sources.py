@@ -12,6 +12,7 @@ import timm
 
 from ccnn_zoo import hub
 from ccnn_zoo._folders import is_there
+from ccnn_zoo._named import hub_name, refuse_weights
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT, data_to_open, evaluation_batches, load_data
@@ -29,23 +30,26 @@ def find(source: str, token: bool = False) -> Path | str:
 
     Args:
         source: a checkpoint or training folder, a repository folder (as it is or as ``local:FOLDER``), a Hub id
-            ``org/name``, or a timm name.
+            ``org/name`` in any spelling of :func:`ccnn_zoo._named.hub_name`, or a timm name.
         token: send the stored token to the Hub, for private repositories.
 
     Raises:
         RepositoryError: ``source`` is none of these.
         IntegrityError: a file of the repository differs from its checksum.
+        ConfigurationError: it is a pickle, or an address of something else.
     """
     path = checkpoint_path(source)
     if token and (path.is_file() or timm.is_model(source)):
         raise ConfigurationError(f"--token is for Hub repositories, {source!r} is none. Leave it out.")
     if path.is_file():
+        if path.suffix != ".safetensors":
+            refuse_weights(path)
         return path
     if timm.is_model(source):
         return source
     if (is_there(path) and path.is_dir()) or source.startswith("local:"):
         return hub.download(f"local:{path}" if path.is_dir() else source, token=token)
-    if source.count("/") == 1:
+    if hub_name(source) is not None:
         try:
             return hub.download(source, token=token)
         except RepositoryError as error:  # a misspelt folder looks like a Hub id

@@ -5,17 +5,57 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models import register_notrace_module
+from torch import nn
 
 from ccnn_zoo._arguments import check_ranges
+from ccnn_zoo._known_blocks import qualified_name
 from ccnn_zoo._network import CalibratedClassifier
 from ccnn_zoo._options import FROM_SCRATCH, take_options
-from ccnn_zoo.convert import ConversionOptions, calibrate_, fold_
+from ccnn_zoo.convert import ConversionOptions, calibrate_, check, fold_
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 
 # Leaves of timm's graphs, as the nn.Conv2d and nn.Linear that they are. In parts they would be five nodes each, and
 # torchvision's tracer takes time quadratic in the nodes: minutes for ResNet-1202.
 register_notrace_module(CalibratedConv2d)
 register_notrace_module(BranchLinear)
+
+
+_KNOWN = frozenset(
+    {
+        "ccnn_zoo.models._small_resnet.PadShortcut",
+        "timm.layers.adaptive_avgmax_pool.SelectAdaptivePool2d",
+        "timm.layers.classifier.ClassifierHead",
+        "timm.layers.norm_act.BatchNormAct2d",
+        "timm.models.resnet.BasicBlock",
+        "timm.models.resnet.Bottleneck",
+        "timm.models.resnetv2.DownsampleConv",
+        "timm.models.resnetv2.PreActBasic",
+        "timm.models.resnetv2.ResNetStage",
+        "timm.models.vgg.ConvMlp",
+        "torch.nn.modules.activation.ReLU",
+        "torch.nn.modules.batchnorm.BatchNorm2d",
+        "torch.nn.modules.container.Sequential",
+        "torch.nn.modules.conv.Conv2d",
+        "torch.nn.modules.dropout.Dropout",
+        "torch.nn.modules.flatten.Flatten",
+        "torch.nn.modules.linear.Identity",
+        "torch.nn.modules.linear.Linear",
+        "torch.nn.modules.pooling.AdaptiveAvgPool2d",
+        "torch.nn.modules.pooling.AvgPool2d",
+        "torch.nn.modules.pooling.MaxPool2d",
+    }
+)
+"""Modules of the zoo's networks as they are by default, which the tests check; what arguments bring in is not known."""
+_checked: set[str] = set()
+
+
+def _check_once(model: nn.Module, options: ConversionOptions, arguments: object) -> None:
+    """Check a network with modules that are not known, as ``calibrate`` does; once per class and arguments."""
+    key = repr((type(model), options, arguments))
+    if key in _checked or all(qualified_name(module) in _KNOWN for module in model.modules() if module is not model):
+        return
+    check(model, options)
+    _checked.add(key)
 
 
 class ZooClassifier(CalibratedClassifier):
@@ -30,6 +70,7 @@ class ZooClassifier(CalibratedClassifier):
 
     Raises:
         ConfigurationError: an option is out of range.
+        CalibrationError: an argument brings in a layer in which branches would mix, e.g. some kinds of attention.
     """
 
     def __init__(self, *args: Any, branches: int = 2, folded: bool = False, **kwargs: Any) -> None:
@@ -37,6 +78,7 @@ class ZooClassifier(CalibratedClassifier):
         check_ranges({"branches": branches, **kwargs})
         options = ConversionOptions(branches=branches, **{**FROM_SCRATCH, **take_options(kwargs)})
         super().__init__(*args, **kwargs)
+        _check_once(self, options, (args, sorted(kwargs.items())))
         calibrate_(self, options)
         if folded:
             fold_(self)

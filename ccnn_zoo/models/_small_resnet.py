@@ -56,7 +56,7 @@ class SmallInputResNet(ResNet):
         pad_shortcuts: :class:`PadShortcut` between stages instead of timm's 1x1 projections.
 
     Raises:
-        ConfigurationError: ``output_stride`` is below 2 with ``small_input``.
+        ConfigurationError: ``output_stride`` is below 2 with ``small_input``, or there are more or fewer stages.
     """
 
     def __init__(
@@ -70,6 +70,10 @@ class SmallInputResNet(ResNet):
         pad_shortcuts: bool = False,
         **kwargs: Any,
     ) -> None:
+        if not 3 <= len(layers) <= min(4, len(channels)):
+            raise ConfigurationError(
+                f"layers and channels are numbers for each of three or four stages, got {layers} and {channels}"
+            )
         if small_input:
             output_stride = timm_output_stride(output_stride)
         super().__init__(block, layers, channels=channels, in_chans=in_chans, output_stride=output_stride, **kwargs)

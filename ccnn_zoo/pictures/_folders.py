@@ -85,7 +85,8 @@ def pictures_in(folder: str | os.PathLike[str], left_out: LeftOut) -> Iterator[s
         left_out: what is passed by is added to it; a folder that cannot be searched ends nothing.
     """
     walked: set[object] = set()
-    levels = [iter([(os.fspath(folder), True)])]  # no recursion: folders may be nested more deeply than calls
+    # No recursion: folders may be nested more deeply than calls.
+    levels: list[Iterator[tuple[str, bool]]] = [iter([(os.fspath(folder), True)])]
     while levels:
         path, is_folder = next(levels[-1], ("", None))
         if is_folder is None:
@@ -93,7 +94,7 @@ def pictures_in(folder: str | os.PathLike[str], left_out: LeftOut) -> Iterator[s
         elif not is_folder:
             yield path
         elif (entries := _entries(path, walked, left_out)) is not None:
-            levels.append(iter(entries))
+            levels.append(entries)
 
 
 def folders_in(folder: str | os.PathLike[str], left_out: LeftOut) -> list[str]:
@@ -114,8 +115,8 @@ def folders_in(folder: str | os.PathLike[str], left_out: LeftOut) -> list[str]:
     return sorted(names)
 
 
-def _entries(folder: str, walked: set[object], left_out: LeftOut) -> list[tuple[str, bool]] | None:
-    """Return the paths of pictures and folders in a folder, and which are folders; None if it is not to be searched."""
+def _entries(folder: str, walked: set[object], left_out: LeftOut) -> Iterator[tuple[str, bool]] | None:
+    """Yield the paths of pictures and folders in a folder, and which are folders; None if it is not to be searched."""
     names: list[tuple[str, bool]] = []
     empty = True
     try:
@@ -135,7 +136,8 @@ def _entries(folder: str, walked: set[object], left_out: LeftOut) -> list[tuple[
         return None
     if empty:
         left_out.empty.append(folder)
-    return [(os.path.join(folder, name), is_folder) for name, is_folder in sorted(names)]
+    names.sort()
+    return ((os.path.join(folder, name), is_folder) for name, is_folder in names)  # of paths one at a time is held
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

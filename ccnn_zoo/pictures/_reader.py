@@ -6,6 +6,7 @@ everywhere.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -19,8 +20,8 @@ from PIL import Image
 
 from ccnn_zoo.errors import ImageError
 
-ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-Source: TypeAlias = ImageInput | BinaryIO
+Encoded: TypeAlias = bytes | bytearray | memoryview | BinaryIO
+ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Encoded
 
 _COMMON_FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -75,7 +76,8 @@ def iterate(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
     Raises:
         ImageError: an input is no image; names it and the remedy.
     """
-    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) or not isinstance(images, Iterable):
+    one = isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) or _is_encoded(images)
+    if one or not isinstance(images, Iterable):
         images = [images]
     if isinstance(images, (list, tuple)):
         for position, image in enumerate(images):
@@ -93,11 +95,14 @@ def check(image: ImageInput, position: int) -> None:
     Raises:
         ImageError: the type, the array's dtype or its shape is not supported.
     """
-    if isinstance(image, (str, os.PathLike, Image.Image)):
+    if isinstance(image, io.TextIOBase):
+        raise ImageError(f"image {position} is a file that was opened as text. Open it with open(path, 'rb').")
+    if isinstance(image, (str, os.PathLike, Image.Image)) or _is_encoded(image):
         return
     if not isinstance(image, np.ndarray):
         raise ImageError(
-            f"image {position} is a {type(image).__name__}. Pass a path, a PIL image or a uint8 numpy array."
+            f"image {position} is a {type(image).__name__}. Pass a path, a PIL image, bytes, a binary file or a "
+            "uint8 numpy array."
         )
     if image.dtype != np.uint8:
         raise ImageError(
@@ -111,12 +116,17 @@ def check(image: ImageInput, position: int) -> None:
         )
 
 
-def name_of(image: Source, position: int) -> str:
-    """Return the path of an image, or ``"image <position>"`` if it is held in memory."""
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"
+def _is_encoded(image: object) -> bool:
+    return isinstance(image, (bytes, bytearray, memoryview)) or hasattr(image, "read")
 
 
-def read(image: Source, channels: int = 3, name: str | None = None) -> Image.Image:
+def name_of(image: ImageInput, position: int) -> str:
+    """Return the path of an image or of an open file, or ``"image <position>"`` if it is held in memory."""
+    path = getattr(image, "name", None) if hasattr(image, "read") else image
+    return os.fspath(path) if isinstance(path, (str, os.PathLike)) else f"image {position}"
+
+
+def read(image: ImageInput, channels: int = 3, name: str | None = None) -> Image.Image:
     """Decode an image and return it upright, as mode ``"L"`` (one channel) or ``"RGB"`` (three).
 
     It is turned as its EXIF orientation says (timm's own folders ignore that); what else EXIF holds, and colour
@@ -125,7 +135,8 @@ def read(image: Source, channels: int = 3, name: str | None = None) -> Image.Ima
     the first frame is taken.
 
     Args:
-        image: a path, a binary stream that can seek, a PIL image, or a uint8 array that passed :func:`check`.
+        image: a path, bytes, a binary stream, a PIL image, or a uint8 array that passed :func:`check`. A stream is read
+            from its beginning if it can seek, and is left open.
         channels: 1 or 3.
         name: what the error message calls the image; None for its path.
 
@@ -197,9 +208,12 @@ def _named(name: str) -> Iterator[None]:
         raise ImageError(f"{name} cannot be read: {reason}") from error
 
 
-def _opened(image: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
+def _opened(image: str | os.PathLike[str] | Encoded, name: str) -> Image.Image:
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return identified(io.BytesIO(image))
     if not isinstance(image, (str, os.PathLike)):
-        return identified(image)
+        seekable = getattr(image, "seekable", lambda: hasattr(image, "seek"))()
+        return identified(image if seekable else io.BytesIO(image.read()))
     path = os.fspath(image)
     kind = os.stat(path).st_mode
     if stat.S_ISDIR(kind):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ from ccnn_zoo.pictures import ImageInput
 from ._backend import Backend, OpenOptions, Session
 from ._checks import at_least_one
 from ._header import Header
-from ._loading import locate, path_of, read_safely
+from ._loading import locate, path_of, read_safely, reopening
 from ._registry import check_device, open_session
+from ._session import reopened
 from ._stream import mapped
 
 _OUTPUTS = ("boxes", "labels", "scores")
@@ -70,7 +71,10 @@ class ObjectDetector:
         source: name of the file.
         provider: what runs the network, e.g. ``"CPUExecutionProvider"``.
         device: the name of the backend's device, e.g. ``"cuda"`` or ``"cpu"``.
+        reopened_by: opens it again; that is what a pickle of it holds, for other processes.
     """
+
+    reopened_by: Callable[[], ObjectDetector] | None = None
 
     def __init__(self, session: Session, metadata: DetectorMetadata, source: str) -> None:
         self.metadata = metadata
@@ -78,6 +82,9 @@ class ObjectDetector:
         self.provider = session.provider
         self.device = session.device
         self._session = session
+
+    def __reduce__(self) -> tuple[Callable[[], ObjectDetector], tuple[()]]:
+        return reopened(self)
 
     def __repr__(self) -> str:
         return (
@@ -91,7 +98,7 @@ class ObjectDetector:
         An image that cannot be read gives an entry with ``error``; the others are looked through all the same.
 
         Args:
-            images: paths, PIL images or uint8 arrays, as :meth:`ImageClassifier.classify` takes them.
+            images: paths, PIL images, encoded pictures or uint8 arrays, as :meth:`ImageClassifier.classify` takes them.
             score: objects less sure than this are left out, in [0, 1]; the network's own limit is 0.05 by default.
 
         Returns:
@@ -99,7 +106,7 @@ class ObjectDetector:
 
         Raises:
             ConfigurationError: ``score`` is out of range.
-            ImageError: an input is neither a path nor a PIL image nor such an array.
+            ImageError: an input is none of these.
             DeviceError: the device fails while it runs, e.g. by lack of memory.
             IntegrityError: the network gives what no detector gives.
         """
@@ -186,8 +193,7 @@ def load_detector(
     """Load an exported detector; :func:`ccnn_zoo.runtime.load` does the same for classifiers.
 
     Args:
-        path_or_repo_id: an ``.onnx`` file, a repository folder (as it is or as ``"local:FOLDER"``), or a Hub id
-            ``"org/name"``.
+        path_or_repo_id: an ``.onnx`` file, a repository or training folder, or a Hub id, as of :func:`load`.
         device: what runs it, as of :func:`load`; ``"auto"`` takes CUDA if it starts, else the CPU, all others are
             strict. On a GPU, sizes and indices are computed on the CPU, as onnxruntime finds best.
         revision: branch, tag or commit of a Hub repository.
@@ -212,7 +218,9 @@ def load_detector(
         _check_graph(header, str(path))
         usual = (1, 3, metadata.min_size, min(metadata.min_size * 4 // 3, metadata.max_size))
         session = open_session(path, device, OpenOptions(usual, threads=threads, parts_on_cpu=True, content=content))
-        return ObjectDetector(session, metadata, str(path))
+        detector = ObjectDetector(session, metadata, str(path))
+        detector.reopened_by = reopening(load_detector, path, {"device": device, "threads": threads})
+        return detector
 
     return while_it_stays(path_of(path_or_repo_id), opened)
 

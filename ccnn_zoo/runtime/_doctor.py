@@ -65,7 +65,14 @@ class Report:
 
     @property
     def cpu_works(self) -> bool:
-        return any(finding.works for finding in self.findings if finding.backend == "cpu")
+        return self._works("cpu")
+
+    @property
+    def cuda_works(self) -> bool:
+        return self._works("cuda")
+
+    def _works(self, backend: str) -> bool:
+        return any(finding.works for finding in self.findings if finding.backend == backend)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

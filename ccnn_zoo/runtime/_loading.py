@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ccnn_zoo._folders import while_it_stays
+from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
 from ccnn_zoo._onnx_contents import refused_bytes
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, ModelMetadata
@@ -20,7 +23,8 @@ from ._session import ImageClassifier
 
 _LOCAL = "local:"
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Named, not imported: it needs torch when it exports.
+_DEPLOYED = "ccnn_zoo._deployed"
 
 
 def load(
@@ -39,17 +43,20 @@ def load(
     Files of a repository, local or from the Hub, are compared with its checksums first.
 
     Args:
-        path_or_repo_id: an ``.onnx`` file, a repository folder (as it is or as ``"local:FOLDER"``), or a Hub
-            id ``"org/name"``. What exists as a path is taken as a path.
+        path_or_repo_id: an ``.onnx`` file, a repository folder (as it is or as ``"local:FOLDER"``), a training folder
+            in which an exported network lies, a Hub id (``"org/name"``, ``"org/name@revision"``, either after
+            ``"hf-hub:"``, or the address of its page), or the name of trained weights that come with the package
+            (``"ccnn_resnet18_cifar.cifar10"``: exported when first asked for, which needs torch, and kept in
+            ``HF_HOME``). What exists as a path is taken as a path.
         device: what runs it: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"openvino"``, ``"torch"``, the name of another
             package's backend, or a backend with options, e.g. ``Cuda(cuda_graph=True)``. All are strict.
-            ``"auto"`` takes CUDA if it starts; if not, it says why once through the logger ``ccnn_zoo.runtime``
-            and takes the CPU.
+            ``"auto"`` takes CUDA if it starts, else the CPU. Where an NVIDIA GPU is there, the logger
+            ``ccnn_zoo.runtime`` warns once why it is not used; where there is none, that is information.
         metadata: labels and preprocessing for a file that carries none; where given, the file's own do not count.
         revision: branch, tag or commit of a Hub repository.
         token: for private repositories: True for the one of ``hf auth login`` or ``HF_TOKEN``, or a token. By default
             none is sent.
-        precision: which ONNX file of a repository: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: which ONNX file of a repository or training folder: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         threads: CPU threads of one inference; None takes all cores.
         batch_size: images that are classified at once.
 
@@ -59,7 +66,7 @@ def load(
             operators that are not ONNX's own.
         MetadataError: the file carries no labels and preprocessing and none are given, or they contradict its graph.
         DeviceError: the device was asked for and cannot run the network; names what is missing.
-        ConfigurationError: an argument is outside its range.
+        ConfigurationError: an argument is outside its range, or the name is of weights that are to be exported first.
     """
     if threads is not None:
         at_least_one("threads", threads)
@@ -79,9 +86,17 @@ def load(
         tensor = header.inputs[0]
         options = OpenOptions(usual_shape(tensor, described, batch_size), tensor.dtype, threads, content=content)
         session = open_session(path, device, options)
-        return ImageClassifier(session, header, described, source=str(path), batch_size=batch_size)
+        classifier = ImageClassifier(session, header, described, source=str(path), batch_size=batch_size)
+        again = {"device": device, "metadata": metadata, "threads": threads, "batch_size": batch_size}
+        classifier.reopened_by = reopening(load, path, again)
+        return classifier
 
     return while_it_stays(path_of(path_or_repo_id), opened)
+
+
+def reopening(function: Callable[..., Any], path: Path, arguments: Mapping[str, Any]) -> Callable[[], Any]:
+    """Return what opens a network again in another process, for pickle."""
+    return partial(function, os.path.abspath(path), **arguments)
 
 
 def path_of(name: str | os.PathLike[str]) -> Path:
@@ -98,10 +113,11 @@ def read_safely(path: Path) -> tuple[bytes, Header]:
     """
     try:
         with path.open("rb") as stream:
-            content = stream.read(_LARGEST + 1)
+            large = os.fstat(stream.fileno()).st_size > _LARGEST
+            content = b"" if large else stream.read()
     except (OSError, MemoryError) as error:
         raise RepositoryError(f"cannot read {path}: {reason(error)}. Check the file and your rights to it.") from error
-    problem = refused_bytes(content) if len(content) <= _LARGEST else "has more than 2 GiB, as no ONNX file can"
+    problem = "has more than 2 GiB, as no ONNX file can" if large else refused_bytes(content)
     if problem is not None:
         raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
     return content, parse_header(content, path)
@@ -122,6 +138,8 @@ def locate(
     path = Path(name).expanduser()
     if os.path.isfile(path):  # unlike is_file() it says no where it may not look, and of a name too long
         _refuse_for_paths(name, revision=revision, token=token)
+        refuse_weights(path)
+        _refuse_other_precision(path, precision)
         folder = path.absolute().parent.parent
         # A repository's file named by itself is still compared with its checksum.
         if path.absolute().parent.name == "onnx" and os.path.isfile(folder / "manifest.json"):
@@ -129,16 +147,53 @@ def locate(
         return path
     if os.path.isdir(path):
         _refuse_for_paths(name, revision=revision, token=token)
-        return _verified(f"{_LOCAL}{path}", precision, whole)
+        return _exported_into(path, precision) or _verified(f"{_LOCAL}{path}", precision, whole)
     if name.startswith(_LOCAL):
         _refuse_for_paths(name, revision=revision, token=token)
         return _verified(name, precision, whole)
-    if _HUB_ID.fullmatch(name) and path.suffix != ".onnx":
-        return _verified(name, precision, whole, revision=revision, token=token)
+    named = hub_name(name, revision)
+    if named is not None and not (path.suffix == ".onnx" and named.repo_id == name):  # else a misspelt path
+        return _verified(named.repo_id, precision, whole, revision=named.revision, token=token)
+    if shipped_weights(name) is not None:
+        _refuse_for_paths(name, revision=revision, token=token)
+        return import_module(_DEPLOYED).deployed(name, precision)
     raise RepositoryError(
-        f"no network found for {name!r}: it is no existing file or folder (tried {path.absolute()}), does "
-        "not start with 'local:', and is no Hub id of the form 'org/name'. Check the spelling."
+        f"no network found for {name!r}: it is no existing file or folder (tried {path.absolute()}), does not start "
+        "with 'local:', is no Hub id of the form 'org/name', and no trained network of `ccnn list`. Check the spelling."
     )
+
+
+def _exported_into(folder: Path, precision: str) -> Path | None:
+    """Return the network that was exported into a training folder, or into a folder of its own; None for repositories.
+
+    Raises:
+        ConfigurationError: nothing was exported in this precision, but there are trained weights.
+    """
+    from ccnn_zoo import hub
+
+    if (folder / "manifest.json").exists() or (folder / "config.json").exists():
+        return None
+    hub.check_precision(precision)
+    file = Path(hub.PRECISIONS[precision])
+    for path in (folder / file, folder / file.name):
+        if path.is_file():
+            return path
+    if any(folder.glob("*.safetensors")):
+        raise ConfigurationError(
+            f"{folder} holds trained weights, and no exported network {file.name}: run `ccnn export {folder} -p "
+            f"{precision} -o {folder / file.name}` first"
+        )
+    return None
+
+
+def _refuse_other_precision(path: Path, precision: str) -> None:
+    if precision == "fp32":
+        return
+    from ccnn_zoo.hub import PRECISIONS, check_precision  # imports huggingface_hub, which a plain file does not need
+
+    check_precision(precision)
+    if path.name != Path(PRECISIONS[precision]).name:
+        raise ConfigurationError(f"precision chooses a file of a repository, {str(path)!r} is a file. Leave it out.")
 
 
 def _refuse_for_paths(name: str, **arguments: object) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -178,6 +179,23 @@ def gpu_name() -> str | None:
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR, MINOR
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return f"{name.value.decode()} (compute capability {major.value}.{minor.value})"
+
+
+def gpu_seen(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether the system shows an NVIDIA GPU that is not hidden on purpose, usable or not.
+
+    Args:
+        devices: where Linux lists what is on the PCI bus, also for containers that were not given the GPU.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+        return False
+    with suppress(OSError):
+        for device in devices.iterdir():
+            with suppress(OSError):
+                vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+                if vendor == "0x10de" and kind.startswith("0x03"):  # NVIDIA, display or 3D controller
+                    return True
+    return gpu_name() is not None  # Windows, WSL
 
 
 def _cuda_runtime() -> ctypes.CDLL | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from ._backend import Backend, OpenOptions, Session, reason
+from ._nvidia import gpu_seen
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -93,7 +94,7 @@ def open_session(path: Path, device: str | Backend, options: OpenOptions) -> Ses
     Args:
         path: the file.
         device: a backend or its name, strictly; ``"auto"`` tries CUDA and says once (logger ``ccnn_zoo.runtime``)
-            why it takes the CPU instead.
+            why it takes the CPU instead: as a warning where an NVIDIA GPU is there, else as information.
         options: for the backend.
 
     Raises:
@@ -111,7 +112,8 @@ def open_session(path: Path, device: str | Backend, options: OpenOptions) -> Ses
 
 @functools.cache
 def _say_once(reason: str) -> None:
-    _logger.warning("device='auto' runs on the CPU. %s", reason)
+    # Where there is no GPU nobody expects one; `ccnn doctor` tells all the same.
+    _logger.log(logging.WARNING if gpu_seen() else logging.INFO, "device='auto' runs on the CPU. %s", reason)
 
 
 def _title(backend: Backend) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,10 @@ class ImageClassifier:
         provider: what runs the network, e.g. ``"CPUExecutionProvider"``.
         device: the name of the backend's device, e.g. ``"cuda"`` or ``"cpu"``.
         source: the path of the file.
+        reopened_by: opens it again; that is what a pickle of it holds, for other processes.
     """
+
+    reopened_by: Callable[[], ImageClassifier] | None = None
 
     def __init__(
         self, session: Session, header: Header, metadata: ModelMetadata, *, source: str, batch_size: int = 32
@@ -55,6 +58,9 @@ class ImageClassifier:
         self._branch_output = branch_output(header, metadata)
         fixed = self._input.shape[0]
         self._fixed_batch = fixed if isinstance(fixed, int) else session.fixed_batch
+
+    def __reduce__(self) -> tuple[Callable[[], ImageClassifier], tuple[()]]:
+        return reopened(self)
 
     def __repr__(self) -> str:
         return (
@@ -76,8 +82,9 @@ class ImageClassifier:
         An image that cannot be read gets an entry with ``error``; the others are classified all the same.
 
         Args:
-            images: paths, PIL images or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), mixed at
-                will. They are turned as their EXIF orientation says, transparency is dropped, and 16-bit
+            images: paths, PIL images, encoded pictures (bytes, or binary files that are open, ``io.BytesIO`` too) or
+                uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), mixed at will. They are turned as their EXIF
+                orientation says, transparency is dropped, and 16-bit
                 grey is scaled to 8 bits.
             top_k: how many of the most probable classes to return; all of them if there are fewer.
             coverage: make prediction sets that hold the true class of this share of pictures: 0.9, 0.95 or 0.99.
@@ -91,7 +98,7 @@ class ImageClassifier:
         Raises:
             ConfigurationError: ``top_k`` is below 1, or ``coverage``, ``max_risk`` or ``sets`` was not fitted for the
                 file.
-            ImageError: an input is neither a path nor a PIL image nor such an array.
+            ImageError: an input is none of these.
             DeviceError: the device fails while it runs, e.g. by lack of memory.
         """
         return list(self.classify_stream(images, top_k, coverage=coverage, max_risk=max_risk, sets=sets))
@@ -259,6 +266,20 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
         return parts[0]
     branches = None if parts[0].branch_logits is None else np.concatenate([b for _, b in parts], axis=1)
     return Outputs(np.concatenate([logits for logits, _ in parts]), branches)
+
+
+def reopened(opened: Any) -> tuple[Callable[[], Any], tuple[()]]:
+    """Return what pickle makes a classifier or a detector of: its file is opened again, on the same device.
+
+    Raises:
+        ConfigurationError: it was not made by ``load``, so that nothing says how.
+    """
+    if opened.reopened_by is None:
+        raise ConfigurationError(
+            f"a {type(opened).__name__} is pickled by how it was loaded: make it by ccnn_zoo.runtime.load or "
+            "load_detector, or load it in each process"
+        )
+    return opened.reopened_by, ()
 
 
 class _Prepared(NamedTuple):

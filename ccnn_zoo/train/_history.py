@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
 
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files import replacing, why_unreadable
 from ccnn_zoo.errors import RepositoryError
 
 _LATER = ("test_map_percent", "validation_map_percent")
@@ -85,7 +85,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
         with Path(path).open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a mark
             history = tuple(_result(row) for row in csv.DictReader(stream))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RepositoryError(f"{path} is not a history.csv of a training run: {error}") from error
+        raise RepositoryError(f"{path} is not a history.csv of a training run: {why_unreadable(error)}") from error
     if not history:
         raise RepositoryError(f"{path} is not a history.csv of a training run: it has no rows")
     return history

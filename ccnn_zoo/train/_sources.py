@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import MNIST
 
+from ccnn_zoo._files import why_unreadable
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import SUFFIXES, LeftOut, folders_in, pictures_in, read
 
@@ -59,7 +60,7 @@ def mnist(place: str) -> dict[str, Any]:
             try:
                 images = MNIST(unpacked, train=part == "train")
             except (ValueError, RuntimeError, AssertionError) as error:
-                raise ConfigurationError(f"the {part} part of MNIST in {raw} is damaged: {error}") from error
+                raise ConfigurationError(f"the {part} part of MNIST in {raw} is damaged; fetch it again") from error
             parts[part] = ArrayImages(images.data[..., None], images.targets.long())
     name = "MNIST" if len(parts["test"]) == 10_000 else f"MNIST ({len(parts['test']):,} test images)"
     return _small(name, parts["train"], parts["test"], tuple("0123456789"))
@@ -134,7 +135,7 @@ def _splits(root: Path, left_out: LeftOut) -> tuple[FileImages, FileImages, tupl
     try:
         classes = [folders_in(part, left_out) for part in (parts["train"], test_path)]
     except OSError as error:
-        raise ConfigurationError(f"{root} is no image folder: {error}. {expected}") from error
+        raise ConfigurationError(f"{root} is no image folder: {why_unreadable(error)}. {expected}") from error
     if classes[0] != classes[1]:
         differing = ", ".join(sorted(set(classes[0]) ^ set(classes[1])))
         raise ConfigurationError(
@@ -169,7 +170,9 @@ def _from_archive(path: Path, left_out: LeftOut) -> tuple[ArrayImages, ArrayImag
                     picture = read(io.BytesIO(archive.extractfile(member).read()), name=f"{path}: {member.name}")
                     found[parts[0]].append((parts[1], member.name, picture))
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ConfigurationError(f"{path} is not a readable archive: {error}; fetch it again") from error
+        raise ConfigurationError(
+            f"{path} is not a readable archive: {why_unreadable(error)}; fetch it again"
+        ) from error
     labels = tuple(sorted({label for label, *_ in found["train"]}))
     if not found["test"] or labels != tuple(sorted({label for label, *_ in found["test"]})):
         raise ConfigurationError(f"{path} must hold train/CLASS/*.jpg and test/CLASS/*.jpg with the same classes")
@@ -199,4 +202,4 @@ def _unpack(raw: Path, target: Path) -> None:
             ):
                 shutil.copyfileobj(source, to)
         except (OSError, EOFError) as error:
-            raise ConfigurationError(f"{path} cannot be unpacked: {error}; fetch it again") from error
+            raise ConfigurationError(f"{path} cannot be unpacked: {why_unreadable(error)}; fetch it again") from error

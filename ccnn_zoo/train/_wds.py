@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import reprlib
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ccnn_zoo._files import read_text
+from ccnn_zoo._files import read_text, why_unreadable
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import SUFFIXES, LeftOut, look, read
 
@@ -30,6 +31,7 @@ from ._images import TEST_SPLITS, photographs
 _INFO = ("_info.json", "info.json")
 _HEADER = 2**16
 """Bytes in which most formats say what a picture is."""
+_CLASSES = 1_000_000
 _PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 _EXPECTED = (
     'Expected FOLDER/_info.json with {"splits": {"train": {"filenames": [...]}, "validation": {...}}}, as timm reads '
@@ -94,15 +96,32 @@ def wds(name: str) -> dict[str, Any]:
     info = next((root / file for file in _INFO if (root / file).is_file()), None)
     if info is None:
         raise ConfigurationError(f"{root.absolute()} has no _info.json. {_EXPECTED}")
-    try:
-        splits = json.loads(info.read_bytes())["splits"]
-        test = next(split for split in TEST_SPLITS if split in splits)
-        left_out = LeftOut()
-        parts = [_read_split(root, splits[split], left_out) for split in ("train", test)]
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise ConfigurationError(f"{info} cannot be used ({type(error).__name__}: {error}). {_EXPECTED}") from error
+    left_out = LeftOut()
+    parts = [_read_split(root, split, left_out) for split in _splits(info)]
     classes = 1 + max(int(part.targets.max()) for part in parts)
     return photographs(root.resolve().name, parts[0], parts[1], _labels(root / "classes.txt", classes), left_out)
+
+
+def _splits(info: Path) -> list[Mapping[str, Any]]:
+    """Return the descriptions of the training part and of the first test part that there is."""
+    try:
+        described = json.loads(read_text(info))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ConfigurationError(f"{info} is no JSON. {_EXPECTED}") from error
+    splits = described.get("splits") if isinstance(described, dict) else None
+    if not isinstance(splits, dict):
+        raise ConfigurationError(f"{info} has no object 'splits'. {_EXPECTED}")
+    test = next((split for split in TEST_SPLITS if split in splits), None)
+    if "train" not in splits or test is None:
+        raise ConfigurationError(
+            f"{info} has the splits {', '.join(splits) or 'none'}, not train and one of {', '.join(TEST_SPLITS)}. "
+            f"{_EXPECTED}"
+        )
+    for name in ("train", test):
+        files = splits[name].get("filenames") if isinstance(splits[name], dict) else None
+        if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+            raise ConfigurationError(f"{info}: the split {name!r} has no list 'filenames' of shards. {_EXPECTED}")
+    return [splits["train"], splits[test]]
 
 
 def _read_split(root: Path, split: Mapping[str, Any], left_out: LeftOut) -> ShardImages:
@@ -131,26 +150,24 @@ def _samples(path: Path, left_out: LeftOut) -> dict[str, dict[str, _Place]]:
                 if member.isfile() and kind and not left_out.hides(member.name):
                     found.setdefault(f"{folder}/{key}", {})[kind.lower()] = _Place(member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ConfigurationError(f"{path} is no readable, uncompressed tar file: {error}; fetch it again") from error
+        raise ConfigurationError(
+            f"{path} is no readable, uncompressed tar file: {why_unreadable(error)}; fetch it again"
+        ) from error
     return found
 
 
 def _target(path: Path, key: str, files: Mapping[str, _Place], field: str) -> int:
-    kind = "cls" if "cls" in files else "json"
-    try:
-        text = _read(path, files[kind])
+    kind = next((kind for kind in ("cls", "json") if kind in files), None)
+    text = _read(path, files[kind]) if kind else b""
+    with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
         named = text if kind == "cls" else json.loads(text)[field]
-        if isinstance(named, bool | float):  # int() would make 1 of true, and of 1.9
-            raise ValueError(f"class {named!r} is no integer")
-        target = int(named)
-        if target < 0:
-            raise ValueError(f"class {target} is negative")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path}: the sample {key} has no class, neither in .cls nor as {field!r} in .json "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    return target
+        target = -1 if isinstance(named, bool | float) else int(named)  # int() would make 1 of true, and of 1.9
+        if 0 <= target < _CLASSES:
+            return target
+    found = f": .{kind} holds {reprlib.repr(text)}" if kind else ""
+    raise ConfigurationError(
+        f"{path}: the sample {key} has no class from 0, neither in .cls nor as {field!r} in .json{found}. {_EXPECTED}"
+    )
 
 
 def _read(path: Path, place: _Place) -> bytes:
