@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import pytest
 import scipy.stats
 import timm
 import torch
+from forks import ccnn
+from PIL import Image
 from scipy.special import log_softmax, logsumexp, softmax
 from separate_networks import randomize
 from sklearn.calibration import CalibratedClassifierCV
@@ -295,3 +300,66 @@ def test_an_old_opset_is_refused_for_outputs_only(branched, numbers, tmp_path):
     with pytest.raises(ExportError, match="opset 17"):
         add_confidence(tmp_path / "old.onnx", numbers, tmp_path / "new.onnx", outputs=True)
     assert not (tmp_path / "new.onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, pictures) -> Path:
+    """Held-out pictures in folders of their classes."""
+    root = tmp_path_factory.mktemp("held-out")
+    for number, (picture, target) in enumerate(zip(pictures, load_digits().target[:150], strict=True)):
+        (root / f"digit {target}").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(root / f"digit {target}" / f"{number}.png")
+    return root
+
+
+def test_from_a_folder_of_pictures_to_a_table_with_sets_and_the_most_doubtful_first(branched, folders, tmp_path):
+    file = tmp_path / "fitted.onnx"
+    run = ccnn("calibrate-confidence", branched, "--pictures", folders, "-o", file)
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^150 held-out pictures, [\d.]+ % wrong; temperature", run.stdout)
+    numbers = runtime.load(file, device="cpu").metadata.confidence
+    paths = sorted(folders.rglob("*.png"))
+    logits, branch_logits = runtime.load(branched, device="cpu").logits_of(paths)
+    assert numbers == fit(logits, np.array([int(p.parent.name[-1]) for p in paths]), branch_logits)
+
+    asked = ("--model", file, "--device", "cpu", "--coverage", 0.9, "--max-risk", 0.1)
+    table = ccnn("classify", folders, *asked, "-o", tmp_path / "found.csv")
+    assert table.returncode == 0, table.stderr
+    with (tmp_path / "found.csv").open(newline="") as stream:
+        rows = {row["source"]: row for row in csv.DictReader(stream)}
+    expected = runtime.load(file, device="cpu").classify(paths, coverage=0.9, max_risk=0.1)
+    for each in expected:
+        row = rows[each.source]
+        assert json.loads(row["prediction_set"]) == list(each.prediction_set)
+        assert json.loads(row["branches"]) == list(each.branches)
+        assert float(row["entropy"]) == pytest.approx(each.entropy)
+        assert (row["abstained"] or None) == each.abstained
+
+    shown = ccnn("classify", folders, *asked, "--most-doubtful", 3, "--json")
+    assert shown.returncode == 0, shown.stderr
+    found = [json.loads(line)["entropy"] for line in shown.stdout.splitlines()]
+    assert found == pytest.approx(sorted((each.entropy for each in expected), reverse=True)[:3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("calibrate-confidence", "{file}"), "needs --pictures FOLDER"),
+        (("calibrate-confidence", "{file}", "--pictures", "{file}"), "takes a folder of folders"),
+        (("calibrate-confidence", "{folder}"), "is no training folder"),
+        (("classify", "{file}", "--model", "{file}", "--most-doubtful", "0"), "at least 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(branched, tmp_path, arguments, message):
+    run = ccnn(*(argument.format(file=branched, folder=tmp_path) for argument in arguments))
+    assert run.returncode == 1
+    assert message in run.stderr
+
+
+def test_pictures_of_an_unknown_class_are_refused(branched, folders, tmp_path):
+    shutil.copytree(folders / "digit 0", tmp_path / "held" / "digit 0")
+    shutil.copytree(folders / "digit 1", tmp_path / "held" / "cat")
+    run = ccnn("calibrate-confidence", branched, "--pictures", tmp_path / "held", "-o", tmp_path / "x.onnx")
+    assert run.returncode == 1
+    assert re.search(r"held/cat is no class of .*which knows digit 0, digit 1", run.stderr)
+    assert not (tmp_path / "x.onnx").exists()
