@@ -25,7 +25,7 @@ from ccnn_zoo.train._state import load_state
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",
-    model_kwargs={"channels": [4, 4, 8, 8], "drop_rate": 0.2},
+    model_kwargs={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "drop_rate": 0.2},
     branches=3,
     data="digits",
     epochs=3,

@@ -25,7 +25,7 @@ from ccnn_zoo.train._network import trained_form
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",
-    model_kwargs={"channels": [4, 4, 8, 8]},
+    model_kwargs={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
     branches=2,
     data="digits",
     epochs=1,
@@ -241,7 +241,8 @@ def test_synchronised_batch_norm_is_the_same_function_with_the_same_parameters()
     plain, model = (build_model(recipe, load_data("digits")) for _ in range(2))
     before = list(map(id, model.parameters()))
     synchronised = trained_form(recipe, model, accelerator)
-    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in synchronised.modules()) == 20
+    # The stem, two in each of four blocks, three in shortcuts.
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in synchronised.modules()) == 1 + 2 * 4 + 3
     assert list(map(id, synchronised.parameters())) == before
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(synchronised.eval()(images), plain.eval()(images))
