@@ -18,7 +18,7 @@ _HOMES = {
 }
 _MODULES = (
     *("analysis", "checkpoint", "detection", "errors", "export", "hub", "metadata", "models", "runtime", "serve"),
-    "train",
+    *("train", "uncertainty"),
 )
 
 __all__ = [*_HOMES, *_MODULES]

@@ -9,6 +9,7 @@ from . import models as models
 from . import runtime as runtime
 from . import serve as serve
 from . import train as train
+from . import uncertainty as uncertainty
 from .convert import calibrate as calibrate
 from .convert import fold as fold
 from .layers import BranchLinear as BranchLinear
@@ -33,4 +34,5 @@ __all__ = [
     "runtime",
     "serve",
     "train",
+    "uncertainty",
 ]

@@ -16,11 +16,15 @@ from numbers import Real
 from typing import Any, TypeVar
 
 from ccnn_zoo.errors import MetadataError
+from ccnn_zoo.uncertainty import Confidence
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 DETECTION = "object-detection"
 """The property ``task`` of a detector's file; a classifier's has none."""
+
+_OPTIONAL = {"preprocessing_in_graph": False, "confidence": None}
+"""Fields that files need not have, with the value that is not written: as in files from before there was the field."""
 
 # A file that asks for more, e.g. by a slip of its author or to exhaust memory, is refused before an image is made.
 _MAX_PIXELS = 2**24
@@ -60,6 +64,7 @@ class ModelMetadata:
         crop_mode: timm's ``crop_mode``.
         preprocessing_in_graph: the graph takes uint8 pictures (N, H, W, C) of any size, and resizes, crops and
             normalises them itself as the other fields say.
+        confidence: what was fitted on held-out pictures for this very file: temperature and thresholds.
 
     Raises:
         MetadataError: a field is missing or inconsistent; names it.
@@ -75,6 +80,7 @@ class ModelMetadata:
     crop_pct: float = 1.0
     crop_mode: str = "center"
     preprocessing_in_graph: bool = False
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         _require(self, "architecture", is_label, _TEXT)
@@ -93,10 +99,9 @@ class ModelMetadata:
 
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
-        values = asdict(self)
-        if not self.preprocessing_in_graph:  # as in files from before there was the field
-            del values["preprocessing_in_graph"]
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: value for name, value in values.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
+        return {name: _written(value) for name, value in values.items()}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], source: str = "ONNX file") -> ModelMetadata:
@@ -145,7 +150,7 @@ class DetectorMetadata:
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
         values = {"task": DETECTION, **asdict(self), "input_range": [0, 1]}
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+        return {name: _written(value) for name, value in values.items()}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], source: str = "ONNX file") -> DetectorMetadata:
@@ -170,7 +175,7 @@ _Metadata = TypeVar("_Metadata", ModelMetadata, DetectorMetadata)
 
 
 def _read(cls: type[_Metadata], props: Mapping[str, str], source: str) -> _Metadata:
-    written = [f for f in fields(cls) if f.name in props or f.name != "preprocessing_in_graph"]
+    written = [f for f in fields(cls) if f.name in props or f.name not in _OPTIONAL]
     missing = [f.name for f in written if f.name not in props]
     if missing:
         raise MetadataError(
@@ -180,15 +185,25 @@ def _read(cls: type[_Metadata], props: Mapping[str, str], source: str) -> _Metad
     values = {}
     for field in written:
         text = props[field.name]
+        if field.name == "confidence":
+            continue
         try:
             value = text if field.type == "str" else json.loads(text)
         except (ValueError, RecursionError) as error:
             raise MetadataError(f"{source}: metadata {field.name!r} is not JSON: {reprlib.repr(text)}") from error
         values[field.name] = tuple(value) if isinstance(value, list) else value
     try:
+        if "confidence" in props and cls is ModelMetadata:
+            values["confidence"] = Confidence.from_json(props["confidence"])
         return cls(**values)
     except MetadataError as error:
         raise MetadataError(f"{source} has malformed metadata: {error}. Export it again.") from error
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Confidence):
+        return value.to_json()
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _require(metadata: object, name: str, holds: Callable[[Any], bool], expected: str) -> None:

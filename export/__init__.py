@@ -16,6 +16,7 @@ from ._metadata import metadata_of
 from ._options import DEFAULT_OPSET, FILES
 from ._preprocess import PreprocessingDifference
 from ._report import ExportReport
+from ._uncertainty import add_confidence
 
 __all__ = [
     "BATCH_SIZES",
@@ -34,6 +35,7 @@ __all__ = [
     "PictureDifference",
     "PreprocessingDifference",
     "Timing",
+    "add_confidence",
     "detector_metadata_of",
     "detector_to_onnx",
     "metadata_of",

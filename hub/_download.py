@@ -19,7 +19,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def download(
-    repo_id: str, revision: str | None = None, *, precision: str | None = None, token: str | bool = False
+    repo_id: str, revision: str | None = None, *, precision: str | None = None, token: _remote.Token = None
 ) -> Path:
     """Return the folder of a repository, every file compared with its SHA-256 first.
 
@@ -35,8 +35,8 @@ def download(
             must be the file that the repository lists at that commit.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` fetches only the manifest and the ONNX file of this precision;
             None fetches everything.
-        token: for private repositories: True for the one of ``hf auth login`` or ``HF_TOKEN``, or a token. By
-            default none is sent.
+        token: True for the one of ``hf auth login`` or ``HF_TOKEN``, or a token, for private repositories; False for
+            none. None is what the call needs: reading sends none, :func:`ccnn_zoo.hub.publish` the stored one.
 
     Returns:
         The folder with ``config.json``, ``model.safetensors``, ``onnx/model.onnx``, ``README.md`` and
@@ -68,7 +68,7 @@ def download(
     return folder
 
 
-def read_fetched_manifest(folder: Path, repo_id: str, revision: str | None, token: str | bool) -> Manifest:
+def read_fetched_manifest(folder: Path, repo_id: str, revision: str | None, token: _remote.Token) -> Manifest:
     """Read the manifest, which vouches for all other files, and compare it with what the Hub lists for it.
 
     Raises:

@@ -82,7 +82,7 @@ def publish(
     private: bool = False,
     create_pr: bool = False,
     parent_commit: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     dry_run: bool = False,
 ) -> Publication:
     """Publish a trained network with its ONNX form, its card and its checksums.
@@ -111,7 +111,8 @@ def publish(
         create_pr: open a pull request in an existing Hub repository instead of changing it.
         parent_commit: publish only on top of this commit of the Hub repository. By default on its newest one, and
             a change by somebody else in between is an error.
-        token: the token that may write; by default the one of ``hf auth login`` or ``HF_TOKEN``.
+        token: as in :func:`ccnn_zoo.hub.download`: a token that may write; None or True is that of ``hf auth login`` or
+            ``HF_TOKEN``.
         dry_run: make and check everything, look at what is there, and write nothing.
 
     Raises:
@@ -131,6 +132,8 @@ def publish(
     staging = _Staging(source, record, images, curves, dict(networks or {}), int8_images)
     if folder is not None:
         return _publish_folder(staging, folder, repo_id, dry_run)
+    if token is False:
+        raise ConfigurationError("token=False sends none, and nobody may write to the Hub without one. Leave it out.")
     target = _upload.Target(repo_id, revision, private, parent_commit, create_pr, tag, token)
     return _publish_to_hub(staging, target, dry_run)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ccnn_zoo._named import PICKLES
 from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
@@ -20,6 +20,7 @@ from ._retry import persistently, root_of, status_of, was_unanswered
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Token: TypeAlias = str | bool | None
 _CLIENT = {"library_name": "ccnn-zoo", "library_version": version("ccnn-zoo")}
 CHANGED = "somebody else has changed the repository in the meantime"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -121,14 +122,14 @@ def _in_one_line(error: Exception) -> str:
     return textwrap.shorten(str(error), 300, placeholder=" …")
 
 
-def client(token: str | bool | None) -> HfApi:
-    """Return the client of the Hub's API; ``token`` False sends none, None the stored one."""
+def client(token: Token) -> HfApi:
+    """Return the client of the Hub's API; ``token``: False sends none, True the stored one, None that if any."""
     from huggingface_hub import HfApi
 
     return HfApi(token=token, **_CLIENT)
 
 
-def fetch(repo_id: str, revision: str | None, token: str | bool, patterns: tuple[str, ...]) -> Path:
+def fetch(repo_id: str, revision: str | None, token: Token, patterns: tuple[str, ...]) -> Path:
     """Bring the manifest and the files of ``patterns`` into the cache of huggingface_hub; return their folder.
 
     A file whose connection closes early goes on where it stopped; one whose connection is reset starts anew.
@@ -144,7 +145,7 @@ def fetch(repo_id: str, revision: str | None, token: str | bool, patterns: tuple
             return snapshot_download(
                 repo_id,
                 revision=revision,
-                token=token,
+                token=token or False,
                 allow_patterns=[MANIFEST, *patterns],
                 ignore_patterns=[f"*{suffix}" for suffix in PICKLES],
                 **_CLIENT,
@@ -161,7 +162,7 @@ def listing(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
     return {entry.path: _identity(entry) for entry in tree if isinstance(entry, RepoFile)}
 
 
-def listed_id(repo_id: str, commit: str, token: str | bool) -> str | None:
+def listed_id(repo_id: str, commit: str, token: Token) -> str | None:
     """Return the id that the Hub lists for the manifest at a commit; None without a network.
 
     Raises:
@@ -172,7 +173,7 @@ def listed_id(repo_id: str, commit: str, token: str | bool) -> str | None:
     if constants.is_offline_mode():
         return None  # it was compared when it was fetched
     with explained(repo_id, commit):
-        found = persistently(lambda: client(token).get_paths_info(repo_id, [MANIFEST], revision=commit))
+        found = persistently(lambda: client(token or False).get_paths_info(repo_id, [MANIFEST], revision=commit))
         return _identity(found[0]) if found else None
 
 

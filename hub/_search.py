@@ -47,7 +47,7 @@ class FoundNetwork:
     size: int
 
 
-def search(author: str, *, token: str | bool = False) -> list[FoundNetwork]:
+def search(author: str, *, token: _remote.Token = None) -> list[FoundNetwork]:
     """Return the networks that a user or an organisation has published with ccnn-zoo, in the order of their names.
 
     The Hub finds them by the tag of their cards; all else is read from their manifests. A repository that has the tag
@@ -64,7 +64,7 @@ def search(author: str, *, token: str | bool = False) -> list[FoundNetwork]:
     if not author or "/" in author:
         raise ConfigurationError(f"author must be a user or an organisation, got {author!r}")
     with _remote.explained(author):
-        api = _remote.client(token)
+        api = _remote.client(token or False)
         models = persistently(lambda: list(api.list_models(author=author, filter=TAG, expand=["sha"])))
     found = []
     for model in sorted(models, key=lambda model: model.id):
@@ -75,7 +75,7 @@ def search(author: str, *, token: str | bool = False) -> list[FoundNetwork]:
     return found
 
 
-def _look_at(repo_id: str, commit: str, token: str | bool) -> FoundNetwork:
+def _look_at(repo_id: str, commit: str, token: _remote.Token) -> FoundNetwork:
     folder = _remote.fetch(repo_id, commit, token, patterns=())
     manifest = read_fetched_manifest(folder, repo_id, commit, token)
     try:

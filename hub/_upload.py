@@ -30,7 +30,7 @@ class Target:
     parent_commit: str | None = None
     create_pr: bool = False
     tag: str | None = None
-    token: str | None = None
+    token: str | bool | None = None
 
 
 @dataclass(frozen=True)

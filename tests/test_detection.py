@@ -54,6 +54,7 @@ def same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> bool:
         ("ccnn_resnet18", {"merge": "mean"}),
         ("ccnn_alexnet", {"merge": "concat"}),
         ("ccnn_resnet18_cifar", {"merge": "max", "fpn": True, "mixing": "dense"}),
+        ("resnet18", {"fpn": True}),
     ],
 )
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from hub_network import FETCHED, FILES, LABELS, content_of, published_folder, training_folder
 
-from ccnn_zoo import runtime
+from ccnn_zoo import hub, runtime
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.serve import ServeOptions
 
@@ -90,6 +91,13 @@ def test_only_what_is_needed_is_fetched_and_no_token_sent(server, user, publishe
     assert content_of(Path(folder)).keys() == FETCHED
     assert not server.requested("pytorch_model|pkl|picture|code")
     assert {request.authorization for request in server.requests} == {None}
+
+
+def test_every_door_has_the_same_default_of_the_token(user, published):
+    doors = (hub.download, hub.publish, hub.search, runtime.load)
+    assert {inspect.signature(door).parameters["token"].default for door in doors} == {None}
+    (refused,) = user.call(f"hub.publish({str(published)!r}, 'org/digits', token=False)", token="hf_any")
+    assert fails(refused, "ConfigurationError", r"token=False sends none.*Leave it out")
 
 
 def test_private_repositories_need_the_token_which_no_other_host_sees(server, user, published):

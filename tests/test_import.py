@@ -74,7 +74,7 @@ def test_all_public_names_resolve() -> None:
         "    print(getattr(ccnn_zoo, name).__name__.removeprefix('ccnn_zoo.'))"
     )
     modules = {"analysis", "checkpoint", "detection", "errors", "export", "hub", "metadata", "models", "runtime"}
-    modules |= {"serve", "train"}
+    modules |= {"serve", "train", "uncertainty"}
     assert names.split() == sorted({"BranchLinear", "CalibratedConv2d", "calibrate", "fold", "CSGD"} | modules)
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "_demo:demo",
     "train": "_networks:train",
     "export": "_export:export",
+    "calibrate-confidence": "_confidence:calibrate_confidence",
     "publish": "_publish:publish",
     "download": "_publish:download",
     "classify": "_classify:classify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import sys
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     Classifier = ImageClassifier | RayClassifier
 
 
+_UNLIKE = 99
+"""Percentile of the held-out pictures from which a picture is called unlike them."""
+
+
 @ends_on_interrupt()
 def classify(
     images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
@@ -39,6 +44,15 @@ def classify(
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; all cores by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
     workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
+    coverage: Annotated[
+        float | None, typer.Option(help="Sets that hold the true class of this share: 0.9, 0.95 or 0.99.")
+    ] = None,
+    max_risk: Annotated[
+        float | None, typer.Option(help="Decide only where at most this share is wrong: 0.005 to 0.1.")
+    ] = None,
+    most_doubtful: Annotated[
+        int | None, typer.Option(help="Print only so many pictures: those that a person should look at first.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
     token: Annotated[bool, TOKEN] = False,
     output: Annotated[
@@ -57,7 +71,13 @@ def classify(
 
     Example:  ccnn classify cat.jpg --model ccnn_resnet18_cifar.cifar10
     Example:  ccnn classify cat.jpg photos/ --model local:ccnn-demo/hub/ccnn_resnet18_cifar --output photos.csv
+    Example:  ccnn classify photos/ --model model.onnx --coverage 0.95 --max-risk 0.02 --most-doubtful 20
     """
+    promises = {name: v for name, v in (("coverage", coverage), ("max_risk", max_risk)) if v is not None}
+    if promises and on_ray:
+        raise ConfigurationError("--coverage and --max-risk are not for --ray yet: leave one out")
+    if most_doubtful is not None and (most_doubtful < 1 or output is not None):
+        raise ConfigurationError("--most-doubtful is the number of pictures to print, at least 1; --output writes all")
     if output is None and resume:
         raise ConfigurationError("--resume continues what --output FILE began: name the file")
     if output is not None:
@@ -79,44 +99,87 @@ def classify(
         classifier = load(model, **options)
     pictures = Pictures(images)
     if output is None:
-        failed = _print(classifier, pictures, top_k, workers, as_json)
+        shown = _Shown(as_json, most_doubtful)
+        failed = _print(classifier, pictures, top_k, workers, promises, shown)
     else:
-        failed = _write(classifier, pictures, top_k, workers, output, resume)
+        failed = _write(classifier, pictures, top_k, workers, promises, output, resume)
     if failed:
         raise typer.Exit(1)
 
 
-def _print(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, as_json: bool) -> int:
+def _print(
+    classifier: Classifier,
+    pictures: Pictures,
+    top_k: int,
+    workers: int,
+    promises: dict[str, float],
+    shown: _Shown,
+) -> int:
     failed = 0
     with _bar(pictures, shown=sys.stdout is None or not sys.stdout.isatty()) as progress:
-        for result in classifier.classify_stream(map(pictures.opened, pictures), top_k, workers=workers):
+        for result in classifier.classify_stream(map(pictures.opened, pictures), top_k, workers=workers, **promises):
             progress.show(result)
             failed += result.error is not None
-            if as_json:
-                say(json.dumps(asdict(result)))
-            elif result.error is None:
-                say(_line(result))
+            shown.add(result)
+    shown.finish()
     return failed + pictures.tell()
 
 
-def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int, output: Path, resume: bool) -> int:
+class _Shown:
+    """Prints results as they come, or at the end the most doubtful of them, of which it keeps no more."""
+
+    def __init__(self, as_json: bool, most_doubtful: int | None) -> None:
+        self._as_json, self._most_doubtful = as_json, most_doubtful
+        self._kept: list[tuple[float, int, Classification]] = []  # a heap, the least doubtful first
+        self._count = 0
+
+    def add(self, result: Classification) -> None:
+        if self._most_doubtful is None:
+            self._say(result)
+        elif result.error is None:
+            doubt = 1 - result.probability if result.entropy is None else result.entropy
+            self._count += 1
+            heapq.heappush(self._kept, (doubt, -self._count, result))  # of equal ones the first that came
+            if len(self._kept) > self._most_doubtful:
+                heapq.heappop(self._kept)
+
+    def finish(self) -> None:
+        for *_, result in sorted(self._kept, key=lambda kept: kept[:2], reverse=True):
+            self._say(result)
+
+    def _say(self, result: Classification) -> None:
+        if self._as_json:
+            say(json.dumps(asdict(result)))
+        elif result.error is None:
+            say(_line(result))
+
+
+def _write(
+    classifier: Classifier,
+    pictures: Pictures,
+    top_k: int,
+    workers: int,
+    promises: dict[str, float],
+    output: Path,
+    resume: bool,
+) -> int:
     """Write the results of all pictures; return how many, and how many folders, gave nothing."""
     from ccnn_zoo._files import replacing
 
     from ._formats import write
     from ._journal import Journal
 
-    run = {"classifier": _fingerprint(classifier), "top_k": top_k}
+    run = {"classifier": _fingerprint(classifier), "top_k": top_k, **promises}
     classes = min(top_k, len(classifier.metadata.labels))
     with Journal(_part(output), run, resume=resume) as journal:
         try:
-            _fill(journal, classifier, pictures, top_k, workers)
+            _fill(journal, classifier, pictures, top_k, workers, promises)
         except KeyboardInterrupt:
             so_far = f"{len(journal)} pictures are in {journal.path}. Continue with --resume."
             say(f"interrupted: {so_far if len(journal) else 'no picture was classified yet.'}", err=True)
             raise typer.Exit(130) from None
         with replacing(output) as path:
-            write(journal.records(), path, classes)
+            write(journal.records(), path, classes, doubts=classifier.metadata.confidence is not None)
         failed = sum(record["error"] is not None for record in journal.records())
         nothing = pictures.tell()
         say(f"{output}: {len(journal)} pictures, {failed} of which could not be read", err=True)
@@ -124,10 +187,17 @@ def _write(classifier: Classifier, pictures: Pictures, top_k: int, workers: int,
     return failed + nothing
 
 
-def _fill(journal: Journal, classifier: Classifier, pictures: Pictures, top_k: int, workers: int) -> None:
+def _fill(
+    journal: Journal,
+    classifier: Classifier,
+    pictures: Pictures,
+    top_k: int,
+    workers: int,
+    promises: dict[str, float],
+) -> None:
     wanted = (picture for picture in pictures if journal.claim(picture))
     with _bar(pictures, shown=True, done=len(journal)) as progress:
-        for result in classifier.classify_stream(map(pictures.opened, wanted), top_k, workers=workers):
+        for result in classifier.classify_stream(map(pictures.opened, wanted), top_k, workers=workers, **promises):
             progress.show(result)
             journal.append(asdict(result))
 
@@ -194,5 +264,11 @@ def _bar(pictures: Pictures, *, shown: bool, done: int = 0) -> AbstractContextMa
 
 
 def _line(result: Classification) -> str:
-    classes = ", ".join(f"{p.label} {100 * p.probability:.1f}%" for p in result.predictions)
-    return f"{os.fspath(result.source)}: {classes}"
+    said = ", ".join(f"{p.label} {100 * p.probability:.1f}%" for p in result.predictions)
+    if result.prediction_set is not None:
+        said += f"; one of {{{', '.join(result.prediction_set)}}}"
+    if result.ood is not None and result.ood.percentile >= _UNLIKE:
+        said += "; unlike the known pictures"
+    if result.abstained is not None:
+        said += f"; ask a person: {result.abstained}"
+    return f"{os.fspath(result.source)}: {said}"

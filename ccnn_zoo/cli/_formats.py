@@ -16,6 +16,10 @@ from ccnn_zoo.errors import ConfigurationError
 
 Record = dict[str, Any]
 _FORMULA = re.compile(r"['\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
+_NUMBERS = ("entropy", "agreement", "mutual_information", "ood_percentile", "ood_energy")
+DOUBTS = ("prediction_set", "abstained", *_NUMBERS, "branches")
+"""Columns of what is said of an answer, empty where it was not asked for; lists are JSON."""
+
 _ROWS = 10_000  # of one Parquet row group, held in memory
 
 
@@ -31,7 +35,7 @@ def check_format(path: Path) -> None:
         raise ConfigurationError('Parquet needs pyarrow: pip install "ccnn-zoo[parquet]". Or write .csv or .jsonl.')
 
 
-def write(records: Iterable[Record], path: Path, classes: int) -> None:
+def write(records: Iterable[Record], path: Path, classes: int, *, doubts: bool = False) -> None:
     """Write results in the format of the path's suffix.
 
     Args:
@@ -39,36 +43,38 @@ def write(records: Iterable[Record], path: Path, classes: int) -> None:
         path: passed :func:`check_format`.
         classes: how many predictions a picture has; their columns in CSV and Parquet are ``label_1``,
             ``probability_1``, ``index_1``, ``label_2`` and so on, empty where a picture could not be read.
+        doubts: whether the file carries numbers of confidence, so that there are columns :data:`DOUBTS` too.
     """
-    WRITERS[path.suffix.lower()](records, path, classes)
+    WRITERS[path.suffix.lower()](records, path, [*_columns(classes), *(DOUBTS if doubts else ())])
 
 
-def _write_csv(records: Iterable[Record], path: Path, classes: int) -> None:
+def _write_csv(records: Iterable[Record], path: Path, columns: list[str]) -> None:
     # surrogateescape: a file name that is not UTF-8 comes out with the bytes it has.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.DictWriter(stream, ["source", "error", *_columns(classes)])
+        writer = csv.DictWriter(stream, ["source", "error", *columns], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(map(_guarded, map(_row, records)))
 
 
-def _write_jsonl(records: Iterable[Record], path: Path, classes: int) -> None:
+def _write_jsonl(records: Iterable[Record], path: Path, columns: list[str]) -> None:
     with path.open("w", encoding="ascii") as stream:
         stream.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def _write_parquet(records: Iterable[Record], path: Path, classes: int) -> None:
+def _write_parquet(records: Iterable[Record], path: Path, columns: list[str]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"label": pa.string(), "probability": pa.float64(), "index": pa.int32()}
-    columns = [(name, kinds[name.split("_")[0]]) for name in _columns(classes)]
-    schema = pa.schema([pa.field("source", pa.string(), nullable=False), ("error", pa.string()), *columns])
+    kinds |= dict.fromkeys(_NUMBERS, pa.float64()) | dict.fromkeys(set(DOUBTS) - set(_NUMBERS), pa.string())
+    typed = [(name, kinds.get(name) or kinds[name.split("_")[0]]) for name in columns]
+    schema = pa.schema([pa.field("source", pa.string(), nullable=False), ("error", pa.string()), *typed])
     with parquet.ParquetWriter(path, schema) as writer:
         for rows in _groups(map(_row, records)):
             writer.write_table(pa.Table.from_pylist([_utf8(row) for row in rows], schema))
 
 
-WRITERS: dict[str, Callable[[Iterable[Record], Path, int], None]] = {
+WRITERS: dict[str, Callable[[Iterable[Record], Path, list[str]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,
@@ -83,6 +89,11 @@ def _row(record: Record) -> Record:
     row = {"source": record["source"], "error": record["error"]}
     for rank, prediction in enumerate(record["predictions"], 1):
         row |= {f"{name}_{rank}": value for name, value in prediction.items()}
+    ood = record.get("ood") or {}
+    said = {**record, "ood_percentile": ood.get("percentile"), "ood_energy": ood.get("energy")}
+    for name in DOUBTS:
+        value = said.get(name)
+        row[name] = json.dumps(value) if isinstance(value, list | tuple) else value
     return row
 
 

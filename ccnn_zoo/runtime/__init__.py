@@ -22,7 +22,7 @@ from ._onnxruntime import Cpu
 from ._openvino import OpenVino
 from ._plugin_provider import PluginProvider
 from ._registry import check_device
-from ._results import Classification, Prediction
+from ._results import Classification, OutOfDistribution, Prediction
 from ._session import ImageClassifier
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "ObjectDetector",
     "OpenOptions",
     "OpenVino",
+    "OutOfDistribution",
     "PluginProvider",
     "Prediction",
     "Problem",

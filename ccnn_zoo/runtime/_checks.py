@@ -13,6 +13,7 @@ from ccnn_zoo.metadata import ModelMetadata
 from ._header import Header, Tensor
 
 _FLOATS = ("float32", "float16")
+BRANCH_OUTPUT = "branch_logits"
 
 
 def at_least_one(name: str, value: int) -> int:
@@ -57,6 +58,15 @@ def check_graph(header: Header, metadata: ModelMetadata, source: str) -> None:
             f"{source} gives {found} for {len(metadata.labels)} labels. Export it again with one label per class, or "
             "pass the metadata that fit."
         )
+
+
+def branch_output(header: Header, metadata: ModelMetadata) -> str | None:
+    """Return the name of the output that holds the logits of each branch, (K, N, classes), if there is one."""
+    expected = (metadata.branches, None, len(metadata.labels))
+    for output in header.outputs[1:]:
+        if output.name == BRANCH_OUTPUT and output.dtype in _FLOATS and _agrees(output.shape, expected):
+            return output.name
+    return None
 
 
 def usual_shape(tensor: Tensor, metadata: ModelMetadata, batch_size: int) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def load(
     device: str | Backend = "auto",
     metadata: ModelMetadata | None = None,
     revision: str | None = None,
-    token: str | bool = False,
+    token: str | bool | None = None,
     precision: str = "fp32",
     threads: int | None = None,
     batch_size: int = 32,
@@ -123,7 +123,9 @@ def read_safely(path: Path) -> tuple[bytes, Header]:
     return content, parse_header(content, path)
 
 
-def locate(name: str, revision: str | None, precision: str, *, whole: bool = False, token: str | bool = False) -> Path:
+def locate(
+    name: str, revision: str | None, precision: str, *, whole: bool = False, token: str | bool | None = None
+) -> Path:
     """Return the ONNX file that a name stands for; those of repositories are compared with their checksums.
 
     Args:

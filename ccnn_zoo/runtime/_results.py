@@ -1,4 +1,4 @@
-"""What a classification returns, and how logits become it."""
+"""What a classification returns, and how probabilities become it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Prediction:
 
     Args:
         label: name of the class.
-        probability: its softmax probability, in [0, 1].
+        probability: its softmax probability, in [0, 1]; of the logits over the temperature that the file carries.
         index: position of the class in the logits.
     """
 
@@ -27,18 +27,49 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class OutOfDistribution:
+    """How unlike the known pictures one is.
+
+    Args:
+        percentile: share of the held-out pictures that are less so, in whole percents from 0 to 100: the larger of
+            those by its energy and by the mutual information of the branches, where there are branches.
+        energy: minus the log-sum-exp of its logits.
+    """
+
+    percentile: float
+    energy: float
+
+
+@dataclass(frozen=True)
 class Classification:
-    """The most probable classes of one image, or why it could not be read.
+    """The most probable classes of one image, and their worth; or why it could not be read.
+
+    Of what follows ``error`` a field is None where it was not asked for, or the file carries nothing of it.
 
     Args:
         source: path of the image, or ``"image 3"`` for the fourth input if that was held in memory.
         predictions: the most probable class first; empty if the image could not be read.
         error: names the image and what is wrong with it; None if it was classified.
+        prediction_set: the classes among which the true one is with the ``coverage`` asked for, the most probable
+            first.
+        abstained: why no decision is made at the ``max_risk`` asked for; None where it is made.
+        entropy: of the probabilities, in nats: 0 (sure) to log(classes).
+        agreement: share of the branches, in [0, 1], whose most probable class is that of the network.
+        mutual_information: how far the branches differ, in nats: 0 (all say the same) to log(branches).
+        ood: how unlike the known pictures it is.
+        branches: the most probable class of each branch.
     """
 
     source: str
     predictions: tuple[Prediction, ...]
     error: str | None = None
+    prediction_set: tuple[str, ...] | None = None
+    abstained: str | None = None
+    entropy: float | None = None
+    agreement: float | None = None
+    mutual_information: float | None = None
+    ood: OutOfDistribution | None = None
+    branches: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -63,13 +94,6 @@ class Classification:
         if not self.predictions:
             raise ImageError(self.error or f"{self.source} has no prediction")
         return self.predictions[0]
-
-
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the probabilities of logits (N, classes), in double precision."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    exponentials = np.exp(shifted)
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def most_probable(probabilities: NDArray[np.float64], labels: Sequence[str], top_k: int) -> tuple[Prediction, ...]:

@@ -14,10 +14,11 @@ from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.pictures import ImageInput
 
 from ._backend import Session, like
-from ._checks import at_least_one, checked_batch, checked_tensor
+from ._checks import at_least_one, branch_output, checked_batch, checked_tensor
+from ._doubt import Asked
 from ._header import Header
 from ._preprocess import preprocess, whole_picture
-from ._results import Classification, most_probable, softmax
+from ._results import Classification
 from ._stream import batches, mapped
 
 
@@ -54,6 +55,7 @@ class ImageClassifier:
         self._batch_size = at_least_one("batch_size", batch_size)
         self._input = header.inputs[0]
         self._output = header.outputs[0].name
+        self._branch_output = branch_output(header, metadata)
         fixed = self._input.shape[0]
         self._fixed_batch = fixed if isinstance(fixed, int) else session.fixed_batch
 
@@ -66,7 +68,15 @@ class ImageClassifier:
             f"{len(self.metadata.labels)} classes, {self.provider})"
         )
 
-    def classify(self, images: ImageInput | Iterable[ImageInput], top_k: int = 5) -> list[Classification]:
+    def classify(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        top_k: int = 5,
+        *,
+        coverage: float | None = None,
+        max_risk: float | None = None,
+        sets: str = "lac",
+    ) -> list[Classification]:
         """Classify one image or many.
 
         An image that cannot be read gets an entry with ``error``; the others are classified all the same.
@@ -77,19 +87,31 @@ class ImageClassifier:
                 orientation says, transparency is dropped, and 16-bit
                 grey is scaled to 8 bits.
             top_k: how many of the most probable classes to return; all of them if there are fewer.
+            coverage: make prediction sets that hold the true class of this share of pictures: 0.9, 0.95 or 0.99.
+            max_risk: decide only where at most this share of decisions is wrong: 0.005, 0.01, 0.02, 0.05 or 0.1.
+                Both hold for pictures like the held-out ones on which ``ccnn calibrate-confidence`` fitted the file.
+            sets: ``"lac"``, the smallest sets on average, or ``"aps"``, which are larger for harder pictures.
 
         Returns:
             one entry per image, in the order of ``images``.
 
         Raises:
-            ConfigurationError: ``top_k`` is below 1.
+            ConfigurationError: ``top_k`` is below 1, or ``coverage``, ``max_risk`` or ``sets`` was not fitted for the
+                file.
             ImageError: an input is none of these.
             DeviceError: the device fails while it runs, e.g. by lack of memory.
         """
-        return list(self.classify_stream(images, top_k))
+        return list(self.classify_stream(images, top_k, coverage=coverage, max_risk=max_risk, sets=sets))
 
     def classify_stream(
-        self, images: ImageInput | Iterable[ImageInput], top_k: int = 5, *, workers: int = 0
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        top_k: int = 5,
+        *,
+        workers: int = 0,
+        coverage: float | None = None,
+        max_risk: float | None = None,
+        sets: str = "lac",
     ) -> Iterator[Classification]:
         """Classify images one batch after another, as :meth:`classify` does; endless iterables are welcome.
 
@@ -98,12 +120,32 @@ class ImageClassifier:
 
         Args:
             images: as :meth:`classify` takes them.
-            top_k: likewise.
+            top_k, coverage, max_risk, sets: likewise.
             workers: threads that decode up to two batches ahead of the network; 0 decodes when the batch is due.
         """
         if not isinstance(workers, int) or workers < 0:
             raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
-        return self._stream(pictures.iterate(images), at_least_one("top_k", top_k), workers)
+        asked = Asked(self.metadata, top_k, coverage, max_risk, sets)
+        return self._stream(pictures.iterate(images), asked, workers)
+
+    def logits_of(self, images: ImageInput | Iterable[ImageInput]) -> Outputs:
+        """Return the logits of pictures, and those of each branch where the file has them.
+
+        Args:
+            images: as :meth:`classify` takes them; all are held in memory.
+
+        Raises:
+            ImageError: a picture cannot be read; names it.
+        """
+        found: list[Outputs] = []
+        for batch in batches(map(self._prepare, _checked(pictures.iterate(images))), self._batch_size):
+            for image in batch:
+                if image.error is not None:
+                    raise ImageError(image.error)
+            found.append(self._outputs([image.values for image in batch]))
+        if not found:
+            raise ImageError("there are no pictures to classify")
+        return _joined(found)
 
     def predict(self, batch: NDArray) -> NDArray:
         """Return the logits of preprocessed images.
@@ -124,20 +166,40 @@ class ImageClassifier:
         """
         if not isinstance(batch, np.ndarray) and hasattr(batch, "__dlpack__"):
             return self._predict_tensor(batch)
+        return self._forward(batch).logits
+
+    def predict_branches(self, batch: NDArray) -> Outputs:
+        """Return the logits of preprocessed images, and those of each branch, (K, N, classes), where the file has them.
+
+        Args:
+            batch: an array as :meth:`predict` takes it.
+
+        Raises: as :meth:`predict`.
+        """
+        return self._forward(batch)
+
+    def _forward(self, batch: NDArray) -> Outputs:
         values = checked_batch(batch, self._input, self.metadata)
         size = self._fixed_batch or len(values)
-        parts = (self._run(values[start : start + size], size) for start in range(0, len(values), size))
-        logits = np.concatenate(list(parts)) if size < len(values) else next(parts)
-        if not np.isfinite(logits).all():
-            raise self._malformed(logits.shape, len(values))
-        return logits
+        found = _joined([self._run(values[start : start + size], size) for start in range(0, len(values), size)])
+        for outputs in found:
+            if outputs is not None and not np.isfinite(outputs).all():
+                raise self._malformed(outputs.shape, len(values))
+        return found
 
-    def _run(self, part: NDArray, size: int) -> NDArray[np.float32]:
+    def _run(self, part: NDArray, size: int) -> Outputs:
         """Run up to ``size`` images; a batch that must be full is filled with its last image."""
         padded = part if len(part) == size else np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        logits = np.asarray(self._session.run(np.ascontiguousarray(padded))[self._output])
+        outputs = self._session.run(np.ascontiguousarray(padded))
+        logits = np.asarray(outputs[self._output])
         self._check_shape(logits.shape, len(padded))
-        return logits[: len(part)].astype(np.float32, copy=False)
+        branches = None
+        if self._branch_output is not None:
+            branches = np.asarray(outputs[self._branch_output])
+            if branches.shape != (self.metadata.branches, *logits.shape):
+                raise self._malformed(branches.shape, len(padded))
+            branches = branches[:, : len(part)].astype(np.float32, copy=False)
+        return Outputs(logits[: len(part)].astype(np.float32, copy=False), branches)
 
     def _predict_tensor(self, tensor: object) -> object:
         images = checked_tensor(tensor, self._input, self.metadata, self._fixed_batch)
@@ -156,10 +218,10 @@ class ImageClassifier:
             f"{len(self.metadata.labels)} labels. Download or export it again."
         )
 
-    def _stream(self, images: Iterator[ImageInput], top_k: int, workers: int) -> Iterator[Classification]:
+    def _stream(self, images: Iterator[ImageInput], asked: Asked, workers: int) -> Iterator[Classification]:
         prepared = mapped(self._prepare, _checked(images), workers, ahead=2 * self._batch_size)
         for batch in batches(prepared, self._batch_size):
-            yield from self._classified(batch, top_k)
+            yield from self._classified(batch, asked)
 
     def _prepare(self, numbered: tuple[int, ImageInput]) -> _Prepared:
         """Decode one image and preprocess it; called in several threads at once."""
@@ -173,24 +235,37 @@ class ImageClassifier:
             return _Prepared(name, whole_picture(picture, self.metadata))
         return _Prepared(name, preprocess(picture, self.metadata))
 
-    def _classified(self, batch: list[_Prepared], top_k: int) -> Iterator[Classification]:
-        values = [image.values for image in batch if image.values is not None]
-        probabilities = iter(softmax(self._logits(values)) if values else ())
+    def _classified(self, batch: list[_Prepared], asked: Asked) -> Iterator[Classification]:
+        readable = [image for image in batch if image.values is not None]
+        found: Iterator[Classification] = iter(())
+        if readable:
+            outputs = self._outputs([image.values for image in readable])
+            found = asked.classifications([image.name for image in readable], *outputs)
         for image in batch:
-            if image.values is None:
-                yield Classification(image.name, (), image.error)
-            else:
-                yield Classification(image.name, most_probable(next(probabilities), self.metadata.labels, top_k))
+            yield Classification(image.name, (), image.error) if image.values is None else next(found)
 
-    def _logits(self, values: Sequence[NDArray]) -> NDArray[np.float32]:
-        """Return the logits of images; pictures that the network resizes itself may differ in size."""
+    def _outputs(self, values: Sequence[NDArray]) -> Outputs:
+        """Return what the network gives for images; pictures that it resizes itself may differ in size."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for row, image in enumerate(values):
             rows.setdefault(image.shape, []).append(row)
-        logits = np.empty((len(values), len(self.metadata.labels)), np.float32)
-        for same_size in rows.values():
-            logits[same_size] = self.predict(np.stack([values[row] for row in same_size]))
-        return logits
+        found = _joined([self._forward(np.stack([values[row] for row in same])) for same in rows.values()])
+        order = np.argsort(np.concatenate([np.asarray(same) for same in rows.values()]))
+        return Outputs(found.logits[order], None if found.branch_logits is None else found.branch_logits[:, order])
+
+
+class Outputs(NamedTuple):
+    """What a network gives for N images: ``logits`` (N, classes), ``branch_logits`` (K, N, classes) or None."""
+
+    logits: NDArray[np.float32]
+    branch_logits: NDArray[np.float32] | None
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    if len(parts) == 1:
+        return parts[0]
+    branches = None if parts[0].branch_logits is None else np.concatenate([b for _, b in parts], axis=1)
+    return Outputs(np.concatenate([logits for logits, _ in parts]), branches)
 
 
 def reopened(opened: Any) -> tuple[Callable[[], Any], tuple[()]]:

@@ -64,6 +64,8 @@ CALLS: dict[str, list[list[str]]] = {
               ["--set", f"{HOSTILE}=1"], ["--output", f"file/{HOSTILE}"]],
     "export": [[HOSTILE], [f"local:{HOSTILE}"], [f"o/{HOSTILE}"], ["x", "--size", HOSTILE],
                ["x", "--triton-set", HOSTILE]],
+    "calibrate-confidence": [[HOSTILE], [f"{HOSTILE}.onnx"], [f"{HOSTILE}.onnx", "--pictures", "x"],
+                             ["NETWORK", "--pictures", HOSTILE]],
     "publish": [[HOSTILE, "local:x"], ["x", HOSTILE]],
     "download": [[HOSTILE], [f"local:{HOSTILE}"], [f"o/{HOSTILE}"], ["o/n", "--precision", HOSTILE]],
     "classify": [["x.png", "--model", HOSTILE], ["x.png", "--model", "o/n", "--device", HOSTILE],

@@ -1,0 +1,27 @@
+"""What a classifier does not know: numbers fitted on held-out pictures, and what they say of a new one.
+
+:func:`fit` finds a temperature, thresholds for prediction sets of a wanted coverage and for deciding at a wanted risk,
+and quantiles of an out-of-distribution score. They travel in the ONNX file (:class:`Confidence`), where the runtime
+reads them. The runtime needs numpy alone; only :func:`fit` needs SciPy.
+
+"Confidence" is of probabilities. "Calibration" means the calibration kernels R in this package, another thing.
+"""
+
+from ._fit import fit
+from ._numbers import COVERAGES, RISKS, SETS, Confidence
+from ._scores import Doubt, doubt, energy, entropy, mutual_information, prediction_sets, probabilities
+
+__all__ = [
+    "COVERAGES",
+    "RISKS",
+    "SETS",
+    "Confidence",
+    "Doubt",
+    "doubt",
+    "energy",
+    "entropy",
+    "fit",
+    "mutual_information",
+    "prediction_sets",
+    "probabilities",
+]
