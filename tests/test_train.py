@@ -24,7 +24,17 @@ from torch import nn
 import ccnn_zoo
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.errors import ConfigurationError, NonFiniteLossError, RepositoryError
-from ccnn_zoo.train import EpochResult, Recipe, TrainingResult, build_model, load_data, plot_curves, read_history, train
+from ccnn_zoo.train import (
+    EpochResult,
+    Recipe,
+    TrainingResult,
+    build_model,
+    evaluation_batches,
+    load_data,
+    plot_curves,
+    read_history,
+    train,
+)
 from ccnn_zoo.train._batches import ShuffledOrder, view_of
 from ccnn_zoo.train._history import write_history
 from ccnn_zoo.train._network import build_optimizer, build_scheduler
@@ -397,3 +407,27 @@ def test_a_file_that_is_no_history_is_refused(tmp_path, content):
         path.write_text(content)
     with pytest.raises(RepositoryError, match=r"history\.csv"):
         read_history(path)
+
+
+def test_a_network_that_no_file_could_give_back_is_refused_before_the_first_step(tmp_path):
+    recipe = replace(TINY, model="resnet18", model_kwargs={"act_layer": nn.SiLU})
+    with pytest.raises(ConfigurationError, match="act_layer"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not list(tmp_path.rglob("*.safetensors")), "not one step was taken"
+
+
+def test_weights_of_a_network_of_somebody_elses_making_load_into_such_a_network(tmp_path):
+    def build(recipe: Recipe, data: object) -> nn.Module:
+        torch.manual_seed(recipe.seed)
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 10))
+
+    recipe = replace(TINY, optimizer="sgd", epochs=1)
+    result = train(recipe, tmp_path / "run", progress=False, build=build)
+    fresh = build(replace(recipe, seed=1), None)
+    loaded, record = load_checkpoint(result.checkpoint, into=fresh)
+    assert loaded is fresh
+    images, _ = next(iter(evaluation_batches(load_data("digits"))))
+    torch.testing.assert_close(loaded(images), result.model(images))
+    assert record.recipe["optimizer"] == "sgd"
+    with pytest.raises(ConfigurationError, match="into=network"):
+        load_checkpoint(result.checkpoint)
