@@ -40,12 +40,14 @@ def test_python_snippets_run_in_their_order(folder):
 
 def test_commands_run_in_their_order(folder):
     (commands,) = [block for block in blocks("bash") if block.startswith("ccnn")]
-    assert len(commands.splitlines()) == 7
+    assert len(commands.splitlines()) == 9
     for command in commands.splitlines():
         if command.startswith("ccnn train"):
             command += " --epochs 1"  # the only change: a test need not wait
         run = ccnn(*shlex.split(command)[1:], folder=folder)
         assert run.returncode == 0, run.stderr
+        if "--most-doubtful" in command:
+            assert re.fullmatch(r"(photos/(cat\.jpg|dog\.png): .*; one of \{.+\}.*\n){2}", run.stdout)
         if command.startswith("ccnn classify cat.jpg"):
             assert re.fullmatch(r"cat\.jpg: (\d \d+\.\d%(, |\n)){3}", run.stdout)
     assert "ccnn_resnet18_cifar" in run.stdout
