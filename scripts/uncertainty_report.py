@@ -59,8 +59,14 @@ def section(name: str, data: str, seeds: int) -> list[str]:
         one, other = order[: len(order) // 2], order[len(order) // 2 :]
         for row, value in measured(logits, branch_logits, targets, one, other, strange, strange_branches).items():
             rows.setdefault(row, []).append(value)
-    table = [f"| {row} | {np.nanmean(values):.3f} ± {np.nanstd(values):.3f} |" for row, values in rows.items()]
+    table = [f"| {row} | {told(values)} |" for row, values in rows.items()]
     return [f"## {name}, {len(targets)} test pictures", "", "| | |", "|---|---|", *table, ""]
+
+
+def told(values: list[float]) -> str:
+    """Return mean and standard deviation of the halvings in which there was something to measure."""
+    there = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(there):.3f} ± {np.std(there):.3f}" if there else "none decided"
 
 
 def measured(
