@@ -13,10 +13,12 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ccnn_zoo.errors import MetadataError
-from ccnn_zoo.uncertainty import Confidence
+
+if TYPE_CHECKING:
+    from ccnn_zoo.uncertainty import Confidence
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
@@ -101,6 +103,8 @@ class ModelMetadata:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values = {name: value for name, value in values.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
+        if "confidence" in values:
+            values["confidence"] = values["confidence"].to_json()
         return {name: _written(value) for name, value in values.items()}
 
     @classmethod
@@ -194,6 +198,8 @@ def _read(cls: type[_Metadata], props: Mapping[str, str], source: str) -> _Metad
         values[field.name] = tuple(value) if isinstance(value, list) else value
     try:
         if "confidence" in props and cls is ModelMetadata:
+            from ccnn_zoo.uncertainty import Confidence  # which imports numpy; hub does without
+
             values["confidence"] = Confidence.from_json(props["confidence"])
         return cls(**values)
     except MetadataError as error:
@@ -201,8 +207,6 @@ def _read(cls: type[_Metadata], props: Mapping[str, str], source: str) -> _Metad
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, Confidence):
-        return value.to_json()
     return value if isinstance(value, str) else json.dumps(value)
 
 
