@@ -10,11 +10,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from hub_network import FETCHED, FILES, LABELS, content_of, published_folder, training_folder
 
-from ccnn_zoo import hub, runtime
+from ccnn_zoo import calibrate, hub, runtime
+from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.serve import ServeOptions
+
+TWO_CLASSES = {"input_size": (3, 32, 32), "pool_size": None, "label_names": ["cat", "dog"]}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,23 @@ logits = runtime.load(found.repo_id, revision=found.commit, device="cpu").predic
 print(numpy.allclose(logits, network(images).detach().numpy(), atol=1e-4))
 """
     assert user.run(program, token=server.token) == 4 * "True\n"
+
+
+def test_what_calibrate_made_of_a_plain_network_is_loaded_by_timm_from_the_hub(server, user, tmp_path):
+    plain = timm.create_model(
+        "resnet18", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8), num_classes=2, pretrained_cfg_overlay=TWO_CLASSES
+    )
+    model = calibrate(plain, branches=2, diversity=0.5).eval()
+    save_checkpoint(tmp_path / "run.safetensors", model, TrainingRecord("noise", seed=0, epochs=0))
+    user.publish(tmp_path / "run.safetensors", "org/generic")
+    assert json.loads(server.repositories["org/generic"].files["config.json"])["architecture"] == "ccnn"
+    program = """
+import timm, torch
+print(timm.create_model("hf-hub:org/generic", pretrained=True).eval()(torch.full((1, 3, 32, 32), 0.5)).tolist())
+"""
+    with torch.no_grad():
+        expected = model(torch.full((1, 3, 32, 32), 0.5))
+    torch.testing.assert_close(torch.tensor(json.loads(user.run(program))), expected)
 
 
 def test_the_snippets_of_the_card_run_as_printed(server, user, published):
