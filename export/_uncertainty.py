@@ -10,7 +10,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo._onnx_contents import refused_bytes
 from ccnn_zoo.errors import ExportError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import Confidence, doubt, probabilities
@@ -65,10 +65,11 @@ def add_confidence(
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
-    problem = refused_network(path)
+    content = path.read_bytes()  # once: what is looked through is what is changed
+    problem = refused_bytes(content)
     if problem is not None:
         raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
-    model = onnx.load(path)
+    model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     metadata = ModelMetadata.from_props({**properties, PROPERTY: confidence.to_json()}, source=str(path))
     _remove(model.graph)

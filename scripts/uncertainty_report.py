@@ -136,9 +136,7 @@ def outputs(name: str, data: str) -> tuple[NDArray, NDArray, NDArray, NDArray, N
             found.append(classifier.predict_branches(images.numpy()))
             targets.append(classes.numpy())
         elsewhere = classifier.logits_of(strangers(data))
-    logits = np.concatenate([one.logits for one in found])
-    branches = np.concatenate([one.branch_logits for one in found], axis=1)
-    return logits, branches, np.concatenate(targets), elsewhere.logits, elsewhere.branch_logits
+    return *runtime.Outputs.joined(found), np.concatenate(targets), *elsewhere
 
 
 def strangers(data: str) -> list[NDArray[np.uint8]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ import pytest
 from fuzz_networks import convolutions, int8
 from PIL import Image
 from pyarrow import parquet
+from terminal import on_terminal
 from waiting import HANG_S, until
 
 from ccnn_zoo import runtime
@@ -287,20 +287,11 @@ def test_a_full_disk_keeps_what_is_there_and_says_so(network, folder, tmp_path):
 
 def test_a_terminal_sees_progress_a_pipe_does_not(network, folder, tmp_path):
     command = [CCNN, "classify", folder, "--model", network, "-o", tmp_path / "r.csv"]
-    master, slave = pty.openpty()
-    child = subprocess.Popen([*map(str, command)], stderr=slave, stdout=subprocess.PIPE)
-    os.close(slave)
-    seen = b""
-    try:
-        while block := os.read(master, 4096):
-            seen += block
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    assert child.wait() == 1
+    status, seen, out = on_terminal(command, "stderr", stdout=subprocess.PIPE)
+    assert status == 1
     assert b"61/61" in seen
     assert b"broken.png" in seen
-    assert child.stdout.read() == b""
-    os.close(master)
+    assert out == b""
     piped = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert "61/61" not in piped.stderr
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import onnx
 import pytest
 from fuzz_networks import METADATA, convolutions
 from PIL import Image
+from terminal import on_terminal
 
 from ccnn_zoo.metadata import ModelMetadata
 
@@ -147,19 +147,9 @@ _output.show(table)
 
 def _on_terminal(command: list[str]) -> str:
     """Run a command on a terminal of its own and return what it printed there, without styles."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        command, stdout=theirs, stdin=subprocess.DEVNULL, env=os.environ | {"NO_COLOR": "1", "TERM": "dumb"}
-    )
-    os.close(theirs)
-    said = b""
-    try:
-        while part := os.read(ours, 65536):
-            said += part
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(ours)
-    assert child.wait() == 0
+    environment = os.environ | {"NO_COLOR": "1", "TERM": "dumb"}
+    status, said, _ = on_terminal(command, "stdout", stdin=subprocess.DEVNULL, env=environment)
+    assert status == 0
     return said.decode()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminal import on_terminal
 
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.train import Recipe, train
@@ -98,18 +97,8 @@ def test_the_command_skips_and_a_terminal_sees_a_bar(tmp_path):
     refused = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: 1 pictures or folders of data cannot be used")
-    master, slave = pty.openpty()
-    child = subprocess.Popen([*map(str, command), "--skip-unreadable"], stderr=slave, stdout=subprocess.PIPE)
-    os.close(slave)
-    seen = b""
-    try:
-        while block := os.read(master, 4096):
-            seen += block
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(master)
-    out, _ = child.communicate()
-    assert child.returncode == 0
+    status, seen, out = on_terminal([*command, "--skip-unreadable"], "stderr", stdout=subprocess.PIPE)
+    assert status == 0
     assert b"pictures looked at" in seen
     assert b"24/24" in seen
     assert b"saved to" in out

@@ -95,8 +95,8 @@ def of_pictures(classifier: ImageClassifier, folder: Path) -> Fitted:
 def _of_training(folder: Path, named: str | None, file: Path) -> Fitted:
     from ccnn_zoo.checkpoint import load_checkpoint
     from ccnn_zoo.export import to_onnx
-    from ccnn_zoo.runtime import load
-    from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
+    from ccnn_zoo.runtime import Outputs, load
+    from ccnn_zoo.train import CHECKPOINT, data_to_open, evaluation_batches, load_data
 
     if not (folder / CHECKPOINT).is_file():
         raise RepositoryError(f"{folder} is no training folder: it holds no {CHECKPOINT}. `ccnn train` makes one.")
@@ -108,23 +108,16 @@ def _of_training(folder: Path, named: str | None, file: Path) -> Fitted:
             "trained or tested on promise nothing. Train with --set validation=0.1, or export it and name others with "
             "--pictures."
         )
-    if named is None and recipe["data"] != "digits":
-        raise ConfigurationError(f"{folder} says that it was trained on {recipe['data']!r}: confirm it with --data")
-    data, held = load_data(named or recipe["data"], recipe.get("image_size")).hold_out(
-        recipe["validation"], recipe["seed"]
-    )
+    name = data_to_open(named, recipe["data"], folder)
+    data, held = load_data(name, recipe.get("image_size")).hold_out(recipe["validation"], recipe["seed"])
     to_onnx(model, file, branch_outputs=getattr(model, "branches", 1) > 1)
     classifier = load(file, device="cpu")
     found, targets = [], []
     for images, classes in evaluation_batches(replace(data, test=held)):
         found.append(classifier.predict_branches(images.numpy()))
         targets.append(classes.numpy())
-    branched = found[0].branch_logits is not None
-    return (
-        np.concatenate([one.logits for one in found]),
-        np.concatenate(targets),
-        np.concatenate([one.branch_logits for one in found], axis=1) if branched else None,
-    )
+    logits, branch_logits = Outputs.joined(found)
+    return logits, np.concatenate(targets), branch_logits
 
 
 def _told(numbers: Confidence, fitted: Fitted) -> list[str]:

@@ -23,7 +23,7 @@ from ._openvino import OpenVino
 from ._plugin_provider import PluginProvider
 from ._registry import check_device
 from ._results import Classification, OutOfDistribution, Prediction
-from ._session import ImageClassifier
+from ._session import ImageClassifier, Outputs
 
 __all__ = [
     "Backend",
@@ -39,6 +39,7 @@ __all__ = [
     "OpenOptions",
     "OpenVino",
     "OutOfDistribution",
+    "Outputs",
     "PluginProvider",
     "Prediction",
     "Problem",

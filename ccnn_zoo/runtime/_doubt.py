@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.uncertainty import doubt, prediction_sets
+from ccnn_zoo.uncertainty import doubt, prediction_sets, probabilities
 
 from ._checks import at_least_one
 from ._results import Classification, OutOfDistribution, most_probable
@@ -62,8 +62,11 @@ class Asked:
             branch_logits: (K, N, classes), where the file gives them.
         """
         labels, numbers = self.metadata.labels, self.metadata.confidence
+        if numbers is None and branch_logits is None:  # nothing further is known, nothing further is computed
+            for name, probability in zip(names, probabilities(logits), strict=True):
+                yield Classification(name, most_probable(probability, labels, self.top_k))
+            return
         found = doubt(logits, branch_logits, numbers)
-        known = numbers is not None or branch_logits is not None
         members = None
         if self.coverage is not None:
             members = prediction_sets(
@@ -76,7 +79,7 @@ class Asked:
                 most_probable(probability, labels, self.top_k),
                 prediction_set=None if members is None else _chosen(probability, members[row], labels),
                 abstained=self._abstained(float(probability.max())),
-                entropy=float(found.entropy[row]) if known else None,
+                entropy=float(found.entropy[row]),
                 agreement=None if found.agreement is None else float(found.agreement[row]),
                 mutual_information=None if found.mutual_information is None else float(found.mutual_information[row]),
                 ood=None

@@ -145,7 +145,7 @@ class ImageClassifier:
             found.append(self._outputs([image.values for image in batch]))
         if not found:
             raise ImageError("there are no pictures to classify")
-        return _joined(found)
+        return Outputs.joined(found)
 
     def predict(self, batch: NDArray) -> NDArray:
         """Return the logits of preprocessed images.
@@ -181,7 +181,7 @@ class ImageClassifier:
     def _forward(self, batch: NDArray) -> Outputs:
         values = checked_batch(batch, self._input, self.metadata)
         size = self._fixed_batch or len(values)
-        found = _joined([self._run(values[start : start + size], size) for start in range(0, len(values), size)])
+        found = Outputs.joined([self._run(values[start : start + size], size) for start in range(0, len(values), size)])
         for outputs in found:
             if outputs is not None and not np.isfinite(outputs).all():
                 raise self._malformed(outputs.shape, len(values))
@@ -249,7 +249,7 @@ class ImageClassifier:
         rows: dict[tuple[int, ...], list[int]] = {}
         for row, image in enumerate(values):
             rows.setdefault(image.shape, []).append(row)
-        found = _joined([self._forward(np.stack([values[row] for row in same])) for same in rows.values()])
+        found = Outputs.joined([self._forward(np.stack([values[row] for row in same])) for same in rows.values()])
         order = np.argsort(np.concatenate([np.asarray(same) for same in rows.values()]))
         return Outputs(found.logits[order], None if found.branch_logits is None else found.branch_logits[:, order])
 
@@ -260,12 +260,13 @@ class Outputs(NamedTuple):
     logits: NDArray[np.float32]
     branch_logits: NDArray[np.float32] | None
 
-
-def _joined(parts: Sequence[Outputs]) -> Outputs:
-    if len(parts) == 1:
-        return parts[0]
-    branches = None if parts[0].branch_logits is None else np.concatenate([b for _, b in parts], axis=1)
-    return Outputs(np.concatenate([logits for logits, _ in parts]), branches)
+    @staticmethod
+    def joined(parts: Sequence[Outputs]) -> Outputs:
+        """Return the outputs for the images of all parts, at least one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        branches = None if parts[0].branch_logits is None else np.concatenate([b for _, b in parts], axis=1)
+        return Outputs(np.concatenate([logits for logits, _ in parts]), branches)
 
 
 def reopened(opened: Any) -> tuple[Callable[[], Any], tuple[()]]:
