@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     Classifier = ImageClassifier | RayClassifier
 
 
-_UNLIKE = 99
-"""Percentile of the held-out pictures from which a picture is called unlike them."""
-
-
 @ends_on_interrupt()
 def classify(
     images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
@@ -267,7 +263,7 @@ def _line(result: Classification) -> str:
     said = ", ".join(f"{p.label} {100 * p.probability:.1f}%" for p in result.predictions)
     if result.prediction_set is not None:
         said += f"; one of {{{', '.join(result.prediction_set)}}}"
-    if result.ood is not None and result.ood.percentile >= _UNLIKE:
+    if result.ood is not None and result.ood.unlike:
         said += "; unlike the known pictures"
     if result.abstained is not None:
         said += f"; ask a person: {result.abstained}"
