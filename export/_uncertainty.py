@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ccnn_zoo._files import replacing
 from ccnn_zoo._onnx_contents import refused_bytes
 from ccnn_zoo.errors import ExportError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.uncertainty import Confidence, doubt, probabilities
+from ccnn_zoo.uncertainty import Confidence, doubt, fit, probabilities
 
-from ._compare import session_of
-from ._graph import BRANCH_OUTPUT
+from ._compare import Run, session_of
+from ._graph import BRANCH_OUTPUT, OUTPUT
+from ._images import Probe
 from ._options import DEFAULT_OPSET
 
 PROPERTY = "confidence"
@@ -26,6 +29,26 @@ TOLERANCE = 1e-5
 
 _PREFIX = "confidence/"
 _TINY = float(np.finfo(np.float32).tiny)
+
+
+def fitted(files: Mapping[str, Run], held_out: Probe) -> dict[str, Confidence]:
+    """Fit the numbers of each file by its own logits on the same labelled images, which are read once.
+
+    Raises:
+        ConfigurationError: they are too few.
+    """
+    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in files}
+    targets = []
+    for images, classes in held_out.batches():
+        targets.append(classes)
+        for name, run in files.items():
+            found[name].append(run(images))
+    classes = torch.cat(targets).numpy()
+    return {name: fit(_joined(parts, OUTPUT), classes, _joined(parts, BRANCH_OUTPUT)) for name, parts in found.items()}
+
+
+def _joined(parts: list[dict[str, np.ndarray]], output: str) -> np.ndarray | None:
+    return np.concatenate([part[output] for part in parts], axis=-2) if output in parts[0] else None
 
 
 def add_confidence(
