@@ -7,13 +7,14 @@ NEEDS_GB := 8
 # Where this is set, each process that a test starts would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo detect-demo install test test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all constraints clean
+.PHONY: help demo detect-demo install test test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all docs constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
 	@echo "make detect-demo VOC=FOLDER   train, export and run a detector on real pictures, draw what it finds"
 	@echo "make test      lint, the ordinary tests, and timm's own tests on one network of each class but VGG"
 	@echo "make test-all  the slow tests too: every network in timm's own suite, every Python that is here"
+	@echo "make docs      the documentation as a site, in build/docs"
 	@echo "make coverage  what the ordinary tests reach"
 	@echo "make clean     remove what the above made"
 
@@ -76,6 +77,10 @@ lint-imports: install
 	@rm -rf build && mkdir -p build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/tree .
 	cd build/tree && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
+
+# Strict: warnings, broken links and public names without an entry are errors. Opens no network.
+docs: install
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/make_site.py build/docs
 
 constraints: install
 	@{ echo "# Versions that the tests passed with: pip install -c constraints.txt (\`make constraints\` renews them)."; \
