@@ -43,9 +43,10 @@ detect-demo: install
 test: lint lint-imports timm-suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-# What needs real pictures (CCNN_TEST_DATA) or other programs (OLAH_CLI, TRANSFORMERS_JS): CONTRIBUTING.md.
+# What needs real pictures (CCNN_TEST_DATA) or other programs (OLAH_CLI, TRANSFORMERS_JS, ONNXRUNTIME_WEB and a
+# browser): CONTRIBUTING.md.
 test-outside: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "(data or judge) and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "(data or judge or browser) and not slow"
 
 test-all: lint lint-imports timm-suite-all matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

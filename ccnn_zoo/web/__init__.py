@@ -1,0 +1,18 @@
+"""Pages in the browser: a static site whose visitors run networks themselves.
+
+>>> write_site({"digits": "digits.onnx"}, "site")  # HTML, scripts, networks and onnxruntime-web: any web server does
+
+Importing this package imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "_onnxruntime_web": ["VERSION"],
+        "_site": ["Site", "write_site"],
+    },
+)
