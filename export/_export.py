@@ -34,6 +34,7 @@ def to_onnx(
     size: tuple[int, int] | str | None = None,
     preprocess: bool = False,
     measure: bool = False,
+    held_out: ImageBatches | None = None,
 ) -> ExportReport:
     """Export a classifier as one ONNX file that needs nothing else, and check it before it is put in its place.
 
@@ -71,18 +72,32 @@ def to_onnx(
         measure: time forms of the network on this machine, with ``batch`` images or 8. In fp32 and int8 it is written
             branch by branch, or with separate convolutions for grouped ones, where that is faster, and int8 is kept
             only where it is. The report says both. fp16, which is for GPUs, stays as it is.
+        held_out: images with their classes, in the forms of ``images``, at least 100, that were used neither for
+            training nor for testing. By each file's own logits on them, on onnxruntime's CPU provider, its numbers of
+            confidence are fitted (:func:`ccnn_zoo.uncertainty.fit`), written into it, and given by further outputs
+            (:func:`add_confidence`).
 
     Raises:
         ExportError: the network cannot be translated or is larger than one ONNX file can be, or the file fails its
             check; nothing is left behind.
         MetadataError: labels or preprocessing are missing or contradict the network.
-        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, ``branch_outputs`` are
-            asked of a network that has no branches to ask, or ``model`` is a wrapper (DataParallel, DDP, EMA).
+        ConfigurationError: an argument is out of range, int8 comes without ``int8_images``, ``held_out`` are too few or
+            without classes, ``branch_outputs`` are asked of a network that has no branches to ask, or ``model`` is a
+            wrapper (DataParallel, DDP, EMA).
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
     options = ExportOptions(
-        images, int8_images, labels, opset, branch_outputs, batch, size, preprocess=preprocess, measure=measure
+        images,
+        int8_images,
+        labels,
+        opset,
+        branch_outputs,
+        batch,
+        size,
+        preprocess=preprocess,
+        measure=measure,
+        held_out=held_out,
     )
     return _export(model, {precision: path}, options)[precision]
 

@@ -94,6 +94,12 @@ def check_graph(path: Path, expected: Expected) -> GraphSummary:
     return summarised(model, nodes)
 
 
+def summary_of(path: Path) -> GraphSummary:
+    """Count what a file holds, once it is valid ONNX; else ExportError."""
+    model = load_graph(path)
+    return summarised(model, [node for graph in _graphs(model.graph) for node in graph.node])
+
+
 def summarised(model: ModelProto, nodes: list[NodeProto]) -> GraphSummary:
     """Count what a file holds."""
     return GraphSummary(

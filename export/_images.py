@@ -29,6 +29,7 @@ class Probe:
         classes: number of classes, which bounds the targets of labelled images.
         count: images in :attr:`batch`.
         substitute: (N, C, H, W) to compare on in the place of noise.
+        name: of the argument, for the messages.
 
     Attributes:
         batch: (count, C, H, W), the first images of the caller (again from the first where they are fewer), or noise.
@@ -46,6 +47,7 @@ class Probe:
         classes: int,
         count: int = BATCH,
         substitute: Tensor | None = None,
+        name: str = "images",
     ) -> None:
         self._stream: Iterator[_Labelled] = iter(())
         self._first: list[_Labelled] = []
@@ -56,10 +58,10 @@ class Probe:
         if images is None:
             self.batch = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
             return
-        self._stream = single_images(images, input_size, classes)
+        self._stream = single_images(images, input_size, classes, name)
         self._first = list(islice(self._stream, count))
         if not self._first:
-            raise ConfigurationError("images is empty. Pass preprocessed images, or leave it out to compare on noise.")
+            raise ConfigurationError(f"{name} is empty. Pass preprocessed images, or leave it out.")
         self.labelled = self._first[0][1] is not None
         self.batch = torch.stack([self._first[i % len(self._first)][0] for i in range(count)])
 

@@ -36,6 +36,7 @@ class ExportOptions:
     size: tuple[int, int] | str | None = None
     preprocess: bool = False
     measure: bool = False
+    held_out: ImageBatches | None = None
 
     def __post_init__(self) -> None:
         if not _is_integer(self.opset, DEFAULT_OPSET):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ccnn_zoo._files import replacing
+from ccnn_zoo.uncertainty import Confidence
 
 from ._compare import BatchDifference
 from ._measure import Timing
@@ -43,6 +44,7 @@ class ExportReport:
         int8_images: images on which the ranges of int8 were measured.
         preprocessing: how far the preprocessing in the graph is from timm's, None where it is not in the graph.
         timing: what was measured of the speed, None where that was not asked for.
+        confidence: what was fitted on held-out images and stands in the file, None without.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class ExportReport:
     int8_images: int | None = None
     preprocessing: PreprocessingDifference | None = None
     timing: Timing | None = None
+    confidence: Confidence | None = None
 
     @property
     def accuracy_loss(self) -> float | None:
@@ -106,6 +109,9 @@ class ExportReport:
             yield "preprocessing, from timm's", f"at most {found.maximum:.2g} of 255 grey levels, mean {found.mean:.2g}"
         if self.timing is not None:
             yield from _timing_rows(self.timing)
+        if self.confidence is not None:
+            fitted = self.confidence
+            yield "confidence fitted on", f"{fitted.pictures} images; temperature {fitted.temperature:.3f}"
 
 
 def _timing_rows(timing: Timing) -> Iterator[tuple[str, str]]:

@@ -19,10 +19,11 @@ from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.uncertainty import Confidence
 
 from ._compare import BATCH_SIZES, Comparison, Run, compare, runner, session_of
 from ._convert import convert, count_convolutions
-from ._graph import BATCH, INPUT, Expected, GraphSummary, check_file, check_graph
+from ._graph import BATCH, INPUT, Expected, GraphSummary, check_file, check_graph, summary_of
 from ._half import choose_kept, emulate, to_half
 from ._images import Probe
 from ._measure import Timing, choose_fp32, choose_int8, timer
@@ -31,6 +32,7 @@ from ._options import ANY, ExportOptions, check_precision
 from ._preprocess import PreprocessingDifference, check_supported, measure_preprocessing, with_preprocessing
 from ._quantize import Quantizer, images_for_ranges
 from ._report import ExportReport
+from ._uncertainty import add_confidence, fitted
 
 LARGEST_FILE = 2**31 - 1
 """Bytes that protobuf, the format of an ONNX file, can hold in one message."""
@@ -85,6 +87,11 @@ class Exporter:
         self._int8_images = images_for_ranges(options.int8_images, size, classes) if "int8" in precisions else None
         # Noise lies outside of the ranges that int8 is given.
         self._probe = Probe(options.images, size, classes, count, substitute=self._int8_images)
+        self._held_out = None
+        if options.held_out is not None:
+            self._held_out = Probe(options.held_out, size, classes, 1, name="held_out")
+            if not self._held_out.labelled:
+                raise ConfigurationError("held_out must be images with their classes: pairs (images, classes)")
         self._network = deepcopy(model).to("cpu", torch.float32).eval()
 
     def write(self, files: Mapping[str, Path], named: Mapping[str, Path]) -> dict[str, ExportReport]:
@@ -109,10 +116,16 @@ class Exporter:
                 compare(self._network, {"fp32": runner(core)}, self._other_size(), batch_sizes=(2,))
             variants = {precision: self._variant(precision, core, stack) for precision in files}
             preprocessing = self._measure_preprocessing(core)
-            graphs, judged = {}, {}
+            graphs, judged, own = {}, {}, {}
             for precision, variant in variants.items():
-                graphs[precision], judged[precision] = self._save(precision, variant, files[precision], expected)
+                graphs[precision], judged[precision], own[precision] = self._save(
+                    precision, variant, files[precision], expected
+                )
             found = self._compare(judged)
+            numbers = {} if self._held_out is None else fitted(own, self._held_out)
+            for precision, confidence in numbers.items():
+                add_confidence(files[precision], confidence, outputs=True)
+                graphs[precision] = summary_of(files[precision])
             return {
                 precision: _report(
                     named[precision],
@@ -122,6 +135,7 @@ class Exporter:
                     files[precision].stat().st_size,
                     variants[precision],
                     preprocessing,
+                    numbers.get(precision),
                 )
                 for precision in files
             }
@@ -176,8 +190,11 @@ class Exporter:
             return None
         return measure_preprocessing(self._metadata, self._options.opset, core.ir_version)
 
-    def _save(self, precision: str, variant: _Variant, path: Path, expected: Expected) -> tuple[GraphSummary, Run]:
-        """Write the finished file; return what it holds, and what runs it on preprocessed images."""
+    def _save(self, precision: str, variant: _Variant, path: Path, expected: Expected) -> tuple[GraphSummary, Run, Run]:
+        """Write the finished file; return what it holds, what is judged in its place, and what runs it.
+
+        Both run preprocessed images.
+        """
         options = self._options
         graph = ModelProto()
         graph.CopyFrom(variant.graph)
@@ -193,10 +210,11 @@ class Exporter:
         summary = check_file(path, replace(expected, metadata=metadata, batch=options.batch or BATCH))
         if options.preprocess:
             self._check_pictures(path)
+        own = runner(judged if options.preprocess else path)
         if variant.judged is None:
-            return summary, runner(judged if options.preprocess else path)
-        self._compare({precision: runner(judged if options.preprocess else path)}, every_image=False)
-        return summary, runner(variant.judged)
+            return summary, own, own
+        self._compare({precision: own}, every_image=False)
+        return summary, runner(variant.judged), own
 
     def _check_pictures(self, path: Path) -> None:
         """Run a file that takes pictures on a grey one."""
@@ -239,6 +257,7 @@ def _report(
     file_size: int,
     variant: _Variant,
     preprocessing: PreprocessingDifference | None,
+    confidence: Confidence | None,
 ) -> ExportReport:
     images = comparison.images
     correct, torch_correct = comparison.correct, comparison.torch_correct
@@ -261,6 +280,7 @@ def _report(
         int8_images=variant.int8_images,
         preprocessing=preprocessing,
         timing=variant.timing,
+        confidence=confidence,
     )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ccnn_zoo._files import replacing
 from ccnn_zoo._onnx_contents import refused_bytes
 from ccnn_zoo.errors import ExportError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.uncertainty import Confidence, doubt, probabilities
+from ccnn_zoo.uncertainty import Confidence, doubt, fit, probabilities
 
-from ._compare import session_of
-from ._graph import BRANCH_OUTPUT
+from ._compare import Run, session_of
+from ._graph import BRANCH_OUTPUT, OUTPUT
+from ._images import Probe
 from ._options import DEFAULT_OPSET
 
 PROPERTY = "confidence"
@@ -26,6 +29,26 @@ TOLERANCE = 1e-5
 
 _PREFIX = "confidence/"
 _TINY = float(np.finfo(np.float32).tiny)
+
+
+def fitted(files: Mapping[str, Run], held_out: Probe) -> dict[str, Confidence]:
+    """Fit the numbers of each file by its own logits on the same labelled images, which are read once.
+
+    Raises:
+        ConfigurationError: they are too few.
+    """
+    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in files}
+    targets = []
+    for images, classes in held_out.batches():
+        targets.append(classes)
+        for name, run in files.items():
+            found[name].append(run(images))
+    classes = torch.cat(targets).numpy()
+    return {name: fit(_joined(parts, OUTPUT), classes, _joined(parts, BRANCH_OUTPUT)) for name, parts in found.items()}
+
+
+def _joined(parts: list[dict[str, np.ndarray]], output: str) -> np.ndarray | None:
+    return np.concatenate([part[output] for part in parts], axis=-2) if output in parts[0] else None
 
 
 def add_confidence(
@@ -129,7 +152,7 @@ class _Writer:
         self.constants: list[TensorProto] = []
         self._quantiles = numbers.quantiles
         self._temperature = self._constant("temperature", np.float32(numbers.temperature))
-        self._axes = {axis: self._constant(f"axis_{axis}", np.array([axis], np.int64)) for axis in (0, 1, -1)}
+        self._axes: dict[int, str] = {}  # those in use: onnxruntime warns of others
 
     def write(self, logits: str, branch_logits: str | None) -> list[str]:
         """Write all outputs; return their names in order."""
@@ -147,14 +170,14 @@ class _Writer:
 
     def _energy(self, logits: str) -> str:
         # The largest log-softmax is the largest logit less the log-sum-exp.
-        largest = self._node("ReduceMax", [self._node("LogSoftmax", [logits], axis=-1), self._axes[-1]], keepdims=1)
-        return self._node("Sub", [largest, self._node("ReduceMax", [logits, self._axes[-1]], keepdims=1)])
+        largest = self._node("ReduceMax", [self._node("LogSoftmax", [logits], axis=-1), self._axis(-1)], keepdims=1)
+        return self._node("Sub", [largest, self._node("ReduceMax", [logits, self._axis(-1)], keepdims=1)])
 
     def _percentile(self, score: str, name: str) -> str:
         """From (batch, 1) to (batch,): how many quantiles lie below."""
         known = self._constant(f"quantiles_{name}", np.asarray(self._quantiles[name], np.float32))
         below = self._node("Cast", [self._node("Less", [known, score])], to=TensorProto.FLOAT)
-        count = self._node("ReduceSum", [below, self._axes[-1]], keepdims=0)
+        count = self._node("ReduceSum", [below, self._axis(-1)], keepdims=0)
         return self._node("Min", [count, self._constant(f"all_{name}", np.float32(100))])
 
     def float_of(self, value: onnx.ValueInfoProto) -> str:
@@ -168,22 +191,27 @@ class _Writer:
     def _entropy_of_logits(self, scaled: str, probabilities: str, *, keep: bool = True) -> str:
         self._node("Softmax", [scaled], probabilities, axis=-1)
         product = self._node("Mul", [probabilities, self._node("LogSoftmax", [scaled], axis=-1)])
-        return self._node("Neg", [self._node("ReduceSum", [product, self._axes[-1]], keepdims=int(keep))])
+        return self._node("Neg", [self._node("ReduceSum", [product, self._axis(-1)], keepdims=int(keep))])
 
     def _mutual_information(self, scaled: str) -> str:
         own = self._entropy_of_logits(scaled, "branch_probabilities", keep=False)
-        own = self._node("ReduceMean", [own, self._axes[0]], keepdims=0)
-        mean = self._node("ReduceMean", ["branch_probabilities", self._axes[0]], keepdims=0)
+        own = self._node("ReduceMean", [own, self._axis(0)], keepdims=0)
+        mean = self._node("ReduceMean", ["branch_probabilities", self._axis(0)], keepdims=0)
         log = self._node("Log", [self._node("Max", [mean, self._constant("tiny", np.float32(_TINY))])])
-        total = self._node("ReduceSum", [self._node("Mul", [mean, log]), self._axes[-1]], keepdims=0)
+        total = self._node("ReduceSum", [self._node("Mul", [mean, log]), self._axis(-1)], keepdims=0)
         information = self._node("Sub", [self._node("Neg", [total]), own])
         positive = self._node("Max", [information, self._constant("zero", np.float32(0))])
-        return self._node("Unsqueeze", [positive, self._axes[1]])
+        return self._node("Unsqueeze", [positive, self._axis(1)])
 
     def _node(self, kind: str, inputs: list[str], output: str | None = None, **attributes: int) -> str:
         name = f"{_PREFIX}{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output or name], name=name, **attributes))
         return output or name
+
+    def _axis(self, axis: int) -> str:
+        if axis not in self._axes:
+            self._axes[axis] = self._constant(f"axis_{axis}", np.array([axis], np.int64))
+        return self._axes[axis]
 
     def _constant(self, name: str, value: np.generic | np.ndarray) -> str:
         self.constants.append(numpy_helper.from_array(np.asarray(value), f"{_PREFIX}{name}"))

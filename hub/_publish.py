@@ -77,6 +77,7 @@ def publish(
     curves: str | os.PathLike[str] | None = None,
     networks: Mapping[str, str | os.PathLike[str] | None] | None = None,
     int8_images: ImageBatches | None = None,
+    held_out: ImageBatches | None = None,
     revision: str | None = None,
     tag: str | None = None,
     private: bool = False,
@@ -105,6 +106,8 @@ def publish(
         networks: further ONNX files by precision (``"fp16"``, ``"int8"``); None in a file's place exports the network
             in this precision. The fp32 one is always exported.
         int8_images: images of the training set, for an int8 that is exported, see :func:`ccnn_zoo.export.to_onnx`.
+        held_out: images with their classes that were used neither for training nor for testing: numbers of confidence
+            are fitted on them for every file that is exported, see :func:`ccnn_zoo.export.to_onnx`.
         revision: branch of the Hub repository, made where it is missing; None is ``main``.
         tag: name for the commit, e.g. ``"v1.0"``; one that exists at another commit is an error.
         private: make a new Hub repository private; an existing public one is an error.
@@ -129,7 +132,7 @@ def publish(
         refuse_for_folders(repo_id, **options, parent_commit=parent_commit, token=token)
     if tag is not None and create_pr:
         raise ConfigurationError("tag and create_pr exclude each other: tag the commit when the request is merged")
-    staging = _Staging(source, record, images, curves, dict(networks or {}), int8_images)
+    staging = _Staging(source, record, images, curves, dict(networks or {}), int8_images, held_out)
     if folder is not None:
         return _publish_folder(staging, folder, repo_id, dry_run)
     if token is False:
@@ -148,6 +151,7 @@ class _Staging:
     curves: str | os.PathLike[str] | None
     networks: dict[str, str | os.PathLike[str] | None]
     int8_images: ImageBatches | None = None
+    held_out: ImageBatches | None = None
 
     def __post_init__(self) -> None:
         for precision in self.networks:
@@ -193,9 +197,11 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     """Fill ``folder`` with the repository and return its manifest."""
     source = staging.source
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        if staging.record is not None or staging.images is not None or staging.curves or staging.networks:
+        images = [given for given in (staging.images, staging.held_out) if given is not None]
+        if staging.record is not None or images or staging.curves or staging.networks:
             raise ConfigurationError(
-                f"record, images, curves and networks are for a trained network, {os.fspath(source)!r} is a folder"
+                "record, images, held_out, curves and networks are for a trained network, "
+                f"{os.fspath(source)!r} is a folder"
             )
         return _stage_folder(Path(source), folder, address)
     import torch  # with timm it takes seconds, and publishing a folder does not need them
@@ -213,11 +219,16 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     if _is_detector(source):
         from ._stage_detector import stage_detector
 
-        if staging.networks or staging.int8_images is not None:
-            raise ConfigurationError("detectors are published in fp32 only: leave fp16, int8 and int8_images out")
+        if staging.networks or staging.int8_images is not None or staging.held_out is not None:
+            raise ConfigurationError(
+                "detectors are published in fp32 only, without numbers of confidence: leave fp16, int8, int8_images "
+                "and held_out out"
+            )
         details = stage_detector(source, folder, staging.record, staging.images)
     else:
-        details = stage_network(source, folder, staging.record, staging.images, exported, staging.int8_images)
+        details = stage_network(
+            source, folder, staging.record, staging.images, exported, staging.int8_images, staging.held_out
+        )
     files += [PRECISIONS[precision] for precision in exported]
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)

@@ -38,6 +38,7 @@ def stage_network(
     images: ImageBatches | None,
     precisions: Iterable[str] = (),
     int8_images: ImageBatches | None = None,
+    held_out: ImageBatches | None = None,
 ) -> dict[str, Any]:
     """Write configuration, weights, ONNX files and heat map of a network; return its part of the manifest.
 
@@ -48,6 +49,7 @@ def stage_network(
         images: what to verify the exported networks on.
         precisions: those to export besides fp32.
         int8_images: images to measure the ranges of int8 on.
+        held_out: images to fit the numbers of confidence of every exported file on.
 
     Raises:
         ConfigurationError: no record, a metric that is not measured, or a network that timm cannot build again.
@@ -69,7 +71,15 @@ def stage_network(
     details = _describe(model)
     _write_config(model, folder)
     _write_weights(model, folder, details)
-    reports = to_folder(model, folder, ["fp32", *precisions], images=images, int8_images=int8_images)
+    reports = to_folder(
+        model,
+        folder,
+        ["fp32", *precisions],
+        images=images,
+        int8_images=int8_images,
+        held_out=held_out,
+        branch_outputs=held_out is not None and getattr(model, "branches", 1) > 1,
+    )
     draw_calibration(model, folder / HEAT_MAP)
     exports = {precision: _measured(report) for precision, report in reports.items()}
     versions = {name: version(name) for name in _PACKAGES}

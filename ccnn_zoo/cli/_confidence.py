@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -11,6 +11,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
+from ._held_out import PICTURES, labelled_pictures, split
 from ._output import say
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 def calibrate_confidence(
     source: Annotated[Path, typer.Argument(help="An exported .onnx file, or a training folder, which is exported.")],
-    pictures: Annotated[
-        Path | None, typer.Option(help="Held-out pictures, FOLDER/CLASS/*, used for neither training nor testing.")
-    ] = None,
+    pictures: PICTURES = None,
     data: Annotated[
         str | None, typer.Option(help="The training folder's data, whose held-out part is taken; digits by itself.")
     ] = None,
@@ -53,41 +52,22 @@ def calibrate_confidence(
             f"{source}: an .onnx file needs --pictures FOLDER, held-out pictures in folders of their classes; a "
             "training folder takes the part that its recipe held out (validation), and no --pictures"
         )
-    if pictures is not None:
-        file, fitted = source, of_pictures(load(source), pictures)
-    else:
-        file = output or source / "model.onnx"
-        fitted = _of_training(source, data, file)
-    numbers = fit(*fitted)
-    written = add_confidence(file, numbers, output or file, outputs=outputs)
+    with TemporaryDirectory(prefix="ccnn-confidence-") as folder:
+        if pictures is not None:
+            file, target, fitted = source, output or source, of_pictures(load(source), pictures)
+        else:
+            file, target = Path(folder) / "model.onnx", output or source / "model.onnx"
+            fitted = _of_training(source, data, file)
+        numbers = fit(*fitted)
+        written = add_confidence(file, numbers, target, outputs=outputs)
     for line in _told(numbers, fitted):
         say(line)
     say(written)
 
 
 def of_pictures(classifier: ImageClassifier, folder: Path) -> Fitted:
-    """Return the logits of pictures in folders of their classes, the classes, and the branches' logits if any.
-
-    Raises:
-        ConfigurationError: a folder's name is no class of the network, or there are none.
-    """
-    from ccnn_zoo.pictures import LeftOut, folders_in, pictures_in
-
-    left_out, labels = LeftOut(), classifier.metadata.labels
-    if not folder.is_dir():
-        raise ConfigurationError(f"--pictures takes a folder of folders, one per class, got {str(folder)!r}")
-    names = folders_in(folder, left_out)
-    if unknown := sorted(set(names) - set(labels)):
-        raise ConfigurationError(
-            f"{folder / unknown[0]} is no class of {classifier.source}, which knows {', '.join(labels[:10])}"
-            f"{' ...' if len(labels) > 10 else ''}. Name the folders as its labels."
-        )
-    found = [(path, labels.index(name)) for name in names for path in pictures_in(folder / name, left_out)]
-    if not found:
-        raise ConfigurationError(f"{folder} holds no pictures in folders of the classes {', '.join(labels[:10])}")
-    for text in (str(left_out), *left_out.problems):
-        if text:
-            say(f"left out: {text}", err=True)
+    """Return the logits of pictures in folders of their classes, the classes, and the branches' logits if any."""
+    found = labelled_pictures(folder, classifier.metadata.labels, classifier.source)
     logits, branch_logits = classifier.logits_of(path for path, _ in found)
     return logits, np.array([target for _, target in found]), branch_logits
 
@@ -102,18 +82,12 @@ def _of_training(folder: Path, named: str | None, file: Path) -> Fitted:
         raise RepositoryError(f"{folder} is no training folder: it holds no {CHECKPOINT}. `ccnn train` makes one.")
     model, record = load_checkpoint(folder / CHECKPOINT)
     recipe = record.recipe
-    if not recipe.get("validation"):
-        raise ConfigurationError(
-            f"the recipe of {folder} held out no pictures (validation=0), and numbers fitted on those that it was "
-            "trained or tested on promise nothing. Train with --set validation=0.1, or export it and name others with "
-            "--pictures."
-        )
     name = data_to_open(named, recipe["data"], folder)
-    data, held = load_data(name, recipe.get("image_size")).hold_out(recipe["validation"], recipe["seed"])
+    _, held = split(load_data(name, recipe.get("image_size")), recipe, folder)
     to_onnx(model, file, branch_outputs=getattr(model, "branches", 1) > 1)
     classifier = load(file, device="cpu")
     found, targets = [], []
-    for images, classes in evaluation_batches(replace(data, test=held)):
+    for images, classes in evaluation_batches(held):
         found.append(classifier.predict_branches(images.numpy()))
         targets.append(classes.numpy())
     logits, branch_logits = Outputs.joined(found)

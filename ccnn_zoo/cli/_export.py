@@ -9,6 +9,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
+from ._held_out import PICTURES
 from ._options import TOKEN
 from ._output import say
 
@@ -42,6 +43,13 @@ def export(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time several forms on this machine and keep what is faster.")
     ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty", help="Fit temperature, sets and thresholds on held-out pictures; give them as outputs too."
+        ),
+    ] = False,
+    pictures: PICTURES = None,
     report: Annotated[
         Path | None, typer.Option(help="Write the report as JSON, of several precisions by name.")
     ] = None,
@@ -60,6 +68,7 @@ def export(
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
     Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
+    Example:  ccnn export runs/digits -o exported -p fp32 -p int8 --uncertainty
     Example:  ccnn export runs/cells -o detector.onnx
     Example:  ccnn export runs/digits -o digits.onnx --triton models --triton-set instances=2
     """
@@ -69,6 +78,8 @@ def export(
 
     from . import _sources
 
+    if pictures is not None and not uncertainty:
+        raise ConfigurationError("--pictures is for --uncertainty, which is fitted on them: add it, or leave them out")
     precisions = list(dict.fromkeys(precision or ["fp32"]))
     options = {
         "branch_outputs": branch_outputs,
@@ -82,13 +93,15 @@ def export(
     found = _sources.find(source, token)
     checkpoint = _sources.detector_checkpoint(found)
     if checkpoint is None:
-        reports = _export_classifier(found, output, data, precisions, options)
+        reports = _export_classifier(found, output, data, precisions, options, uncertainty, pictures)
         _write_reports(reports, report, beside=report_beside)
         _show(reports)
         written = [one.path for one in reports.values()]
     else:
         from . import _detectors
 
+        if uncertainty:
+            raise ConfigurationError(f"--uncertainty is for classifiers, {checkpoint} is a detector. Leave it out.")
         made = _detectors.export_detector(checkpoint, output, data, precisions, options)
         _detectors.show_report(made, [report, made.path.with_suffix(".json") if report_beside else None])
         written = [made.path]
@@ -100,15 +113,25 @@ def export(
 
 
 def _export_classifier(
-    found: Path | str, output: Path, data: str | None, precisions: list[str], options: dict[str, Any]
+    found: Path | str,
+    output: Path,
+    data: str | None,
+    precisions: list[str],
+    options: dict[str, Any],
+    uncertainty: bool,
+    pictures: Path | None,
 ) -> dict[str, ExportReport]:
     from ccnn_zoo.export import to_folder, to_onnx
 
     from . import _sources
 
     model, record = _sources.load_network(found)
-    named = _sources.data_of(data, record, found, needed="int8" in precisions)
-    options |= _sources.export_images(named, precisions)
+    named = _sources.data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
+    options |= _sources.export_images(
+        named, precisions, model, record, source=found, held_out=uncertainty, pictures=pictures
+    )
+    if uncertainty and getattr(model, "branches", 1) > 1:
+        options["branch_outputs"] = True
     if output.suffix == ".onnx" and not output.is_dir():
         if len(precisions) > 1:
             raise ConfigurationError(f"{output} is one file for {', '.join(precisions)}. Name a folder.")

@@ -9,6 +9,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
+from ._held_out import PICTURES
 from ._options import TOKEN
 from ._output import say
 
@@ -31,6 +32,7 @@ def publish(
     data: Annotated[
         str | None, typer.Option(help="Verify on all test images of these data; int8's ranges are of training ones.")
     ] = None,
+    pictures: PICTURES = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and write nothing.")] = False,
 ) -> None:
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
@@ -53,7 +55,7 @@ def publish(
     publication = hub.publish(
         path,
         repo_id,
-        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data),
+        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data, pictures),
         networks=networks,
         private=private,
         revision=revision,

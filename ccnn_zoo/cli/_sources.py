@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,10 @@ from ccnn_zoo._folders import is_there
 from ccnn_zoo._named import hub_name, refuse_weights
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.export import metadata_of
 from ccnn_zoo.train import CHECKPOINT, data_to_open, evaluation_batches, load_data
 
+from ._held_out import REMEDY, labelled_pictures, preprocessed, split
 from ._output import say
 
 INT8_IMAGES = 512
@@ -90,32 +92,41 @@ def detector_checkpoint(found: Path | str) -> Path | None:
     return path if holds_detector(path) else None
 
 
-def beside_checkpoint(path: Path, precisions: Iterable[str] = (), data: str | None = None) -> dict[str, Any]:
+def beside_checkpoint(
+    path: Path, precisions: Iterable[str] = (), data: str | None = None, pictures: Path | None = None
+) -> dict[str, Any]:
     """Return what publishing a checkpoint takes besides it, else nothing.
 
     Args:
         path: the checkpoint, or a folder.
         precisions: those of the further ONNX files that are to be made from the checkpoint.
         data: name of the data that it was trained on; None takes digits where the checkpoint says so, else none.
+        pictures: held-out ones in folders of their classes; None takes what the training held out, if anything.
 
     Returns:
-        test images to verify on, training images where int8 is wanted, and the curves of the training.
+        test images to verify on, training images where int8 is wanted, held-out ones where there are any, and the
+        curves of the training.
 
     Raises:
-        ConfigurationError: int8 is wanted and there are no data, or data are named for what is no checkpoint.
+        ConfigurationError: int8 is wanted and there are no data, or data or pictures are named for what is no
+            checkpoint, or of a detector.
     """
     if not path.is_file():
-        if data is not None:
-            raise ConfigurationError(f"--data is for checkpoints, {path} is none. Leave it out.")
+        for option, value in (("data", data), ("pictures", pictures)):
+            if value is not None:
+                raise ConfigurationError(f"--{option} is for checkpoints, {path} is none. Leave it out.")
         return {}
     curves = path.with_name("curves.png")
     if holds_detector(path):
         from ._detectors import beside_detector
 
+        if pictures is not None:
+            raise ConfigurationError(f"--pictures is for classifiers, {path} is a detector. Leave it out.")
         found = beside_detector(path, data)
     else:
-        _, record = load_checkpoint(path)
-        found = export_images(data_of(data, record, path, needed="int8" in precisions), precisions)
+        model, record = load_checkpoint(path)
+        named = data_of(data, record, path, needed="int8" in precisions)
+        found = export_images(named, precisions, model, record, source=path, pictures=pictures, held_out=None)
     return {"images": None, **found, "curves": curves if curves.is_file() else None}
 
 
@@ -142,16 +153,43 @@ def data_of(
         return None
 
 
-def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]:
-    """Return the images that an export takes: labelled test images, and training images to measure int8's ranges on.
+def export_images(
+    data: str | None,
+    precisions: Iterable[str],
+    model: nn.Module | None = None,
+    record: TrainingRecord | None = None,
+    *,
+    source: Path | str = "it",
+    held_out: bool | None = False,
+    pictures: Path | None = None,
+) -> dict[str, Any]:
+    """Return the images that an export takes: test images, training images for int8's ranges, and held-out ones.
 
     Args:
         data: name of the data, None where there are none.
         precisions: those to export.
+        model: the network, needed with ``pictures``.
+        record: how it was trained.
+        source: its name, for messages.
+        held_out: numbers of confidence are wanted, fitted on what the training held out or on ``pictures``; None where
+            there are such, else it is said that there are none.
+        pictures: held-out ones in folders of their classes.
 
     Raises:
-        ConfigurationError: int8 is wanted and there are no data.
+        ConfigurationError: int8 is wanted and there are no data; or nothing was held out.
     """
+    recipe = record.recipe if record else {}
+    found: dict[str, Any] = {}
+    if pictures is not None:
+        metadata = metadata_of(model)
+        found["held_out"] = preprocessed(labelled_pictures(pictures, metadata.labels, str(source)), metadata)
+    elif held_out and data is None:
+        raise ConfigurationError(f"nothing says on which data {source} was trained, or what was held out. {REMEDY}.")
+    elif held_out is None:
+        why = _cannot_hold_out(data, recipe)
+        held_out = why is None
+        if why:
+            say(f"without numbers of confidence: {why}. {REMEDY}.", err=True)
     wants_training = "int8" in precisions
     if data is None and wants_training:
         raise ConfigurationError(
@@ -159,12 +197,24 @@ def export_images(data: str | None, precisions: Iterable[str]) -> dict[str, Any]
             "Name them: --data digits, --data folder:PATH"
         )
     if data is None:
-        return {}
-    loaded = load_data(data)
-    found: dict[str, Any] = {"images": evaluation_batches(loaded)}
+        return found
+    loaded = load_data(data, recipe.get("image_size"))
+    if held_out and pictures is None:
+        loaded, held = split(loaded, recipe, source)
+        found["held_out"] = evaluation_batches(held)
+    found["images"] = evaluation_batches(loaded)
     if wants_training:
         # Spread over the set, which may be sorted by class; preprocessed as test images are.
         count = min(INT8_IMAGES, len(loaded.train))
         chosen = np.linspace(0, len(loaded.train) - 1, count).astype(np.int64)
         found["int8_images"] = evaluation_batches(replace(loaded, test=loaded.train.subset(chosen)))
     return found
+
+
+def _cannot_hold_out(data: str | None, recipe: Mapping[str, Any]) -> str | None:
+    """Return why nothing can be fitted on what a training held out, or None."""
+    if not recipe.get("validation"):
+        return "the training held out no pictures (validation=0)"
+    if data is None:
+        return "the data of the training, of which it held out a part, are not named (--data)"
+    return None
