@@ -1,4 +1,4 @@
-"""Pages in the browser: a static site whose visitors run networks themselves.
+"""Pages in the browser: a static site whose visitors run networks themselves, and the page that ``ccnn serve`` shows.
 
 >>> write_site({"digits": "digits.onnx"}, "site")  # HTML, scripts, networks and onnxruntime-web: any web server does
 
@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_onnxruntime_web": ["VERSION"],
+        "_page": ["SERVICE_POLICY", "service_page", "service_part"],
         "_site": ["Site", "write_site"],
     },
 )
