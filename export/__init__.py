@@ -17,6 +17,7 @@ from ._options import DEFAULT_OPSET, FILES
 from ._preprocess import PreprocessingDifference
 from ._report import ExportReport
 from ._uncertainty import add_confidence
+from ._wrap import add_preprocessing
 
 __all__ = [
     "BATCH_SIZES",
@@ -36,6 +37,7 @@ __all__ = [
     "PreprocessingDifference",
     "Timing",
     "add_confidence",
+    "add_preprocessing",
     "detector_metadata_of",
     "detector_to_onnx",
     "metadata_of",

@@ -70,8 +70,6 @@ def classify(
     Example:  ccnn classify photos/ --model model.onnx --coverage 0.95 --max-risk 0.02 --most-doubtful 20
     """
     promises = {name: v for name, v in (("coverage", coverage), ("max_risk", max_risk)) if v is not None}
-    if promises and on_ray:
-        raise ConfigurationError("--coverage and --max-risk are not for --ray yet: leave one out")
     if most_doubtful is not None and (most_doubtful < 1 or output is not None):
         raise ConfigurationError("--most-doubtful is the number of pictures to print, at least 1; --output writes all")
     if output is None and resume:
