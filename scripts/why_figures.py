@@ -1,6 +1,6 @@
 """Write the figures of docs/why.md, from the pages that the experiments wrote.
 
-    python scripts/why_figures.py
+python scripts/why_figures.py
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ def cost() -> list[str]:
     for network in ("plain", "K=2", "K=4", "K=8"):
         times = {row[1]: row[column] for row in table if row[0] == network}
         lines.append(f"| {network} | {times['onnxruntime fp32']} | {times['onnxruntime int8']} |")
-    return [*lines, "", "Times over the plain one in fp32, ResNet-18 at 224x224 on one core: [speed](inference_speed.md)."]
+    return [
+        *lines,
+        "",
+        "Times over the plain one in fp32, ResNet-18 at 224x224 on one core: [speed](inference_speed.md).",
+    ]
 
 
 if __name__ == "__main__":
