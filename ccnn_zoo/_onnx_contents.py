@@ -35,6 +35,7 @@ _FIELDS = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
+_PROPERTY = 14  # of a model
 _OP_TYPE, _DOMAIN = 4, 7  # of a node
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 _LOOPS = frozenset({b"Loop", b"Scan", b"SequenceMap"})
@@ -56,6 +57,21 @@ def refused_network(path: Path) -> str | None:
     # The cache is shared: what is mapped here may be a link, the file behind it is read only.
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return refused_bytes(data)
+
+
+def properties_of(data: Data) -> dict[str, str]:
+    """Return the ``metadata_props`` of an ONNX file.
+
+    Raises:
+        MalformedError: it is no protobuf message.
+    """
+    found = {}
+    for number, wire, first, last in fields(data, 0, len(data)):
+        if number == _PROPERTY and wire == _BYTES:
+            inner = fields(data, first, last)
+            parts = {n: data[a:b].decode("utf-8", "replace") for n, w, a, b in inner if w == _BYTES}
+            found[parts.get(1, "")] = parts.get(2, "")
+    return found
 
 
 def refused_bytes(data: Data) -> str | None:

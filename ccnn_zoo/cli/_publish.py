@@ -33,6 +33,10 @@ def publish(
         str | None, typer.Option(help="Verify on all test images of these data; int8's ranges are of training ones.")
     ] = None,
     pictures: PICTURES = None,
+    test_pictures: Annotated[
+        bool,
+        typer.Option(help="Show on the card the twenty test pictures of doubtful.png, which are published with it."),
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and write nothing.")] = False,
 ) -> None:
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
@@ -52,10 +56,13 @@ def publish(
         if exported or file is not None:
             networks[precision] = file
     path = _sources.checkpoint_path(source)
+    beside = _sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data, pictures)
+    if not test_pictures:
+        beside.get("pictures", {}).pop("doubtful", None)
     publication = hub.publish(
         path,
         repo_id,
-        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data, pictures),
+        **beside,
         networks=networks,
         private=private,
         revision=revision,
