@@ -7,14 +7,18 @@ and classifying do without. The field numbers are those of ``onnx.proto``.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
+
+from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 Data: TypeAlias = bytes | mmap.mmap
 
 _DOMAINS = (b"", b"ai.onnx")
 _ORT_FORMAT = b"ORTM"
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
 _DEEPEST = 100  # levels of messages; protobuf's own limit
 
 # Message to its fields that hold messages of interest, wherever a tensor or a node may hide.
@@ -44,6 +48,26 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 class MalformedError(ValueError):
     """The bytes are no protobuf message."""
+
+
+def checked_content(path: Path) -> bytes:
+    """Read an ONNX file once, and look it through before anything parses it: what was looked at is what is used.
+
+    Raises:
+        RepositoryError: it cannot be read.
+        IntegrityError: it holds what is refused, or is no ONNX network.
+    """
+    try:
+        with path.open("rb") as stream:
+            large = os.fstat(stream.fileno()).st_size > _LARGEST
+            content = b"" if large else stream.read()
+    except (OSError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RepositoryError(f"cannot read {path}: {reason}. Check the file and your rights to it.") from error
+    problem = "has more than 2 GiB, as no ONNX file can" if large else refused_bytes(content)
+    if problem is not None:
+        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
+    return content
 
 
 def refused_network(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import scipy.stats
+import timm
 import torch
 from forks import ccnn, python
 from scipy.special import softmax
@@ -23,7 +25,7 @@ from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.cli._sources import export_images
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError
 from ccnn_zoo.train import Recipe, _doubt, evaluation_batches, load_data, train
-from ccnn_zoo.uncertainty import Confidence, fit
+from ccnn_zoo.uncertainty import COVERAGES, Confidence, fit, prediction_sets
 
 OUTPUTS = ["logits", "branch_logits", "probabilities", "branch_probabilities", "uncertainty", "ood_score"]
 RECIPE = Recipe.from_mapping(
@@ -94,6 +96,56 @@ def test_every_precision_carries_what_its_own_logits_of_the_held_out_pictures_sa
 def _fitted_on(classifier, images, classes):
     outputs = classifier.predict_branches(images.numpy())
     return outputs.logits, classes.numpy(), outputs.branch_logits
+
+
+def kept_by_chance(fitted: int, tested: int, coverage: float) -> tuple[float, float]:
+    """Between which numbers of sets hold the true class, 999 times of 1,000, of a kept promise (Vovk 2012)."""
+    rank = math.ceil((fitted + 1) * coverage - 1e-9)
+    return scipy.stats.betabinom.interval(0.999, tested, rank, fitted + 1 - rank)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_on_digits_the_sets_of_every_precision_hold_what_they_promise(exported, precision):
+    classifier = runtime.load(exported, precision=precision, device="cpu")
+    images, classes = map(torch.cat, zip(*evaluation_batches(load_data("digits")), strict=True))
+    _check_coverage(classifier.predict(images.numpy()), classes.numpy(), classifier.metadata.confidence)
+
+
+def _check_coverage(logits: np.ndarray, targets: np.ndarray, numbers: Confidence) -> None:
+    probability = softmax(logits.astype(float) / numbers.temperature, axis=1)
+    right = probability.argmax(1) == targets
+    sizes = []
+    for coverage in COVERAGES:
+        members = prediction_sets(probability, numbers.threshold_of_set(coverage))
+        held = members[np.arange(len(targets)), targets]
+        low, high = kept_by_chance(numbers.pictures, len(targets), coverage)
+        # A set holds the most probable class in any case, which is more than a small coverage asks for.
+        assert low <= held.sum() <= max(high, right.sum())
+        sizes.append(members.sum(1).mean())
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 5, "sets of everything hold everything"
+
+
+@pytest.mark.parametrize(("name", "place"), [("mnist", "mnist:{}"), ("cifar10", "cifar10:{}/cifar10-jpeg.tar.xz")])
+def test_on_mnist_and_cifar10_the_sets_and_decisions_of_the_shipped_networks_keep_their_promises(
+    real_data, tmp_path, name, place
+):
+    model = timm.create_model(f"ccnn_resnet18_cifar.{name}", pretrained=True).eval()
+    images, classes = map(torch.cat, zip(*evaluation_batches(load_data(place.format(real_data))), strict=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:3000]
+    one, other = order[:1500], order[1500:]
+    export.to_onnx(model, tmp_path / "model.onnx", held_out=[(images[one], classes[one])])
+    classifier = runtime.load(tmp_path / "model.onnx", device="cpu")
+    logits, targets = classifier.predict(images[other].numpy()), classes[other].numpy()
+    numbers = classifier.metadata.confidence
+    assert numbers.pictures == 1500
+    _check_coverage(logits, targets, numbers)
+    probability = softmax(logits.astype(float) / numbers.temperature, axis=1)
+    for risk in (0.05, 0.1):
+        decided = probability.max(1) >= numbers.threshold_of_decision(risk)
+        assert decided.sum() > 300
+        wrong = (probability.argmax(1) != targets)[decided].sum()
+        assert wrong <= scipy.stats.binom.ppf(0.999, decided.sum(), risk)
 
 
 def test_the_numbers_of_int8_are_not_those_of_fp32(exported):
