@@ -18,6 +18,7 @@ from ._options import DEFAULT_OPSET, FILES
 from ._preprocess import PreprocessingDifference
 from ._report import ExportReport
 from ._uncertainty import add_confidence
+from ._wrap import add_preprocessing
 
 __all__ = [
     "BATCH_SIZES",
@@ -37,6 +38,7 @@ __all__ = [
     "PreprocessingDifference",
     "Timing",
     "add_confidence",
+    "add_preprocessing",
     "describe",
     "detector_metadata_of",
     "detector_to_onnx",

@@ -169,7 +169,7 @@ class _Writer:
         self.constants: list[TensorProto] = []
         self._quantiles = numbers.quantiles
         self._temperature = self._constant("temperature", np.float32(numbers.temperature))
-        self._axes = {axis: self._constant(f"axis_{axis}", np.array([axis], np.int64)) for axis in (0, 1, -1)}
+        self._axes: dict[int, str] = {}  # those in use: onnxruntime warns of others
 
     def write(self, logits: str, branch_logits: str | None) -> list[str]:
         """Write all outputs; return their names in order."""
@@ -187,14 +187,14 @@ class _Writer:
 
     def _energy(self, logits: str) -> str:
         # The largest log-softmax is the largest logit less the log-sum-exp.
-        largest = self._node("ReduceMax", [self._node("LogSoftmax", [logits], axis=-1), self._axes[-1]], keepdims=1)
-        return self._node("Sub", [largest, self._node("ReduceMax", [logits, self._axes[-1]], keepdims=1)])
+        largest = self._node("ReduceMax", [self._node("LogSoftmax", [logits], axis=-1), self._axis(-1)], keepdims=1)
+        return self._node("Sub", [largest, self._node("ReduceMax", [logits, self._axis(-1)], keepdims=1)])
 
     def _percentile(self, score: str, name: str) -> str:
         """From (batch, 1) to (batch,): how many quantiles lie below."""
         known = self._constant(f"quantiles_{name}", np.asarray(self._quantiles[name], np.float32))
         below = self._node("Cast", [self._node("Less", [known, score])], to=TensorProto.FLOAT)
-        count = self._node("ReduceSum", [below, self._axes[-1]], keepdims=0)
+        count = self._node("ReduceSum", [below, self._axis(-1)], keepdims=0)
         return self._node("Min", [count, self._constant(f"all_{name}", np.float32(100))])
 
     def float_of(self, value: onnx.ValueInfoProto) -> str:
@@ -208,22 +208,27 @@ class _Writer:
     def _entropy_of_logits(self, scaled: str, probabilities: str, *, keep: bool = True) -> str:
         self._node("Softmax", [scaled], probabilities, axis=-1)
         product = self._node("Mul", [probabilities, self._node("LogSoftmax", [scaled], axis=-1)])
-        return self._node("Neg", [self._node("ReduceSum", [product, self._axes[-1]], keepdims=int(keep))])
+        return self._node("Neg", [self._node("ReduceSum", [product, self._axis(-1)], keepdims=int(keep))])
 
     def _mutual_information(self, scaled: str) -> str:
         own = self._entropy_of_logits(scaled, "branch_probabilities", keep=False)
-        own = self._node("ReduceMean", [own, self._axes[0]], keepdims=0)
-        mean = self._node("ReduceMean", ["branch_probabilities", self._axes[0]], keepdims=0)
+        own = self._node("ReduceMean", [own, self._axis(0)], keepdims=0)
+        mean = self._node("ReduceMean", ["branch_probabilities", self._axis(0)], keepdims=0)
         log = self._node("Log", [self._node("Max", [mean, self._constant("tiny", np.float32(_TINY))])])
-        total = self._node("ReduceSum", [self._node("Mul", [mean, log]), self._axes[-1]], keepdims=0)
+        total = self._node("ReduceSum", [self._node("Mul", [mean, log]), self._axis(-1)], keepdims=0)
         information = self._node("Sub", [self._node("Neg", [total]), own])
         positive = self._node("Max", [information, self._constant("zero", np.float32(0))])
-        return self._node("Unsqueeze", [positive, self._axes[1]])
+        return self._node("Unsqueeze", [positive, self._axis(1)])
 
     def _node(self, kind: str, inputs: list[str], output: str | None = None, **attributes: int) -> str:
         name = f"{_PREFIX}{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output or name], name=name, **attributes))
         return output or name
+
+    def _axis(self, axis: int) -> str:
+        if axis not in self._axes:
+            self._axes[axis] = self._constant(f"axis_{axis}", np.array([axis], np.int64))
+        return self._axes[axis]
 
     def _constant(self, name: str, value: np.generic | np.ndarray) -> str:
         self.constants.append(numpy_helper.from_array(np.asarray(value), f"{_PREFIX}{name}"))

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from serve_network import encoded, probabilities_of, ray_folder, save_network
+from pyarrow import parquet
+from serve_network import METADATA, NUMBERS, encoded, probabilities_of, ray_folder, said_of, save_network
 from waiting import until
 
 from ccnn_zoo.errors import ConfigurationError
@@ -80,6 +82,32 @@ def test_the_command_line_writes_what_it_writes_without_ray(folder):
     )
     assert len(plain) == len(COLOURS) + 1
     assert ray == plain
+
+
+def test_sets_decisions_and_scores_come_from_ray_as_they_do_without(folder):
+    from ccnn_zoo import runtime
+    from ccnn_zoo.serve import RayClassifier
+
+    network = save_network(folder / "sure.onnx", metadata=replace(METADATA, confidence=NUMBERS))
+    paths = [*(folder / f"{n}.png" for n in range(4)), folder / "broken.png"]
+    asked = {"top_k": 2, "coverage": 0.9, "max_risk": 0.05}
+    classifier = RayClassifier(str(network), device="cpu", processes=1)
+    with pytest.raises(ConfigurationError, match="coverage must be one of those that were fitted"):
+        classifier.classify_stream([], coverage=0.8)
+    assert list(classifier.classify_stream(paths, **asked)) == runtime.load(network, device="cpu").classify(
+        paths, **asked
+    )
+    options = ["--coverage=0.9", "--max-risk=0.05", "--ray", "--processes=1", "--output=ray.parquet"]
+    ccnn = [Path(sys.executable).with_name("ccnn"), "classify", ".", f"--model={network}", "--device=cpu"]
+    run = subprocess.run([*ccnn, *options], capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    rows = {Path(row["source"]).name: row for row in parquet.read_table(folder / "ray.parquet").to_pylist()}
+    for number, colour in enumerate(COLOURS):
+        row, expected = rows[f"{number}.png"], said_of(colour)
+        assert json.loads(row["prediction_set"]) == expected["prediction_set"]
+        assert (row["abstained"] is None) == expected["decided"]
+        assert row["ood_percentile"] == expected["percentile"]
+        assert row["entropy"] == pytest.approx(expected["entropy"], rel=1e-5)
 
 
 def test_bad_arguments_are_named_before_ray_starts(folder):

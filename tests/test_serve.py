@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -13,12 +14,16 @@ import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.request import Request, urlopen
 
+import jsonschema
 import psutil
 import pytest
-from serve_network import LABELS, encoded, probabilities_of, ray_folder, save_network
+from openapi_spec_validator import validate
+from serve_network import LABELS, METADATA, NUMBERS, encoded, probabilities_of, ray_folder, said_of, save_network
 from waiting import HANG_S, free_port, until
 
 pytest.importorskip("ray", reason="the extra serve is not installed")
@@ -71,9 +76,10 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("serve")
-    network = save_network(folder / "network.onnx")
+    network = save_network(folder / "network.onnx", metadata=replace(METADATA, confidence=NUMBERS))
     log = folder / "log"
     options = ["--device=cpu", "--replicas=2", "--threads=1", "--port=0", "--batch-size=4", "--batch-wait=0.2"]
+    options += ["--max-risk=0.05"]
     options += [f"--max-bytes={MAX_BYTES}", f"--timeout={HANG_S}", "--header-timeout=30"]
     with ray_folder() as environment, log.open("wb") as stream:
         environment["HOME"] = str(folder)
@@ -123,6 +129,126 @@ def test_answers_are_the_networks_however_the_picture_comes(service):
     assert service.ask("GET", "/")[1]["labels"] == list(LABELS)
 
 
+def test_an_answer_says_what_it_is_worth_and_the_metrics_count_doubts(service):
+    names = ('ccnn_decisions_total{outcome="abstained"}', "ccnn_decisions_total", "ccnn_out_of_distribution_total")
+    before = [service.metric(name) for name in names]
+    with ThreadPoolExecutor(8) as pool:  # in batches with requests that ask for no set
+        requests = [(colour, asked) for colour in COLOURS.values() for asked in ("?coverage=0.9", "")]
+        answers = list(pool.map(lambda r: service.ask("POST", f"/classify{r[1]}", encoded(r[0])), requests))
+    for (colour, asked), (status, answer) in zip(requests, answers, strict=True):
+        expected = said_of(colour)
+        assert status == 200
+        check(answer, colour, 5)
+        assert answer["prediction_set"] == (expected["prediction_set"] if asked else None)
+        assert (answer["abstained"] is None) == expected["decided"], "the service's own --max-risk"
+        assert answer["entropy"] == pytest.approx(expected["entropy"], rel=1e-5)
+        assert answer["ood"]["energy"] == pytest.approx(expected["energy"], rel=1e-5)
+        assert answer["ood"]["percentile"] == expected["percentile"]
+        assert [answer[name] for name in ("agreement", "mutual_information", "branches")] == [None] * 3
+    said = [said_of(colour) for colour, _ in requests]
+    counts = [sum(not one["decided"] for one in said), len(said), sum(one["percentile"] >= 99 for one in said)]
+    assert 0 < counts[2] < len(said)
+    assert 0 < counts[0] < len(said)
+    assert [service.metric(name) - was for name, was in zip(names, before, strict=True)] == counts
+    _, answer = service.ask("POST", "/classify?max_risk=0.01", encoded(COLOURS["blue"]))
+    assert "no probability is high enough" in answer["abstained"], "a request may ask for another risk"
+
+
+def test_the_description_is_valid_and_answers_are_as_it_says(service):
+    status, described = service.ask("GET", "/openapi.json")
+    validate(described)
+    png, form_body = encoded(COLOURS["red"]), form()
+    for method, path, body, kind in (
+        ("POST", "/classify?coverage=0.9&top_k=2", png, "image/png"),
+        ("POST", "/classify", png, "image/png"),
+        ("POST", "/classify?top_k=0", png, "image/png"),
+        ("POST", "/classify", form_body[0], form_body[1]),
+        ("POST", "/classify", b"no picture", "image/png"),
+        ("POST", "/classify", png, "text/plain"),
+        ("POST", "/classify", bytes(MAX_BYTES + 1), "image/png"),
+        ("GET", "/", None, ""),
+        ("GET", "/healthz", None, ""),
+    ):
+        status, answer = service.ask(method, path, body, Content_Type=kind)
+        operation = described["paths"][path.partition("?")[0]][method.lower()]
+        content = operation["responses"][str(status)]["content"]["application/json"]
+        jsonschema.validate(answer, {**content["schema"], "components": described["components"]})
+    parameters = described["paths"]["/classify"]["post"]["parameters"]
+    assert [parameter["name"] for parameter in parameters] == ["top_k", "coverage", "max_risk"]
+
+
+def test_the_page_that_describes_it_loads_nothing(service):
+    connection = http.client.HTTPConnection(service.address, timeout=HANG_S)
+    connection.request("GET", "/docs")
+    response = connection.getresponse()
+    page = response.read().decode()
+    connection.close()
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
+    read = _Page()
+    read.feed(page)
+    assert read.open == []
+    assert not read.names & {"script", "link", "img", "iframe", "object"}
+    assert {address.partition("#")[0] for address in read.addresses} == {"", "openapi.json"}
+    assert {address[1:] for address in read.addresses if address.startswith("#")} <= read.ids
+    for word in ("POST /classify", "GET /healthz", "max_risk", "prediction_set", "nats", "413"):
+        assert word in page
+
+
+class _Page(HTMLParser):
+    """Names, addresses and ids of a page's elements; ``open`` is those that are never closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.addresses, self.ids, self.open = set(), set(), set(), []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.names.add(tag)
+        self.addresses |= {values[name] for name in ("src", "href") if name in values}
+        self.ids |= {values["id"]} if "id" in values else set()
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_browsers_get_a_page_and_programs_json_at_the_same_address(service):
+    for accept, kind in (("text/html,*/*;q=0.8", "text/html"), ("*/*", "application/json")):
+        with urlopen(Request(f"http://{service.address}/", headers={"Accept": accept})) as answer:
+            assert answer.headers["Content-Type"].startswith(kind)
+            text = answer.read().decode()
+            if kind == "text/html":
+                assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
+                page = text
+    parts = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert sorted(parts) == ["page/icon.svg", "page/page.css", "page/service.js"]
+    for part in (*parts, "page/show.js"):
+        with urlopen(f"http://{service.address}/{part}") as answer:
+            assert answer.headers["Content-Type"].startswith(("image/svg+xml", "text/css", "text/javascript"))
+    for none in ("page/engine.js", "page/page.html", "page/..%2f__init__.py", "page/"):
+        assert service.ask("GET", f"/{none}")[0] == 404
+
+
+@pytest.mark.browser
+def test_a_picture_dropped_on_the_page_gets_the_services_answer(service):
+    from browser import Browser
+
+    chromium = Browser()
+    try:
+        chromium.open(f"http://{service.address}/")
+        chromium.drop(("red.png", encoded(COLOURS["red"])), ("no.png", b"nothing"))
+        assert chromium.answered(1) == [next(iter(probabilities_of(COLOURS["red"])))]
+        chromium.until("document.getElementById('status').textContent.startsWith('no.png: It is damaged')")
+        _, said = service.ask("POST", "/classify", encoded(COLOURS["red"]), content_type="image/png")
+        assert list(chromium.shares()) == [p["label"] for p in said["predictions"]]
+        assert chromium.facts()["Doubt"].startswith(f"{said['entropy']:.2f} nats")
+        assert chromium.js("document.querySelector('footer a').href") == f"http://{service.address}/docs"
+        assert chromium.logs() == []
+    finally:
+        chromium.close()
+
+
 def test_what_holds_no_picture_is_refused_by_name(service):
     png = encoded(COLOURS["red"], size=(40, 40))
     size = b"IHDR" + (50_000).to_bytes(4, "big") + (40_000).to_bytes(4, "big") + png[24:29]
@@ -137,6 +263,10 @@ def test_what_holds_no_picture_is_refused_by_name(service):
         ("POST", "/classify", png[:-30], {}, 400, "the picture"),
         ("POST", "/classify?top_k=0", png, {}, 400, "top_k"),
         ("POST", "/classify?top_k=many", png, {}, 400, "many"),
+        ("POST", "/classify?coverage=0.8", png, {}, 400, "coverage must be one of those that were fitted"),
+        ("POST", "/classify?max_risk=2", png, {}, 400, "max_risk"),
+        ("POST", "/classify?max_risk=nan", png, {}, 400, "max_risk"),
+        ("POST", "/classify?maxrisk=0.05", png, {}, 400, "no parameter 'maxrisk'; there are top_k"),
         ("POST", "/classify", two_files[0], {"Content_Type": two_files[1]}, 400, "one file"),
         ("POST", "/classify", empty_form[0], {"Content_Type": empty_form[1]}, 400, "no file"),
         ("POST", "/classify", png, {"Content_Type": "multipart/form-data"}, 400, "form"),
@@ -282,6 +412,8 @@ def _refuses(service: Service) -> bool:
         (["missing.onnx"], "missing.onnx"),
         (["NETWORK", "--replicas=0"], "replicas must be an integer of at least 1, got 0"),
         (["NETWORK", "--timeout=0"], "timeout_s"),
+        (["NETWORK", "--coverage=95"], "coverage must be a share between 0 and 1, got 95"),
+        (["NETWORK", "--device=cpu", "--coverage=0.95"], "carries no thresholds"),
         (["NETWORK", "--device=cpu", "--port=PORT"], "port 0 takes a free one"),
     ],
 )

@@ -38,6 +38,7 @@ def _pillows_limit(monkeypatch) -> Iterator[None]:
 def test_a_picture_that_the_network_fails_on_fails_alone(tmp_path):
     from ccnn_zoo.serve import ServeOptions
     from ccnn_zoo.serve._replica import Replica
+    from ccnn_zoo.serve._schema import Query
 
     model = onnx.load(save_network(tmp_path / "network.onnx"))
     model.graph.node.insert(1, onnx.helper.make_node("Log", ["pooled"], ["logarithm"]))
@@ -45,10 +46,10 @@ def test_a_picture_that_the_network_fails_on_fails_alone(tmp_path):
     onnx.save(model, tmp_path / "network.onnx")
     replica = Replica(ServeOptions(str(tmp_path / "network.onnx"), device="cpu"))
     bright, dark = encoded((255, 255, 255)), encoded((0, 0, 0))
-    good, bad, broken, last = replica._replies([bright, dark, b"junk", bright], [1, 1, 1, 2])
+    good, bad, broken, last = replica._replies([bright, dark, b"junk", bright], [Query(top_k=k) for k in (1, 1, 1, 2)])
     assert (good.status, bad.status, broken.status, last.status) == (200, 500, 415, 200)
     assert "IntegrityError" in bad.error
-    assert (len(good.predictions), len(last.predictions)) == (1, 2)
+    assert (len(good.found.predictions), len(last.found.predictions)) == (1, 2)
 
 
 MEASURED = """
@@ -56,13 +57,14 @@ import resource, sys
 from pathlib import Path
 from ccnn_zoo.serve import ServeOptions
 from ccnn_zoo.serve._replica import Replica
+from ccnn_zoo.serve._schema import Query
 
 network, picture = sys.argv[1:]
 replica = Replica(ServeOptions(network, device="cpu", threads=1, max_batch_size=32))
 picture = Path(picture).read_bytes()
 peaks = []
 for count in (1, 32):
-    replies = replica._replies([picture] * count, [1] * count)
+    replies = replica._replies([picture] * count, [Query()] * count)
     assert {reply.status for reply in replies} == {200}
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[1] - peaks[0])
@@ -85,6 +87,7 @@ def test_a_batch_of_large_pictures_takes_the_memory_of_one(tmp_path):
 def test_pictures_of_more_pixels_than_the_service_takes_are_refused(tmp_path):
     from ccnn_zoo.serve import ServeOptions
     from ccnn_zoo.serve._replica import Replica
+    from ccnn_zoo.serve._schema import Query
 
     options = ServeOptions(str(save_network(tmp_path / "network.onnx")), device="cpu", max_pixels=1200)
     replica = Replica(options)
@@ -94,7 +97,7 @@ def test_pictures_of_more_pixels_than_the_service_takes_are_refused(tmp_path):
     large = encoded((9, 9, 9), size=(100, 100))
     header = icon.getvalue()[:22]
     pictures.append(header[:14] + len(large).to_bytes(4, "little") + header[18:22] + large)
-    small, larger, largest, hidden = replica._replies(pictures, [1] * 4)
+    small, larger, largest, hidden = replica._replies(pictures, [Query()] * 4)
     assert small.status == 200
     for reply in (larger, largest, hidden):
         assert (reply.status, reply.error) == (413, "the picture has more than 1200 pixels. Send a smaller one.")
@@ -106,6 +109,7 @@ def test_pictures_of_more_pixels_than_the_service_takes_are_refused(tmp_path):
 def test_a_batch_is_counted_once_and_whole_pictures_for_the_graph_are_held_a_few_at_a_time(tmp_path):
     from ccnn_zoo.serve import ServeOptions
     from ccnn_zoo.serve._replica import Replica
+    from ccnn_zoo.serve._schema import Query
 
     pictures = [encoded((9, 9, 9), size=(20, 20))] * 5
     pictures[1] = b"junk"
@@ -114,7 +118,7 @@ def test_a_batch_is_counted_once_and_whole_pictures_for_the_graph_are_held_a_few
         metadata = replace(METADATA, preprocessing_in_graph=whole)
         network = save_network(tmp_path / f"{whole}.onnx", metadata=metadata)
         replica = Replica(ServeOptions(str(network), device="cpu", max_pixels=1000))
-        batches[whole] = [reply.batch for reply in replica._replies(pictures, [1] * 5)]
+        batches[whole] = [reply.batch for reply in replica._replies(pictures, [Query()] * 5)]
     assert batches == {False: [4, 0, 0, 0, 0], True: [2, 0, 0, 2, 0]}
 
 
@@ -195,6 +199,7 @@ def test_a_body_that_is_a_program_is_not_run(tmp_path, monkeypatch):
 
     from ccnn_zoo.serve import ServeOptions
     from ccnn_zoo.serve._replica import Replica
+    from ccnn_zoo.serve._schema import Query
 
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -203,7 +208,7 @@ def test_a_body_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it is looked for once in a process
     body = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
     replica = Replica(ServeOptions(str(save_network(tmp_path / "network.onnx")), device="cpu"))
-    (reply,) = replica._replies([body], [1])
+    (reply,) = replica._replies([body], [Query()])
     assert not (tmp_path / "ran").exists()
     assert (reply.status, "JPEG2000" in reply.error) == (415, True)
 

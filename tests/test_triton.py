@@ -12,12 +12,14 @@ import pytest
 from forks import ccnn
 from google.protobuf import text_format
 from onnx import TensorProto, helper
-from serve_network import LABELS, METADATA, save_network
+from serve_network import LABELS, METADATA, NUMBERS, save_network
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
+from ccnn_zoo.export import add_confidence
 from ccnn_zoo.metadata import DetectorMetadata
 from ccnn_zoo.serve import TritonOptions, write_triton
+from ccnn_zoo.uncertainty import Confidence
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
 
@@ -132,6 +134,40 @@ def test_a_second_output_whose_first_size_is_no_batch_forbids_batching(network, 
     assert [output.label_filename for output in config.output] == ["labels.txt", ""]
     with pytest.raises(ConfigurationError, match="max_batch_size=8 needs"):
         write_triton(network, tmp_path / "models", options=TritonOptions(max_batch_size=8))
+
+
+@pytest.mark.parametrize("branched", [False, True])
+def test_what_the_graph_says_of_its_own_worth_is_listed(network, tmp_path, branched):
+    if branched:
+        model = onnx.load(network)
+        model.graph.node.append(helper.make_node("Concat", ["row", "row"], ["branch_logits"], axis=0))
+        model.graph.node.append(helper.make_node("Unsqueeze", ["logits", "axes"], ["row"]))
+        model.graph.node.sort(key=lambda node: node.op_type == "Concat")
+        model.graph.initializer.append(helper.make_tensor("axes", TensorProto.INT64, [1], [0]))
+        shape = [2, "N", len(LABELS)]
+        model.graph.output.append(helper.make_tensor_value_info("branch_logits", TensorProto.FLOAT, shape))
+        onnx.save(model, network)
+    add_confidence(network, NUMBERS, outputs=True)
+    folder = write_triton(network, tmp_path / "models")
+    config = read(folder)
+    session = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in config.output] == [output.name for output in session.get_outputs()]
+    assert len(config.output) == (6 if branched else 4)
+    used = {name for node in onnx.load(network).graph.node for name in node.input}
+    assert {tensor.name for tensor in onnx.load(network).graph.initializer} <= used, "onnxruntime warns of others"
+    # With batching a picture's part has the size that clients see, where a reshape says so in another form.
+    assert config.max_batch_size == (0 if branched else 32)
+    given = session.run(None, {"images": np.zeros((5, *METADATA.input_size), np.float32)})
+    for output, values in zip(config.output, given, strict=True):
+        sizes = list(values.shape[1:] if config.max_batch_size else values.shape)
+        assert len(output.dims) >= 1, "Triton takes no output without sizes"
+        assert output.HasField("reshape") == (sizes == [])
+        said = list(output.reshape.shape if output.HasField("reshape") else output.dims)
+        assert [-1 if side == -1 else size for side, size in zip(said, sizes, strict=True)] == said
+        assert np.prod(output.dims) == np.prod(said, initial=1)
+    named = {output.name for output in config.output if output.label_filename}
+    assert named == {"logits", "probabilities"}
+    assert Confidence.from_json(config.parameters["ccnn_zoo.confidence"].string_value) == NUMBERS
 
 
 def test_a_detector_is_run_an_image_at_a_time(tmp_path):

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     Classifier = ImageClassifier | RayClassifier
 
 
-_UNLIKE = 99
-"""Percentile of the held-out pictures from which a picture is called unlike them."""
-
-
 @ends_on_interrupt()
 def classify(
     images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
@@ -74,8 +70,6 @@ def classify(
     Example:  ccnn classify photos/ --model model.onnx --coverage 0.95 --max-risk 0.02 --most-doubtful 20
     """
     promises = {name: v for name, v in (("coverage", coverage), ("max_risk", max_risk)) if v is not None}
-    if promises and on_ray:
-        raise ConfigurationError("--coverage and --max-risk are not for --ray yet: leave one out")
     if most_doubtful is not None and (most_doubtful < 1 or output is not None):
         raise ConfigurationError("--most-doubtful is the number of pictures to print, at least 1; --output writes all")
     if output is None and resume:
@@ -267,7 +261,7 @@ def _line(result: Classification) -> str:
     said = ", ".join(f"{p.label} {100 * p.probability:.1f}%" for p in result.predictions)
     if result.prediction_set is not None:
         said += f"; one of {{{', '.join(result.prediction_set)}}}"
-    if result.ood is not None and result.ood.percentile >= _UNLIKE:
+    if result.ood is not None and result.ood.unlike:
         said += "; unlike the known pictures"
     if result.abstained is not None:
         said += f"; ask a person: {result.abstained}"

@@ -51,9 +51,9 @@ def write(records: Iterable[Record], path: Path, classes: int, *, doubts: bool =
 def _write_csv(records: Iterable[Record], path: Path, columns: list[str]) -> None:
     # surrogateescape: a file name that is not UTF-8 comes out with the bytes it has.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.DictWriter(stream, ["source", "error", *columns], extrasaction="ignore")
+        writer = csv.DictWriter(stream, ["source", "error", *columns])
         writer.writeheader()
-        writer.writerows(map(_guarded, map(_row, records)))
+        writer.writerows(_guarded(_row(record, columns)) for record in records)
 
 
 def _write_jsonl(records: Iterable[Record], path: Path, columns: list[str]) -> None:
@@ -70,7 +70,7 @@ def _write_parquet(records: Iterable[Record], path: Path, columns: list[str]) ->
     typed = [(name, kinds.get(name) or kinds[name.split("_")[0]]) for name in columns]
     schema = pa.schema([pa.field("source", pa.string(), nullable=False), ("error", pa.string()), *typed])
     with parquet.ParquetWriter(path, schema) as writer:
-        for rows in _groups(map(_row, records)):
+        for rows in _groups(_row(record, columns) for record in records):
             writer.write_table(pa.Table.from_pylist([_utf8(row) for row in rows], schema))
 
 
@@ -85,15 +85,15 @@ def _columns(classes: int) -> list[str]:
     return [f"{name}_{rank}" for rank in range(1, classes + 1) for name in ("label", "probability", "index")]
 
 
-def _row(record: Record) -> Record:
+def _row(record: Record, columns: list[str]) -> Record:
     row = {"source": record["source"], "error": record["error"]}
     for rank, prediction in enumerate(record["predictions"], 1):
         row |= {f"{name}_{rank}": value for name, value in prediction.items()}
-    ood = record.get("ood") or {}
-    said = {**record, "ood_percentile": ood.get("percentile"), "ood_energy": ood.get("energy")}
-    for name in DOUBTS:
-        value = said.get(name)
-        row[name] = json.dumps(value) if isinstance(value, list | tuple) else value
+    if DOUBTS[0] in columns:
+        ood = record.get("ood") or {}
+        said = {**record, "ood_percentile": ood.get("percentile"), "ood_energy": ood.get("energy")}
+        values = {name: said.get(name) for name in DOUBTS}
+        row |= {name: json.dumps(v) if isinstance(v, list | tuple) else v for name, v in values.items()}
     return row
 
 

@@ -23,6 +23,12 @@ def serve(
     token: Annotated[bool, TOKEN] = False,
     batch_size: Annotated[int, typer.Option(help="Pictures that a replica classifies at once.")] = 16,
     batch_wait: Annotated[float, typer.Option(help="Seconds that a picture waits for others.")] = 0.005,
+    coverage: Annotated[
+        float | None, typer.Option(help="Sets that hold the true class of this share, where a request asks for none.")
+    ] = None,
+    max_risk: Annotated[
+        float | None, typer.Option(help="Decide only where at most this share is wrong; a request may ask for another.")
+    ] = None,
     max_bytes: Annotated[int, typer.Option(help="Largest body of a request; larger ones get 413.")] = 10_000_000,
     max_pixels: Annotated[int, typer.Option(help="Most pixels of a picture; larger ones get 413.")] = 48_000_000,
     max_pending: Annotated[int, typer.Option(help="Requests held at once; further ones get 503.")] = 128,
@@ -33,8 +39,8 @@ def serve(
 ) -> None:
     """Classify pictures that come over HTTP, until SIGINT or SIGTERM; what was accepted by then is answered first.
 
-    POST /classify takes a picture as it is or as a form's file; /healthz and /metrics are for machines. Needs the
-    extra serve.
+    POST /classify takes a picture as it is or as a form's file; /docs describes the service, /openapi.json the same
+    for programs; /healthz and /metrics are for machines. Needs the extra serve.
 
     Example:  ccnn serve local:ccnn-demo/hub/ccnn_resnet18_cifar --replicas 2
 
@@ -52,6 +58,8 @@ def serve(
         threads=threads,
         max_batch_size=batch_size,
         batch_wait_s=batch_wait,
+        coverage=coverage,
+        max_risk=max_risk,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
         max_pending=max_pending,

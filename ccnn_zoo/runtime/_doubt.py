@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,10 @@ class Asked:
             numbers.threshold_of_set(self.coverage, self.sets)
         if self.max_risk is not None:
             numbers.threshold_of_decision(self.max_risk)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what :meth:`ImageClassifier.classify` is to be called with to ask the same."""
+        return {name: getattr(self, name) for name in ("top_k", "coverage", "max_risk", "sets")}
 
     def classifications(
         self, names: Sequence[str], logits: NDArray[np.float32], branch_logits: NDArray[np.float32] | None

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ImageError
 
+_UNLIKE = 99
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -38,6 +40,11 @@ class OutOfDistribution:
 
     percentile: float
     energy: float
+
+    @property
+    def unlike(self) -> bool:
+        """Whether hardly any of the held-out pictures was as unlike them: its percentile is 99 or more."""
+        return self.percentile >= _UNLIKE
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
-from ccnn_zoo.runtime import Classification, Prediction
+from ccnn_zoo.runtime import Classification, OutOfDistribution, Prediction
+from ccnn_zoo.runtime._doubt import Asked
 
 from . import _ray
 from ._options import GPU_DEVICES, check_count, check_flag, threads_each
@@ -78,7 +79,14 @@ class RayClassifier:
         self._load = {"path_or_repo_id": _ray.absolute(model), "device": device, **options}
 
     def classify_stream(
-        self, images: Iterable[str | os.PathLike[str]], top_k: int = 5, *, workers: int = 0
+        self,
+        images: Iterable[str | os.PathLike[str]],
+        top_k: int = 5,
+        *,
+        workers: int = 0,
+        coverage: float | None = None,
+        max_risk: float | None = None,
+        sets: str = "lac",
     ) -> Iterator[Classification]:
         """Classify files; results come in their order, as they are ready.
 
@@ -86,30 +94,31 @@ class RayClassifier:
             images: paths. One that cannot be read gets an entry with ``error``.
             top_k: how many of the most probable classes to return.
             workers: threads that decode ahead in each process.
+            coverage, max_risk, sets: as :meth:`ccnn_zoo.runtime.ImageClassifier.classify` takes them.
 
         Raises:
-            ConfigurationError: an argument is outside its range.
+            ConfigurationError: an argument is outside its range, or was not fitted for the file.
             DeviceError: the processes do not start, or their device fails.
             RepositoryError: there is no Ray cluster at the address.
         """
-        check_count("top_k", top_k)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
+        asked = Asked(self.metadata, top_k, coverage, max_risk, sets)  # refuses now what no process could keep
         import ray.data  # noqa: F401, before the handler below: those that were registered last run first
 
-        stream = self._stream(iter(images), top_k, workers)
+        stream = self._stream(iter(images), asked, workers)
         # A stream that nobody reads to its end must end before Ray does: cancelling its tasks would start Ray anew.
         atexit.register(_close, weakref.ref(stream))
         return stream
 
     def _stream(
-        self, images: Iterator[str | os.PathLike[str]], top_k: int, workers: int
+        self, images: Iterator[str | os.PathLike[str]], asked: Asked, workers: int
     ) -> Generator[Classification, None, None]:
         with _ray.running(self._address, self._processes * self._threads, self._processes * self._gpus):
             while paths := [os.fsencode(path) for path in islice(images, PICTURES_A_JOB)]:
-                yield from self._job(paths, top_k, workers)
+                yield from self._job(paths, asked, workers)
 
-    def _job(self, paths: list[bytes], top_k: int, workers: int) -> Iterator[Classification]:
+    def _job(self, paths: list[bytes], asked: Asked, workers: int) -> Iterator[Classification]:
         import ray
         from ray.exceptions import RayError
 
@@ -118,7 +127,7 @@ class RayClassifier:
         dataset = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=min(blocks, len(paths)))
         dataset = dataset.map_batches(
             Worker,
-            fn_constructor_args=(self._load, top_k, workers, os.getcwd()),
+            fn_constructor_args=(self._load, asked.arguments(), workers, os.getcwd()),
             batch_size=self._batch_size,
             compute=ray.data.ActorPoolStrategy(size=min(self._processes, len(paths))),
             num_cpus=self._threads,
@@ -141,23 +150,23 @@ class Worker:
 
     Args:
         load: arguments of :func:`ccnn_zoo.runtime.load`.
-        top_k: classes a picture.
+        asked: further arguments of :meth:`ccnn_zoo.runtime.ImageClassifier.classify_stream`.
         workers: threads that decode ahead.
         folder: relative paths start there.
     """
 
-    def __init__(self, load: Mapping[str, Any], top_k: int, workers: int, folder: str) -> None:
+    def __init__(self, load: Mapping[str, Any], asked: Mapping[str, Any], workers: int, folder: str) -> None:
         # Elsewhere there may be no such folder; then a picture with a relative path is one that cannot be read.
         with contextlib.suppress(OSError):
             os.chdir(folder)
         self._classifier = runtime.load(**load)
-        self._top_k = top_k
+        self._asked = asked
         self._workers = workers
 
     def __call__(self, batch: dict[str, NDArray]) -> dict[str, list[str]]:
         """Classify the files of one batch."""
         paths = [os.fsdecode(path) for path in batch["path"]]
-        results = self._classifier.classify_stream(paths, self._top_k, workers=self._workers)
+        results = self._classifier.classify_stream(paths, workers=self._workers, **self._asked)
         return {"result": [json.dumps(asdict(result)) for result in results]}
 
 
@@ -167,4 +176,8 @@ def _close(stream: weakref.ref[Generator[Classification, None, None]]) -> None:
 
 
 def _result(values: dict[str, Any]) -> Classification:
-    return Classification(values["source"], tuple(Prediction(**p) for p in values["predictions"]), values["error"])
+    """Build a result again of what :func:`dataclasses.asdict` and JSON have made of it."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    values["predictions"] = tuple(Prediction(**one) for one in values["predictions"])
+    values["ood"] = values["ood"] and OutOfDistribution(**values["ood"])
+    return Classification(**values)

@@ -17,11 +17,16 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from ccnn_zoo.errors import ConfigurationError
+
+from ._openapi import PAGE_HEADERS, document, page
 from ._options import ServeOptions
-from ._replica import OK
+from ._page import PARTS, page_of, part_of, wants_page
+from ._replica import OK, Reply
+from ._schema import Answer, Query
 
 ATTEMPTS = 3
 """Replicas that one picture may be sent to. A picture whose decoding kills them stops there."""
@@ -48,13 +53,28 @@ class _Metrics:
         self.pending = Gauge("ccnn_requests_pending", "Requests that are held now.", registry=self.registry)
         self.retries = Counter("ccnn_retries", "Requests sent again: a replica died.", registry=self.registry)
         sizes = [1, 2, 4, 8, 16, 32, 64, 128]
+        self.decisions = Counter(
+            "ccnn_decisions", "Where max_risk was asked for: decided or abstained.", ["outcome"], registry=self.registry
+        )
+        self.strange = Counter("ccnn_out_of_distribution", "Pictures unlike the known ones.", registry=self.registry)
         self.batches = Histogram(
             "ccnn_batch_size", "Pictures classified together.", registry=self.registry, buckets=sizes
         )
+        for outcome in ("decided", "abstained"):
+            self.decisions.labels(outcome)  # both are there from the first
+
+    def count(self, reply: Reply, query: Query) -> None:
+        """Count what became of a picture that was classified."""
+        if reply.batch:
+            self.batches.observe(reply.batch)
+        if query.max_risk is not None:
+            self.decisions.labels("decided" if reply.found.abstained is None else "abstained").inc()
+        if reply.found.ood is not None and reply.found.ood.unlike:
+            self.strange.inc()
 
 
 class Front:
-    """``POST /classify``, ``GET /``, ``/healthz`` and ``/metrics``; every answer but the metrics is JSON.
+    """``POST /classify``, ``GET /``, ``/healthz`` and ``/metrics``; ``/openapi.json`` and ``/docs`` describe them.
 
     Args:
         handle: of the replicas' deployment.
@@ -75,19 +95,24 @@ class Front:
         return Starlette(
             routes=[
                 Route("/", self.about),
+                Route(PARTS, part_of),
                 Route("/classify", self.classify, methods=["POST"]),
                 Route("/healthz", self.health),
                 Route("/metrics", self.metrics),
+                Route("/openapi.json", self.described),
+                Route("/docs", self.docs),
             ],
             exception_handlers={HTTPException: _refused, Exception: _failed},
         )
 
     async def about(self, request: Request) -> Response:
-        """Say which network answers, and to what."""
+        """Say which network answers, and to what; a browser gets a page to try it."""
+        if wants_page(request):
+            return page_of(request)
         if self._about is None:
             architecture, labels = await self._answered(self._handle.labels)
             self._about = {"model": architecture, "labels": labels, "classify": "POST /classify?top_k=5"}
-        return JSONResponse(self._about)
+        return JSONResponse(self._about, headers={"Vary": "Accept"})
 
     async def health(self, request: Request) -> Response:
         """Say whether a replica runs that passed its own check."""
@@ -105,6 +130,14 @@ class Front:
     async def metrics(self, request: Request) -> Response:
         """Give Prometheus what it asks for."""
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def described(self, request: Request) -> Response:
+        """Describe the service to programs."""
+        return JSONResponse(document(request.scope.get("root_path", "")))
+
+    async def docs(self, request: Request) -> Response:
+        """Describe the service to people, by a page that loads nothing."""
+        return HTMLResponse(page(document()), headers=PAGE_HEADERS)
 
     async def classify(self, request: Request) -> Response:
         """Classify the picture that the body holds, as it is or as a form's one file."""
@@ -133,20 +166,24 @@ class Front:
                 503, f"{self._options.max_pending} requests are held already, try again later", {"Retry-After": "1"}
             )
         self._metrics.pending.set(self._pending)
-        top_k = _top_k(request)
+        query = self._query(request)
         try:
             async with asyncio.timeout(self._options.timeout_s):
                 picture = await self._picture(request)
         except TimeoutError as error:
             late = f"the body did not arrive within {self._options.timeout_s:g} s"
             raise HTTPException(408, late, {"Connection": "close"}) from error
-        reply = await self._answered(self._handle.classify, picture, top_k)
+        reply = await self._answered(self._handle.classify, picture, query)
         if reply.status != OK:
             raise HTTPException(reply.status, reply.error)
-        if reply.batch:
-            self._metrics.batches.observe(reply.batch)
-        names = ("label", "probability", "index")
-        return JSONResponse({"predictions": [dict(zip(names, p, strict=True)) for p in reply.predictions]})
+        self._metrics.count(reply, query)
+        return Response(Answer.of(reply.found).model_dump_json(), media_type="application/json")
+
+    def _query(self, request: Request) -> Query:
+        try:
+            return Query.read({**self._options.promises, **request.query_params})
+        except ConfigurationError as error:
+            raise HTTPException(400, str(error)) from error
 
     async def _answered(self, method: DeploymentHandle, *arguments: object) -> Any:
         try:
@@ -211,13 +248,6 @@ async def _form_file(request: Request, body: bytes) -> bytes:
     finally:
         await form.close()
     raise HTTPException(400, "the form holds no file. Send the picture as a file, e.g. curl -F file=@cat.jpg.")
-
-
-def _top_k(request: Request) -> int:
-    text = request.query_params.get("top_k", "5")
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise HTTPException(400, f"top_k must be an integer of at least 1, got {text[:40]!r}")
-    return int(text)
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:

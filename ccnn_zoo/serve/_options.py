@@ -27,6 +27,9 @@ class ServeOptions:
         threads: CPU threads of each; None shares this machine's cores among the replicas.
         max_batch_size: pictures that a replica classifies at once.
         batch_wait_s: seconds that the first picture of a batch waits for others.
+        coverage: of the prediction sets where a request asks for none itself; see
+            :meth:`ccnn_zoo.runtime.ImageClassifier.classify`.
+        max_risk: of the decisions, likewise.
         max_bytes: size of a request's body, refused with 413 beyond it.
         max_pixels: of one picture, refused with 413 beyond it. By default four times what a camera of 12 megapixels
             gives; a replica decodes one picture at a time, so that this bounds its memory.
@@ -51,6 +54,8 @@ class ServeOptions:
     threads: int | None = None
     max_batch_size: int = 16
     batch_wait_s: float = 0.005
+    coverage: float | None = None
+    max_risk: float | None = None
     max_bytes: int = 10_000_000
     max_pixels: int = 48_000_000
     max_pending: int = 128
@@ -67,6 +72,9 @@ class ServeOptions:
         check_flag("token", self.token)
         if self.threads is not None:
             check_count("threads", self.threads)
+        for name, value in self.promises.items():
+            if not _is_number(value) or not 0 < value < 1:
+                raise ConfigurationError(f"{name} must be a share between 0 and 1, got {value!r}")
         if not _is_number(self.batch_wait_s) or self.batch_wait_s < 0:
             raise ConfigurationError(f"batch_wait_s must be seconds of at least 0, got {self.batch_wait_s!r}")
         for name in ("timeout_s", "header_timeout_s"):
@@ -77,6 +85,12 @@ class ServeOptions:
             raise ConfigurationError(f"port must be from 0 to 65535, got {self.port!r}")
         if not self.name or "#" in self.name:
             raise ConfigurationError(f"name must be text without '#', got {self.name!r}")
+
+    @property
+    def promises(self) -> dict[str, float]:
+        """``coverage`` and ``max_risk``, where they are set."""
+        asked = {"coverage": self.coverage, "max_risk": self.max_risk}
+        return {name: value for name, value in asked.items() if value is not None}
 
     @property
     def threads_each(self) -> int:

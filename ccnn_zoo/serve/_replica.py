@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ from PIL import Image, UnidentifiedImageError
 from ray import serve
 
 from ccnn_zoo import runtime
-from ccnn_zoo.errors import CCNNError
+from ccnn_zoo.errors import CCNNError, ConfigurationError
 from ccnn_zoo.pictures import FORMATS, identified
 from ccnn_zoo.runtime import Classification
 
 from ._options import ServeOptions
+from ._schema import Query
 
 OK, BAD_REQUEST, TOO_LARGE, UNSUPPORTED, FAILED = 200, 400, 413, 415, 500
 
@@ -33,13 +35,13 @@ class Reply(NamedTuple):
 
     Args:
         status: HTTP's status code: 200, or what is wrong with the picture.
-        predictions: (label, probability, index), the most probable class first.
+        found: what was found in it, where the status is 200.
         error: what is wrong with the picture.
         batch: of the first of those that were classified together, how many they are; 0 of the others.
     """
 
     status: int
-    predictions: tuple[tuple[str, float, int], ...] = ()
+    found: Classification | None = None
     error: str = ""
     batch: int = 0
 
@@ -65,6 +67,7 @@ class Replica:
             threads=options.threads_each,
             batch_size=options.max_batch_size,
         )
+        self._classifier.classify((), **options.promises)  # refuses what was not fitted for the file
 
     def reconfigure(self, config: dict[str, float]) -> None:
         """Set the batch's size and waiting time; Serve calls it with ``user_config``."""
@@ -81,26 +84,36 @@ class Replica:
         """Return the network's architecture and labels."""
         return self._classifier.metadata.architecture, self._classifier.metadata.labels
 
-    async def classify(self, picture: bytes, top_k: int) -> Reply:
+    async def classify(self, picture: bytes, query: Query) -> Reply:
         """Classify one encoded picture."""
-        return await self.together(picture, top_k)
+        try:
+            self._classifier.classify((), query.top_k, **query.promises)
+        except ConfigurationError as error:
+            return Reply(BAD_REQUEST, error=str(error))
+        return await self.together(picture, query)
 
     @serve.batch
-    async def together(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
+    async def together(self, pictures: list[bytes], queries: list[Query]) -> list[Reply]:
         """Classify pictures that came at the same time, in a thread: the next ones are received meanwhile.
 
         Always in the same one: the C library keeps freed memory for the thread that had it.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._replies, pictures, top_k)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._replies, pictures, queries)
 
-    def _replies(self, pictures: list[bytes], top_k: list[int]) -> list[Reply]:
+    def _replies(self, pictures: list[bytes], queries: list[Query]) -> list[Reply]:
         seen = [self._looked_at(picture) for picture in pictures]
-        good = [(picture, one) for picture, one in zip(pictures, seen, strict=True) if not isinstance(one, Reply)]
-        answers = chain.from_iterable(self._answers(part, max(top_k)) for part in self._parts(good))
-        return [
-            one if isinstance(one, Reply) else _reply(*next(answers), count)
-            for one, count in zip(seen, top_k, strict=True)
-        ]
+        replies = {row: one for row, one in enumerate(seen) if isinstance(one, Reply)}
+        together: dict[Query, list[int]] = {}  # what is asked alike but for top_k, which is cut afterwards
+        top_k = max(query.top_k for query in queries)
+        for row, query in enumerate(queries):
+            if row not in replies:
+                together.setdefault(query.model_copy(update={"top_k": top_k}), []).append(row)
+        for query, rows in together.items():
+            parts = self._parts([(pictures[row], seen[row]) for row in rows])
+            answers = chain.from_iterable(self._answers(part, query) for part in parts)
+            for row, (result, count) in zip(rows, answers, strict=True):
+                replies[row] = _reply(result, count, queries[row].top_k)
+        return [replies[row] for row in range(len(pictures))]
 
     def _looked_at(self, picture: bytes) -> int | Reply:
         """Return how many pixels a picture has, by its header, or why it is refused."""
@@ -129,18 +142,18 @@ class Replica:
         if part:
             yield part
 
-    def _answers(self, part: list[bytes], top_k: int) -> Iterator[tuple[Classification | Reply, int]]:
+    def _answers(self, part: list[bytes], query: Query) -> Iterator[tuple[Classification | Reply, int]]:
         """Yield each picture's result, and with the first how many were classified together."""
         sizes = chain([len(part)], repeat(0))
-        yield from zip(self._classified(part, top_k), sizes, strict=False)
+        yield from zip(self._classified(part, query), sizes, strict=False)
 
-    def _classified(self, pictures: list[bytes], top_k: int) -> list[Classification | Reply]:
+    def _classified(self, pictures: list[bytes], query: Query) -> list[Classification | Reply]:
         try:
             # Each picture is decoded when its turn comes, and is gone when it is preprocessed.
-            return list(self._classifier.classify_stream(map(_opened, pictures), top_k))
+            return list(self._classifier.classify_stream(map(_opened, pictures), query.top_k, **query.promises))
         except CCNNError as error:
             if len(pictures) > 1:  # whoever shares a batch with a picture that fails shall not fail with it
-                return [result for picture in pictures for result in self._classified([picture], top_k)]
+                return [result for picture in pictures for result in self._classified([picture], query)]
             _logger.exception("a picture failed")
             return [Reply(FAILED, error=f"the network failed on this picture ({type(error).__name__}); see its log")]
 
@@ -156,5 +169,4 @@ def _reply(result: Classification | Reply, batch: int, top_k: int) -> Reply:
     if result.error is not None:
         # In memory a picture is called "image 3", which says nothing to whoever sent it.
         return Reply(BAD_REQUEST, error=result.error.replace(result.source, "the picture", 1))
-    predictions = tuple((p.label, p.probability, p.index) for p in result.predictions[:top_k])
-    return Reply(OK, predictions, batch=batch)
+    return Reply(OK, replace(result, predictions=result.predictions[:top_k]), batch=batch)

@@ -41,7 +41,8 @@ def _resolved(options: ServeOptions) -> ServeOptions:
     """Refuse here what every replica would refuse, and name the file so that they find it."""
     # The process in front may have no GPU.
     device = "cpu" if options.gpus_each else options.device
-    runtime.load(options.model, device=device, precision=options.precision, token=options.token)
+    network = runtime.load(options.model, device=device, precision=options.precision, token=options.token)
+    network.classify((), **options.promises)  # refuses what was not fitted for it
     return replace(options, model=_ray.absolute(options.model))
 
 

@@ -92,7 +92,8 @@ def write_triton(
 def _config(name: str, graph: onnx.GraphProto, metadata: Metadata, options: TritonOptions) -> Block:
     inputs = [_tensor(value) for value in graph.input]
     outputs = [_tensor(value) for value in graph.output]
-    logits = outputs[0] if isinstance(metadata, ModelMetadata) else None  # what Triton can name the best classes of
+    # What Triton can name the best classes of.
+    of_classes = {outputs[0].name, "probabilities"} if isinstance(metadata, ModelMetadata) else set()
     open_batch = all(tensor.shape[0] == -1 for tensor in (*inputs, *outputs))
     batch_size = _batch_size(open_batch, options)
     if options.cuda_graph and any(-1 in tensor.shape for tensor in (*inputs, *outputs)):
@@ -106,7 +107,7 @@ def _config(name: str, graph: onnx.GraphProto, metadata: Metadata, options: Trit
         "backend": "onnxruntime",
         "max_batch_size": batch_size,
         "input": [_described(tensor, batch_size) for tensor in inputs],
-        "output": [_described(tensor, batch_size, label_file=tensor is logits) for tensor in outputs],
+        "output": [_described(tensor, batch_size, label_file=tensor.name in of_classes) for tensor in outputs],
         "instance_group": [_instance_group(options)],
         "optimization": _optimization(options),
         "parameters": _parameters(options, metadata),
@@ -129,11 +130,10 @@ def _batch_size(open_batch: bool, options: TritonOptions) -> int:
 
 
 def _described(tensor: _Tensor, batch_size: int, *, label_file: bool = False) -> Block:
-    described: Block = {
-        "name": tensor.name,
-        "data_type": tensor.data_type,
-        "dims": list(tensor.shape[1:] if batch_size else tensor.shape),
-    }
+    dims = list(tensor.shape[1:] if batch_size else tensor.shape)
+    described: Block = {"name": tensor.name, "data_type": tensor.data_type, "dims": dims or [1]}
+    if not dims:  # one value a picture: to clients it is (batch, 1), since Triton wants a size beside the batch
+        described["reshape"] = {"shape": []}
     if label_file:
         described["label_filename"] = "labels.txt"
     return described
