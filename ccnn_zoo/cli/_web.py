@@ -81,8 +81,9 @@ def _onnx_file(name: str, target: Path, precision: str, token: bool) -> Path:
 
     from . import _sources
 
-    weights = shipped_weights(name)
+    weights, shipped = shipped_weights(name), True
     if weights is None:
+        shipped = False
         weights = _sources.checkpoint_path(name)
         folder = Path(name).expanduser()
         exported = any((folder / file).is_file() for file in ("model.onnx", "onnx/model.onnx"))
@@ -91,6 +92,11 @@ def _onnx_file(name: str, target: Path, precision: str, token: bool) -> Path:
     from ccnn_zoo.checkpoint import load_checkpoint
     from ccnn_zoo.export import to_onnx
 
-    model, _ = load_checkpoint(weights)
-    to_onnx(model, target, precision=precision, branch_outputs=getattr(model, "branches", 1) > 1, preprocess=True)
+    model, record = load_checkpoint(weights)
+    images = {}
+    if not shipped:  # of a training, its test images to compare on, and what it held out, to say what it doubts
+        data = _sources.data_of(None, record, weights, needed=precision == "int8")
+        images = _sources.export_images(data, [precision], model, record, source=name, held_out=None)
+    branched = getattr(model, "branches", 1) > 1
+    to_onnx(model, target, precision=precision, branch_outputs=branched, preprocess=True, **images)
     return target

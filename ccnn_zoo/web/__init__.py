@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_onnxruntime_web": ["VERSION"],
         "_page": ["SERVICE_POLICY", "service_page", "service_part"],
         "_site": ["Site", "write_site"],
+        "_space": ["MARK", "staged_space"],
     },
 )
