@@ -2,12 +2,14 @@
 
 :func:`fit` finds a temperature, thresholds for prediction sets of a wanted coverage and for deciding at a wanted risk,
 and quantiles of an out-of-distribution score. They travel in the ONNX file (:class:`Confidence`), where the runtime
-reads them. The runtime needs numpy alone; only :func:`fit` needs SciPy.
+reads them. :func:`measure` says what they are worth on test pictures. The runtime needs numpy alone; only these two
+need SciPy.
 
 "Confidence" is of probabilities. "Calibration" means the calibration kernels R in this package, another thing.
 """
 
 from ._fit import fit
+from ._measure import Measured, Reliability, RiskCoverage, auroc, measure, reliability, risk_coverage
 from ._numbers import COVERAGES, RISKS, SETS, Confidence
 from ._scores import Doubt, doubt, energy, entropy, mutual_information, prediction_sets, probabilities
 
@@ -17,11 +19,18 @@ __all__ = [
     "SETS",
     "Confidence",
     "Doubt",
+    "Measured",
+    "Reliability",
+    "RiskCoverage",
+    "auroc",
     "doubt",
     "energy",
     "entropy",
     "fit",
+    "measure",
     "mutual_information",
     "prediction_sets",
     "probabilities",
+    "reliability",
+    "risk_coverage",
 ]
