@@ -6,6 +6,9 @@
 What each precision may differ from torch, and why, stands in ``ccnn_zoo.export._compare``.
 """
 
+from ccnn_zoo._chosen import chosen_branches
+
+from ._cascade import CascadeReport, cascade_to_onnx
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference
 from ._detection import DetectionReport, detector_metadata_of, detector_to_onnx
 from ._detection_compare import BOX_TOLERANCE, SCORE_TOLERANCE, PictureDifference
@@ -29,6 +32,7 @@ __all__ = [
     "SCORE_TOLERANCE",
     "TOLERANCE",
     "BatchDifference",
+    "CascadeReport",
     "DetectionReport",
     "ExportReport",
     "ImageBatches",
@@ -36,6 +40,8 @@ __all__ = [
     "PreprocessingDifference",
     "Timing",
     "add_confidence",
+    "cascade_to_onnx",
+    "chosen_branches",
     "detector_metadata_of",
     "detector_to_onnx",
     "metadata_of",

@@ -7,6 +7,7 @@ reads them. The runtime needs numpy alone; only :func:`fit` needs SciPy.
 "Confidence" is of probabilities. "Calibration" means the calibration kernels R in this package, another thing.
 """
 
+from ._cascade import Cascade, CascadePoint, FittedCascade, cascade_curve, fit_cascade, merged
 from ._fit import fit
 from ._numbers import COVERAGES, RISKS, SETS, Confidence
 from ._scores import Doubt, doubt, energy, entropy, mutual_information, prediction_sets, probabilities
@@ -15,12 +16,18 @@ __all__ = [
     "COVERAGES",
     "RISKS",
     "SETS",
+    "Cascade",
+    "CascadePoint",
     "Confidence",
     "Doubt",
+    "FittedCascade",
+    "cascade_curve",
     "doubt",
     "energy",
     "entropy",
     "fit",
+    "fit_cascade",
+    "merged",
     "mutual_information",
     "prediction_sets",
     "probabilities",
