@@ -7,13 +7,14 @@ NEEDS_GB := 8
 # Where this is set, each process that a test starts would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo detect-demo install test test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all constraints clean
+.PHONY: help demo detect-demo install test test-longer test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
 	@echo "make detect-demo VOC=FOLDER   train, export and run a detector on real pictures, draw what it finds"
-	@echo "make test      lint, the ordinary tests, and timm's own tests on one network of each class but VGG"
-	@echo "make test-all  the slow tests too: every network in timm's own suite, every Python that is here"
+	@echo "make test      lint, the ordinary tests, and timm's own tests on one network"
+	@echo "make test-longer  what CI runs besides: whole commands, processes killed, timm's own tests on one network of each class"
+	@echo "make test-all  everything: every network in timm's own suite, every Python that is here"
 	@echo "make coverage  what the ordinary tests reach"
 	@echo "make clean     remove what the above made"
 
@@ -40,41 +41,51 @@ detect-demo: install
 	$(BIN)/ccnn detect-demo --data "voc:$(VOC)"
 
 # One thread a worker: two workers with two threads each get into each other's way.
-test: lint lint-imports timm-suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+TIMM_SUITE := $(BIN)/python scripts/timm_suite.py --jobs $(WORKERS)
 
-# What needs real pictures (CCNN_TEST_DATA) or other programs (OLAH_CLI, TRANSFORMERS_JS): CONTRIBUTING.md.
+test: lint lint-imports
+	$(TIMM_SUITE) --models ccnn_resnet20_cifar -- -q
+	$(PYTEST) -m "not longer and not slow"
+
+# Of these, what needs real pictures (CCNN_TEST_DATA) or other programs (CONTRIBUTING.md) skips where there are none.
+test-longer: install timm-suite
+	$(PYTEST) -m "(longer or data or judge or browser) and not slow"
+
 test-outside: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "(data or judge) and not slow"
+	$(PYTEST) -m "(data or judge or browser) and not slow"
 
 test-all: lint lint-imports timm-suite-all matrix
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST)
 
 # Every Python that is here, and the lowest versions of the dependencies: docs/pythons.md.
 matrix: install
 	$(BIN)/python scripts/python_matrix.py
 
-# Lines and branches that the ordinary tests reach, in the processes that they start too.
+# Lines and branches that the tests of `make test` reach, in the processes that they start too; then the longer ones as well.
 coverage: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not longer and not slow" --cov --cov-report=term:skip-covered
+	$(BIN)/coverage report > build/coverage.txt
+	$(PYTEST) -m "longer and not slow" --cov --cov-append --cov-report=term:skip-covered
+	$(BIN)/coverage report > build/coverage_longer.txt
 
 # timm's own tests, from its source distribution: on one network of each class but VGG, and on every network.
 timm-suite: install
-	$(BIN)/python scripts/timm_suite.py --jobs $(WORKERS) -- -q
+	$(TIMM_SUITE) -- -q
 
 timm-suite-all: SHELL := bash
 timm-suite-all: install
-	set -o pipefail; $(BIN)/python scripts/timm_suite.py --all --jobs $(WORKERS) -- -q 2>&1 | sed 's#$(CURDIR)/##; s#$(HOME)/##' \
+	set -o pipefail; $(TIMM_SUITE) --all -- -q 2>&1 | sed 's#$(CURDIR)/##; s#$(HOME)/##' \
 		| tee docs/timm_suite.txt
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Import-linter does not see folders that package-dir maps; in a built tree it does.
+# Import-linter does not see folders that package-dir maps: here they lie where they are installed.
 lint-imports: install
-	@rm -rf build && mkdir -p build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/tree .
+	@rm -rf build/tree && mkdir -p build/tree
+	cp -R ccnn_zoo build/tree && cp -R export hub build/tree/ccnn_zoo
 	cd build/tree && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
 
 constraints: install

@@ -82,8 +82,16 @@ def calibrated_conv(
     mixing: str,
     options: ConversionOptions,
 ) -> CalibratedConv2d:
-    """Return the calibrated form of ``conv``, whose shared weight is ``weight``."""
-    _refuse(name, conv, shared_input=shared_input and branches > 1)
+    """Return the calibrated form of ``conv``, whose shared weight is ``weight``.
+
+    Raises:
+        CalibrationError: the branches would not come out one after another; names the convolution ``name``.
+    """
+    if shared_input and conv.groups > 1 and branches > 1:
+        raise CalibrationError(
+            f"{name} reads the image in {conv.groups} groups, which would not come out branch-major; the first "
+            "convolution needs groups=1"
+        )
     layer = CalibratedConv2d if type(conv) is nn.Conv2d else CalibratedConv2dSame
     scaled = branches > 1 and (shared_input or options.scaled_layers == "all")
     # On the meta device first: nothing is allocated or initialised that the given weight then replaces.
@@ -111,16 +119,6 @@ def calibrated_conv(
         calibrated.reset_calibration(options.diversity)
         calibrated.reset_input_scale(random=not options.rescale)
     return calibrated.train(conv.training)
-
-
-def _refuse(name: str, conv: nn.Conv2d, *, shared_input: bool) -> None:
-    if conv.padding_mode != "zeros":
-        raise CalibrationError(f"{name} has padding_mode={conv.padding_mode!r}; only 'zeros' is supported")
-    if shared_input and conv.groups > 1:
-        raise CalibrationError(
-            f"{name} reads the image in {conv.groups} groups, which would not come out branch-major; the first "
-            "convolution needs groups=1"
-        )
 
 
 def refuse_attachments(name: str, module: nn.Module) -> None:

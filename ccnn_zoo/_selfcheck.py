@@ -7,10 +7,9 @@ come out of every module are compared, which also tells where the branches get m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from ccnn_zoo._apply import apply
 from ccnn_zoo._branches import BranchConv2d, BranchLinear
+from ccnn_zoo._options import ConversionOptions
+from ccnn_zoo._probe import Probe, make_probe, private_randomness, settle, traced, tracking_norms
+from ccnn_zoo._survey import Survey
+from ccnn_zoo._wrapped import usual_settings
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import CalibratedConv2d
 
@@ -26,131 +30,44 @@ _TOLERANCE = 1e-4
 """Relative, of norms. One module in float32 gives about 1e-6, branches in the wrong place about 1."""
 _TOLERANCE_OF_NETWORK = 1e-2
 """The same over a whole network: ResNet-152 gives 2e-4."""
-_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
-"""What networks raise for images of a size that they do not take."""
 _MIXED = (
     "mixes the channels of different branches (does it concatenate, split, shuffle, normalise or attend over "
     "channels?), so it cannot be calibrated"
 )
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A plain network to compare with: random weights, on the CPU, in eval mode and float32.
+@usual_settings()
+def checked(
+    found: Survey, model: nn.Module, options: ConversionOptions, input_size: tuple[int, int, int] | None = None
+) -> Survey:
+    """Refuse a network that cannot be calibrated; return ``found`` with the convolutions that do read the image.
 
     Args:
-        network: the network.
-        images: input, (2, C, H, W).
-        image_readers: names of the convolutions that read the image itself.
-    """
-
-    network: nn.Module
-    images: Tensor
-    image_readers: tuple[str, ...]
-
-
-@contextmanager
-def private_randomness() -> Iterator[None]:
-    """Draw the same numbers every time, and leave the global random state alone."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach for CUDA's too
-        yield
-
-
-def make_probe(model: nn.Module, convs: dict[nn.Conv2d, str], input_size: tuple[int, int, int] | None) -> Probe:
-    """Return a probe of the architecture of ``model``.
-
-    Args:
-        model: the plain network.
-        convs: its convolutions with their names.
-        input_size: (C, H, W), or None for one that the network takes.
+        found: what the modules of ``model`` tell.
+        model: the plain network, which is left as it is.
+        options: how it is to be calibrated.
+        input_size: (C, H, W) to run it on, or None for one that the network takes.
 
     Raises:
-        CalibrationError: the network does not run on any of the sizes that were tried.
+        CalibrationError: names the module and why.
     """
-    network = deepcopy(model).to("cpu", torch.float32).requires_grad_(False).eval()
-    _randomise(network)
-    sizes = [input_size] if input_size else _likely_sizes(model, next(iter(convs)).in_channels)
-    for size in sizes:
-        images = torch.randn(2, *size)
-        try:
-            return Probe(network, images, _settle(network, images, set(convs.values())))
-        except _FAILURES as failure:
-            error = failure
-    tried = " or ".join("x".join(map(str, size)) for size in sizes)
-    raise CalibrationError(
-        f"{type(model).__name__} cannot be checked, for it does not run on images of {tried} ({error}); give "
-        "input_size=(channels, height, width)"
-    ) from error
-
-
-def readers_without_data(
-    model: nn.Module, convs: dict[nn.Conv2d, str], input_size: tuple[int, int, int] | None
-) -> tuple[str, ...]:
-    """Return the convolutions that read the image itself; none if the network does not run on the meta device."""
-    network = deepcopy(model).to("meta").eval()
-    sizes = [input_size] if input_size else _likely_sizes(model, next(iter(convs)).in_channels)
-    for size in sizes:
-        images = torch.empty(2, *size, device="meta", dtype=next(network.parameters()).dtype)
-        with torch.no_grad(), suppress(*_FAILURES), _noted_readers(network, images, set(convs.values())) as readers:
-            network(images)
-            return tuple(readers)
-    return ()
-
-
-def _likely_sizes(model: nn.Module, channels: int) -> list[tuple[int, int, int]]:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    declared = [(channels, *cfg["input_size"][1:])] if cfg.get("input_size") else []
-    if declared and cfg.get("fixed_input_size"):
-        return declared
-    return [(channels, 64, 64), *declared, (channels, 32, 32), (channels, 224, 224)]
-
-
-def _randomise(network: nn.Module) -> None:
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if tensor.ndim > 1:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
-        elif tensor.is_floating_point():
-            low = -0.5 if name.endswith("bias") else 0.5
-            tensor.uniform_(low, low + 1)
-
-
-def _settle(network: nn.Module, images: Tensor, convs: set[str]) -> tuple[str, ...]:
-    """Give batch normalisation the statistics of ``images``, so that nothing explodes; return who reads them."""
-    norms = _tracking_norms(network).values()
-    try:
-        for norm in norms:
-            norm.momentum = 1.0
-            norm.train()
-        with _noted_readers(network, images, convs) as readers:
-            network(images)
-    finally:
-        for norm in norms:
-            norm.eval()
-            # A channel that hardly varies would have its rounding errors blown up.
-            norm.running_var.clamp_(min=0.01 * norm.running_mean.square())
-    return tuple(readers)
-
-
-@contextmanager
-def _noted_readers(network: nn.Module, images: Tensor, convs: set[str]) -> Iterator[list[str]]:
-    """Collect the names of those of ``convs`` that read ``images`` themselves."""
-    readers: list[str] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _, args: readers.append(name) if args and args[0] is images else None
-
-    hooks = [network.get_submodule(name).register_forward_pre_hook(note(name)) for name in convs]
-    try:
-        yield readers
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
-def _tracking_norms(network: nn.Module) -> dict[str, nn.Module]:
-    modules = network.named_modules()
-    return {name: m for name, m in modules if hasattr(m, "momentum") and getattr(m, "running_mean", None) is not None}
+    if options.branches == 1:
+        return found
+    if any(tensor.is_meta for tensor in model.parameters()):  # nothing to compute
+        return traced(found, model, input_size)
+    scale = "none" if options.input_scale == "none" else "learned"  # which begins at 1
+    start = replace(options, rescale=True, input_scale=scale)
+    with private_randomness():
+        probe, found = make_probe(model, found, input_size)
+        # First, for it names the module. The layout is that of all options, but only grouped branches are networks.
+        apart = deepcopy(probe.network)
+        apply(found, apart, replace(start, mixing="grouped", diversity=1.0))
+        _check_branches_apart(probe, apart, options.branches)
+        del apart
+        equal = deepcopy(probe.network)
+        apply(found, equal, replace(start, diversity=0.0))
+        _check_same_function(probe, equal, options.branches, normalised=options.merge == "probability")
+    return found
 
 
 def _hold_branch(probe: Probe, calibrated: nn.Module, branch: int, branches: int) -> None:
@@ -159,14 +76,14 @@ def _hold_branch(probe: Probe, calibrated: nn.Module, branch: int, branches: int
         if isinstance(module, CalibratedConv2d):
             kernels = module.effective_weight().chunk(branches)[branch]
             probe.network.get_submodule(name).weight = nn.Parameter(kernels.clone(), requires_grad=False)
-    _settle(probe.network, probe.images, set())
-    for name, norm in _tracking_norms(probe.network).items():
+    settle(probe.network, probe.images)
+    for name, norm in tracking_norms(probe.network).items():
         for statistic in ("running_mean", "running_var"):
             tiled = getattr(calibrated.get_submodule(name), statistic)
             tiled.chunk(branches)[branch].copy_(getattr(norm, statistic))
 
 
-def check_same_function(probe: Probe, calibrated: nn.Module, branches: int, *, normalised: bool = False) -> None:
+def _check_same_function(probe: Probe, calibrated: nn.Module, branches: int, *, normalised: bool = False) -> None:
     """Check that ``calibrated``, with R uniform, computes what the probe does.
 
     Args:
@@ -194,7 +111,7 @@ def check_same_function(probe: Probe, calibrated: nn.Module, branches: int, *, n
         )
 
 
-def check_branches_apart(probe: Probe, calibrated: nn.Module, branches: int) -> None:
+def _check_branches_apart(probe: Probe, calibrated: nn.Module, branches: int) -> None:
     """Check that branch k of ``calibrated`` computes what the probe does when it holds H_k, module by module.
 
     Each branch gets weights and statistics of its own; those of the probe are overwritten.

@@ -20,6 +20,7 @@ from ._options import DEFAULT_OPSET, FILES
 from ._preprocess import PreprocessingDifference
 from ._report import ExportReport
 from ._uncertainty import add_confidence
+from ._wrap import add_preprocessing
 
 __all__ = [
     "BATCH_SIZES",
@@ -40,6 +41,7 @@ __all__ = [
     "PreprocessingDifference",
     "Timing",
     "add_confidence",
+    "add_preprocessing",
     "cascade_to_onnx",
     "chosen_branches",
     "detector_metadata_of",

@@ -18,6 +18,7 @@ from ._names import PRECISIONS, check_precision
 from ._plan import Change
 from ._publish import Publication, publish
 from ._search import FoundNetwork, search
+from ._space import SpacePublication, publish_space
 
 __all__ = [
     "PRECISIONS",
@@ -26,8 +27,10 @@ __all__ = [
     "FoundNetwork",
     "Manifest",
     "Publication",
+    "SpacePublication",
     "check_precision",
     "download",
     "publish",
+    "publish_space",
     "search",
 ]

@@ -154,11 +154,11 @@ def fetch(repo_id: str, revision: str | None, token: Token, patterns: tuple[str,
         return Path(persistently(attempt))
 
 
-def listing(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
+def listing(api: HfApi, repo_id: str, revision: str, repo_type: str | None = None) -> dict[str, str]:
     """Return path to id of all files: the SHA-256 of large ones, git's id of the others."""
     from huggingface_hub.hf_api import RepoFile
 
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
     return {entry.path: _identity(entry) for entry in tree if isinstance(entry, RepoFile)}
 
 

@@ -25,9 +25,13 @@ if _CPU.is_file() and "avx512f" not in _CPU.read_text():
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ccnn-tests-hub-")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
+import made_once  # noqa: E402
+import quick_exports  # noqa: E402, F401
 from hub_user import server, user  # noqa: E402
 
 __all__ = ["server", "user"]
+
+LONGER = Path(__file__).with_name("longer.txt")
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +48,22 @@ def real_data() -> Path:
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        made_once.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        made_once.end()
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longer = {line for line in LONGER.read_text().splitlines() if line and not line.startswith("#")}
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
+        test = item.nodeid.partition("[")[0]
+        if longer & {item.nodeid, test, test.partition("::")[0]}:
+            item.add_marker("longer")

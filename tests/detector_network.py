@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from made_once import made_once
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
@@ -53,20 +50,21 @@ def seeded_detector(backbone: str = "ccnn_resnet18", *, bright: bool = True, **c
     return detector
 
 
-@cache
 def published_detector() -> tuple[Path, Path]:
     """Return a training folder of a detector, as ``ccnn train`` leaves it, and what publishing makes of it.
 
     Made once a session: copy it before you change anything.
     """
-    place = Path(tempfile.mkdtemp(prefix="ccnn-detector-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place = made_once("detector", _publish)
+    return place / "run", place / "cells"
+
+
+def _publish(place: Path) -> None:
     detector = seeded_detector(backbone="ccnn_alexnet", anchor_sizes=(16, 32, 64))
     (place / "run").mkdir()
     save_detector(place / "run" / "last.safetensors", detector, RECORD)
     result = CliRunner().invoke(app, ["publish", f"{place}/run", f"local:{place}/cells"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return place / "run", place / "cells"
 
 
 def save_picture(path: Path, height: int, width: int) -> None:

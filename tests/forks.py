@@ -47,7 +47,11 @@ for line in sys.stdin:
             os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-EVERYTHING = """
+EVERYTHING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import quick_exports
+sys.path.pop(0)
 import matplotlib.pyplot, onnxruntime, onnxscript, sklearn.datasets, timm, torch, torch.onnx, torchvision
 import ccnn_zoo.analysis, ccnn_zoo.cli, ccnn_zoo.demo, ccnn_zoo.detection, ccnn_zoo.export, ccnn_zoo.hub, ccnn_zoo.train
 from ccnn_zoo import runtime

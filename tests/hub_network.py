@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from made_once import made_once
 from PIL import Image
 from torch import nn
 
@@ -59,32 +56,26 @@ def trained_network(seed: int = 0, labels: tuple[str, ...] | None = LABELS, **ar
     return model.eval()
 
 
-@cache
 def training_folder() -> Path:
     """Return what ``ccnn train`` leaves of a network of two branches: its checkpoint and a picture of its curves."""
-    folder = _folder() / "run"
-    folder.mkdir()
+    return made_once("run", _train)
+
+
+def published_folder() -> Path:
+    """Return the local repository of that checkpoint. It is shared: copy it before you change anything."""
+    return made_once("published", _publish) / "digits"
+
+
+def _publish(folder: Path) -> None:
+    run = training_folder()
+    hub.publish(run / "last.safetensors", f"local:{folder}/digits", curves=run / "curves.png")
+
+
+def _train(folder: Path) -> None:
     save_checkpoint(folder / "last.safetensors", trained_network(branches=2), RECORD)
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(folder / "curves.png")
-    return folder
-
-
-@cache
-def published_folder() -> Path:
-    """Return the local repository of that checkpoint. It is shared: copy it before you change anything."""
-    folder = _folder() / "digits"
-    run = training_folder()
-    hub.publish(run / "last.safetensors", f"local:{folder}", curves=run / "curves.png")
-    return folder
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@cache
-def _folder() -> Path:
-    folder = tempfile.mkdtemp(prefix="ccnn-hub-tests-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)

@@ -71,7 +71,7 @@ class HubServer:
         self.replaced: dict[str, bytes] = {}
         self.page, self.part = 1000, 1 << 30
 
-    def create(self, repo_id: str, files: dict[str, bytes] | None = None, **options: bool) -> Repository:
+    def create(self, repo_id: str, files: dict[str, bytes] | None = None, **options: Any) -> Repository:
         repository = self.repositories[repo_id] = Repository(**options)
         repository.add({".gitattributes": b"*.onnx filter=lfs\n", **(files or {})}, title="initial commit")
         return repository
@@ -212,7 +212,7 @@ class Handler(Wire):
         if repo in self.hub.repositories:
             self._answer({"error": "You already created this model repo", **url}, 409)
             return
-        self.hub.create(repo, private=asked.get("visibility") == "private")
+        self.hub.create(repo, private=asked.get("visibility") == "private", sdk=asked.get("sdk"))
         self._answer(url)
 
     def create_branch(self, repo: str, branch: str) -> None:
@@ -323,6 +323,7 @@ def _apply(operations: Iterable[dict[str, Any]], files: dict[str, bytes], upload
             raise RefusalError(400, f"unknown operation {kind}")
 
 
+KIND = r"(?:models|spaces)"
 REPO = r"(?P<repo>[^/]+/[^/]+?)"
 REVISION = r"(?P<revision>[^/]+)"
 ROUTES = (
@@ -330,15 +331,15 @@ ROUTES = (
     (("GET",), "/api/models", "list_models"),
     (("POST",), "/api/repos/create", "create_repository"),
     (("POST",), "/api/validate-yaml", "validate_card"),
-    (("GET",), f"/api/models/{REPO}/tree/{REVISION}", "tree"),
-    (("POST",), f"/api/models/{REPO}/paths-info/{REVISION}", "paths_info"),
-    (("GET",), f"/api/models/{REPO}/refs", "refs"),
-    (("POST",), f"/api/models/{REPO}/tag/{REVISION}", "create_tag"),
-    (("POST",), f"/api/models/{REPO}/branch/(?P<branch>[^/]+)", "create_branch"),
-    (("POST",), f"/api/models/{REPO}/preupload/{REVISION}", "preupload"),
-    (("POST",), f"/api/models/{REPO}/commit/{REVISION}", "commit"),
-    (("GET",), f"/api/models/{REPO}(/revision/{REVISION})?", "show"),
-    (("POST",), rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+    (("GET",), f"/api/{KIND}/{REPO}/tree/{REVISION}", "tree"),
+    (("POST",), f"/api/{KIND}/{REPO}/paths-info/{REVISION}", "paths_info"),
+    (("GET",), f"/api/{KIND}/{REPO}/refs", "refs"),
+    (("POST",), f"/api/{KIND}/{REPO}/tag/{REVISION}", "create_tag"),
+    (("POST",), f"/api/{KIND}/{REPO}/branch/(?P<branch>[^/]+)", "create_branch"),
+    (("POST",), f"/api/{KIND}/{REPO}/preupload/{REVISION}", "preupload"),
+    (("POST",), f"/api/{KIND}/{REPO}/commit/{REVISION}", "commit"),
+    (("GET",), f"/api/{KIND}/{REPO}(/revision/{REVISION})?", "show"),
+    (("POST",), rf"(?:/spaces)?/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
     (("PUT",), r"/lfs/(?P<oid>[0-9a-f]{64})/part/(?P<number>\d+)", "lfs_upload_part"),
     (("POST",), "/lfs/(?P<oid>[0-9a-f]{64})/complete", "lfs_complete"),

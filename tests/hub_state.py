@@ -63,6 +63,7 @@ class Commit:
 class Repository:
     private: bool = False
     gated: bool = False
+    sdk: str | None = None  # of a Space
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from ccnn_zoo import demo
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe
 
-RECIPE = replace(Recipe.load("digits"), epochs=1, branches=2, warmup=0)
+RECIPE = replace(Recipe.load("digits"), epochs=1, branches=2, warmup=0, validation=0.2)
 
 
 def run(folder: Path) -> tuple[demo.DemoReport, str]:
@@ -41,6 +41,19 @@ def test_the_report_says_what_was_measured(first):
     assert report.plain.seconds > 0
     # 20 convolutions share w; a second branch adds one value of R a position, in 17 kernels of 3x3 and 3 of 1x1.
     assert report.calibrated.trained_parameters - report.plain.trained_parameters == 17 * 9 + 3 + _batch_norm_weights()
+
+
+def test_what_the_file_knows_of_its_answers_is_counted(first):
+    """0.95 is promised; with 288 digits to fit on, fewer than 0.88 of 360 would be chance once in 10,000 runs."""
+    _, report, said = first
+    doubt = report.doubt
+    assert doubt.fitted_on == 288
+    assert 0.88 * 360 <= doubt.covered <= 360
+    assert 1 <= doubt.mean_set_size <= 10
+    assert 0 <= doubt.wrong <= doubt.decided <= 360
+    assert doubt.decided == 0 or doubt.wrong / doubt.decided < 0.06
+    assert doubt.digits_told < 0.12
+    assert f"{doubt.covered} of 360 hold the right class" in said
 
 
 def _batch_norm_weights() -> int:

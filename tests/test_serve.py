@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import jsonschema
 import psutil
@@ -209,6 +211,42 @@ class _Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_browsers_get_a_page_and_programs_json_at_the_same_address(service):
+    for accept, kind in (("text/html,*/*;q=0.8", "text/html"), ("*/*", "application/json")):
+        with urlopen(Request(f"http://{service.address}/", headers={"Accept": accept})) as answer:
+            assert answer.headers["Content-Type"].startswith(kind)
+            text = answer.read().decode()
+            if kind == "text/html":
+                assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
+                page = text
+    parts = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert sorted(parts) == ["page/icon.svg", "page/page.css", "page/service.js"]
+    for part in (*parts, "page/show.js"):
+        with urlopen(f"http://{service.address}/{part}") as answer:
+            assert answer.headers["Content-Type"].startswith(("image/svg+xml", "text/css", "text/javascript"))
+    for none in ("page/engine.js", "page/page.html", "page/..%2f__init__.py", "page/"):
+        assert service.ask("GET", f"/{none}")[0] == 404
+
+
+@pytest.mark.browser
+def test_a_picture_dropped_on_the_page_gets_the_services_answer(service):
+    from browser import Browser
+
+    chromium = Browser()
+    try:
+        chromium.open(f"http://{service.address}/")
+        chromium.drop(("red.png", encoded(COLOURS["red"])), ("no.png", b"nothing"))
+        assert chromium.answered(1) == [next(iter(probabilities_of(COLOURS["red"])))]
+        chromium.until("document.getElementById('status').textContent.startsWith('no.png: It is damaged')")
+        _, said = service.ask("POST", "/classify", encoded(COLOURS["red"]), content_type="image/png")
+        assert list(chromium.shares()) == [p["label"] for p in said["predictions"]]
+        assert chromium.facts()["Doubt"].startswith(f"{said['entropy']:.2f} nats")
+        assert chromium.js("document.querySelector('footer a').href") == f"http://{service.address}/docs"
+        assert chromium.logs() == []
+    finally:
+        chromium.close()
 
 
 def test_what_holds_no_picture_is_refused_by_name(service):

@@ -29,6 +29,7 @@ COMMANDS = {
     "detect": "_detect:detect",
     "detect-demo": "_detect_demo:detect_demo",
     "serve": "_serve:serve",
+    "web": "_web:web",
     "analyze": "_analyze:analyze",
     "doctor": "_doctor:doctor",
     "list": "_networks:list_networks",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +15,10 @@ from ccnn_zoo.errors import ConfigurationError
 from ._held_out import PICTURES
 from ._options import TOKEN
 from ._output import say
+from ._web import RUNTIME, networks_of
+
+if TYPE_CHECKING:
+    from ccnn_zoo.hub import Publication, SpacePublication
 
 
 def publish(
@@ -33,11 +40,16 @@ def publish(
         str | None, typer.Option(help="Verify on all test images of these data; int8's ranges are of training ones.")
     ] = None,
     pictures: PICTURES = None,
+    space: Annotated[
+        str | None, typer.Option(help="Also publish the page of `ccnn web` as this static Space, org/name.")
+    ] = None,
+    runtime: Annotated[Path | None, RUNTIME] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and write nothing.")] = False,
 ) -> None:
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
 
     Example:  ccnn publish runs/digits local:hub/digits --fp16 --int8
+    Example:  ccnn publish runs/digits org/digits --space org/digits-page
     """
     from ccnn_zoo import hub
 
@@ -51,23 +63,58 @@ def publish(
             )
         if exported or file is not None:
             networks[precision] = file
+    if runtime is not None and space is None:
+        raise ConfigurationError("--runtime is for the page of --space. Leave it out.")
     path = _sources.checkpoint_path(source)
-    publication = hub.publish(
-        path,
-        repo_id,
-        **_sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data, pictures),
-        networks=networks,
-        private=private,
-        revision=revision,
-        tag=tag,
-        create_pr=create_pr,
-        parent_commit=parent_commit,
-        dry_run=dry_run,
-    )
+    with ExitStack() as stack:
+        page = None
+        if space is not None:
+            page = stack.enter_context(_page(source, repo_id, runtime))
+            _publish_space(page, space, private, dry_run=True)  # what is wrong with it is said before anything is sent
+        publication = hub.publish(
+            path,
+            repo_id,
+            **_sources.beside_checkpoint(
+                path, [name for name, file in networks.items() if file is None], data, pictures
+            ),
+            networks=networks,
+            private=private,
+            revision=revision,
+            tag=tag,
+            create_pr=create_pr,
+            parent_commit=parent_commit,
+            dry_run=dry_run,
+        )
+        _tell(publication)
+        if page is not None:
+            _tell(_publish_space(page, space, private, dry_run=dry_run))
+
+
+@contextmanager
+def _page(source: str, repo_id: str, runtime: Path | None) -> Iterator[Path]:
+    """Make the files of a Space in which the network runs."""
+    from ccnn_zoo.web import staged_space
+
+    name = repo_id.removeprefix("local:").rstrip("/").rpartition("/")[2]
+    model = None if repo_id.startswith("local:") else repo_id
+    with tempfile.TemporaryDirectory(prefix="ccnn-web-") as work:
+        (network,) = networks_of([source], Path(work), "fp32", token=False).values()
+        with staged_space({name: network}, name, model=model, runtime=runtime) as folder:
+            yield folder
+
+
+def _publish_space(folder: Path, repo_id: str, private: bool, *, dry_run: bool) -> SpacePublication:
+    from ccnn_zoo import hub
+    from ccnn_zoo.web import MARK
+
+    return hub.publish_space(folder, repo_id, mark=MARK, private=private, dry_run=dry_run)
+
+
+def _tell(publication: Publication | SpacePublication) -> None:
     for change in publication.changes:
-        if dry_run or change.action != "keep":
+        if publication.dry_run or change.action != "keep":
             say(f"{change.action:7} {change.size:>12,} bytes  {change.path}")
-    say(f"{'would publish' if dry_run else 'published'} {publication.location}")
+    say(f"{'would publish' if publication.dry_run else 'published'} {publication.location}")
 
 
 def download(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ccnn_zoo import hub, runtime
 from ccnn_zoo._files import replacing
@@ -22,6 +24,9 @@ from ccnn_zoo.train import Data, Recipe, TrainingResult, evaluation_batches, loa
 from ._picture import draw
 
 Say = Callable[[str], None]
+
+COVERAGE, MAX_RISK = 0.95, 0.02
+UNLIKE = 95  # percentile of the held-out digits
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,33 @@ class NetworkReport:
 
 
 @dataclass(frozen=True)
+class DoubtReport:
+    """What the downloaded file says of its own answers.
+
+    Args:
+        fitted_on: digits held out of the training, on which the numbers were fitted.
+        coverage: asked of the sets of classes.
+        covered: test digits whose true class is in their set.
+        mean_set_size: classes in a set.
+        max_risk: asked of the decisions.
+        decided: test digits that the file decides; the others it leaves to a person.
+        wrong: of these, the wrong ones.
+        noise_told: share of as many pictures of noise that are unlike more than 95 % of the held-out digits.
+        digits_told: the same of the test digits, about 0.05 by construction.
+    """
+
+    fitted_on: int
+    coverage: float
+    covered: int
+    mean_set_size: float
+    max_risk: float
+    decided: int
+    wrong: int
+    noise_told: float
+    digits_told: float
+
+
+@dataclass(frozen=True)
 class DemoReport:
     """What the demo measured.
 
@@ -59,6 +91,7 @@ class DemoReport:
         provider: the execution provider that classified the digits.
         onnx_error_percent: error of the downloaded ONNX network on the held-out digits.
         same_class_as_torch: digits, of ``images``, on which ONNX and torch agree.
+        doubt: what the file knows of its own answers.
         versions: package name to version, as of training.
         picture: curves, digits and R as a PNG file.
         repository: folder of the published network.
@@ -73,6 +106,7 @@ class DemoReport:
     provider: str
     onnx_error_percent: float
     same_class_as_torch: int
+    doubt: DoubtReport
     versions: dict[str, str]
     picture: str
     repository: str
@@ -93,7 +127,8 @@ def run(
     Args:
         output: folder, made if missing.
         device: of the classification: ``"auto"``, ``"cuda"`` or ``"cpu"``.
-        recipe: of the calibrated network; None is the packaged ``digits``. The plain one differs in ``branches``.
+        recipe: of the calibrated network; None is the packaged ``digits`` with a fifth of the training digits held out,
+            on which the numbers of confidence are fitted. The plain one differs in ``branches``.
         say: what is told the user, line by line.
         progress: show progress bars on stderr.
 
@@ -103,10 +138,11 @@ def run(
         ExportError: the exported network failed its check.
     """
     output = Path(output)
-    recipe = recipe or Recipe.load("digits")
+    recipe = recipe or replace(Recipe.load("digits"), validation=0.2)
     runtime.check_device(device)
     data = load_data(recipe.data, recipe.image_size)
-    say(f"{data.name}: {len(data.train)} to train on, {len(data.test)} held out")
+    kept, held = data.hold_out(recipe.validation, recipe.seed)
+    say(f"{data.name}: {len(kept.train)} to train on, {len(held)} to fit doubt on, {len(data.test)} to test")
 
     plain, plain_seconds = _trained(replace(recipe, branches=1), output / "plain", say, progress)
     calibrated, seconds = _trained(recipe, output / "calibrated", say, progress)
@@ -117,14 +153,23 @@ def run(
             f"and {report.deployed_parameters:,} deployed parameters"
         )
     expected = _classes_by_torch(calibrated, data, say)
-    folder = _published(calibrated, output / "hub" / recipe.model, data, say)
+    folder = _published(calibrated, output / "hub" / recipe.model, data, replace(data, test=held), say)
     classifier = runtime.load(f"local:{folder}", device=device)
-    results = classifier.classify(picture for picture, _ in data.test)
+    asked = {"coverage": COVERAGE, "max_risk": MAX_RISK}
+    results = classifier.classify((picture for picture, _ in data.test), **asked)
     say(f"classified {len(results)} digits on {classifier.provider}")
     found = [result.predictions[0].index for result in results]
     wrong = sum(index != target for index, target in zip(found, data.test.targets.tolist(), strict=True))
     same = sum(index == other for index, other in zip(found, expected, strict=True))
     say(f"ONNX network: {100 * wrong / len(found):.2f} % wrong, {same} of {len(found)} classes as in torch")
+
+    noise = np.random.default_rng(recipe.seed).integers(0, 256, (len(results), *data.input_size[1:]), np.uint8)
+    doubt = _doubt(results, data, classifier.classify(map(Image.fromarray, noise), **asked), len(held))
+    say(
+        f"sets of {100 * COVERAGE:g} %: {doubt.covered} of {len(results)} hold the right class, "
+        f"{doubt.mean_set_size:.2f} classes each; at {100 * MAX_RISK:g} % risk it decides {doubt.decided} and is wrong "
+        f"on {doubt.wrong}; it tells {100 * doubt.noise_told:.0f} % of pictures of noise from digits"
+    )
 
     picture = output / "demo.png"
     draw(picture, {"K=1 (plain)": plain.history, f"K={recipe.branches}": calibrated.history}, data, results, calibrated)
@@ -139,6 +184,7 @@ def run(
         provider=classifier.provider,
         onnx_error_percent=100 * wrong / len(found),
         same_class_as_torch=same,
+        doubt=doubt,
         versions=calibrated.record.versions,
         picture=str(picture),
         repository=str(folder),
@@ -211,11 +257,34 @@ def _classes_by_torch(result: TrainingResult, data: Data, say: Say) -> list[int]
     return torch.cat(logits).argmax(1).tolist()
 
 
-def _published(result: TrainingResult, folder: Path, data: Data, say: Say) -> Path:
+def _doubt(
+    results: Sequence[runtime.Classification], data: Data, noise: Sequence[runtime.Classification], fitted_on: int
+) -> DoubtReport:
+    pairs = list(zip(results, data.test.targets.tolist(), strict=True))
+    decided = [(result, target) for result, target in pairs if result.abstained is None]
+    return DoubtReport(
+        fitted_on=fitted_on,
+        coverage=COVERAGE,
+        covered=sum(data.labels[target] in result.prediction_set for result, target in pairs),
+        mean_set_size=sum(len(result.prediction_set) for result in results) / len(results),
+        max_risk=MAX_RISK,
+        decided=len(decided),
+        wrong=sum(result.predictions[0].index != target for result, target in decided),
+        noise_told=_told(noise),
+        digits_told=_told(results),
+    )
+
+
+def _told(results: Sequence[runtime.Classification]) -> float:
+    return sum(result.ood.percentile > UNLIKE for result in results) / len(results)
+
+
+def _published(result: TrainingResult, folder: Path, data: Data, held: Data, say: Say) -> Path:
     """Publish to the local hub, unless the same network is there, and download from it."""
     repo_id = f"local:{folder}"
     if not _is_published(result, repo_id):
-        hub.publish(result.checkpoint, repo_id, images=(images for images, _ in evaluation_batches(data)))
+        images = (images for images, _ in evaluation_batches(data))
+        hub.publish(result.checkpoint, repo_id, images=images, held_out=evaluation_batches(held))
         say(f"exported, compared with torch, and published to {repo_id}")
     downloaded = hub.download(repo_id)
     say(f"downloaded from {repo_id}: every file matches its checksum")

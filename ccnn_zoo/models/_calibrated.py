@@ -7,11 +7,14 @@ from typing import Any
 from timm.models import register_notrace_module
 from torch import nn
 
+from ccnn_zoo._apply import apply
 from ccnn_zoo._arguments import check_ranges
 from ccnn_zoo._known_blocks import qualified_name
 from ccnn_zoo._network import CalibratedClassifier
-from ccnn_zoo._options import FROM_SCRATCH, take_options
-from ccnn_zoo.convert import ConversionOptions, calibrate_, check, fold_
+from ccnn_zoo._options import FROM_SCRATCH, ConversionOptions, take_options
+from ccnn_zoo._selfcheck import checked
+from ccnn_zoo._survey import Survey, survey
+from ccnn_zoo.convert import fold_
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 
 # Leaves of timm's graphs, as the nn.Conv2d and nn.Linear that they are. In parts they would be five nodes each, and
@@ -49,12 +52,12 @@ _KNOWN = frozenset(
 _checked: set[str] = set()
 
 
-def _check_once(model: nn.Module, options: ConversionOptions, arguments: object) -> None:
+def _check_once(found: Survey, model: nn.Module, options: ConversionOptions, arguments: object) -> None:
     """Check a network with modules that are not known, as ``calibrate`` does; once per class and arguments."""
     key = repr((type(model), options, arguments))
     if key in _checked or all(qualified_name(module) in _KNOWN for module in model.modules() if module is not model):
         return
-    check(model, options)
+    checked(found, model, options)
     _checked.add(key)
 
 
@@ -78,7 +81,8 @@ class ZooClassifier(CalibratedClassifier):
         check_ranges({"branches": branches, **kwargs})
         options = ConversionOptions(branches=branches, **{**FROM_SCRATCH, **take_options(kwargs)})
         super().__init__(*args, **kwargs)
-        _check_once(self, options, (args, sorted(kwargs.items())))
-        calibrate_(self, options)
+        found = survey(self, options)
+        _check_once(found, self, options, (args, sorted(kwargs.items())))
+        apply(found, self, options)
         if folded:
             fold_(self)

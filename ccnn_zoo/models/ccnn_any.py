@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -11,10 +10,13 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from ccnn_zoo._apply import apply
 from ccnn_zoo._arguments import check_ranges
 from ccnn_zoo._network import GENERIC, WEIGHTS
-from ccnn_zoo._options import FROM_SCRATCH, take_options
-from ccnn_zoo.convert import ConversionOptions, calibrate_, check, find_readers, fold_
+from ccnn_zoo._options import FROM_SCRATCH, ConversionOptions, take_options
+from ccnn_zoo._selfcheck import checked, traced
+from ccnn_zoo._survey import survey
+from ccnn_zoo.convert import fold_
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models._cfgs import imagenet_cfg
 
@@ -76,7 +78,7 @@ def ccnn(
     if "feature_cls" in kwargs:
         del features["out_indices"]  # timm's default
     model = build_model_with_cfg(
-        partial(_build, base, plain, options, find_readers if recorded else partial(check, options=options)),
+        partial(_build, base, plain, options, recorded),
         GENERIC,
         pretrained,
         pretrained_cfg=pretrained_cfg,
@@ -121,14 +123,16 @@ def _build(
     base: str,
     plain: dict[str, Any],
     options: ConversionOptions,
-    readers_of: Callable[[nn.Module], tuple[str, ...] | None],
+    recorded: bool,
     folded: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     name, _, tag = base.partition(".")
     # Not create_model, which takes paths too: a repository's config.json may hold any argument.
     model = timm.models.model_entrypoint(name)(pretrained_cfg=tag or None, **plain, **kwargs)
-    calibrate_(model, options, readers_of(model))
+    found = survey(model, options)
+    # What a repository records was checked when it was made.
+    apply(traced(found, model) if recorded else checked(found, model, options), model, options)
     if folded:
         fold_(model)
     return model

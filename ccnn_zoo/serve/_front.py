@@ -24,6 +24,7 @@ from ccnn_zoo.errors import ConfigurationError
 
 from ._openapi import PAGE_HEADERS, document, page
 from ._options import ServeOptions
+from ._page import PARTS, page_of, part_of, wants_page
 from ._replica import OK, Reply
 from ._schema import Answer, Query
 
@@ -94,6 +95,7 @@ class Front:
         return Starlette(
             routes=[
                 Route("/", self.about),
+                Route(PARTS, part_of),
                 Route("/classify", self.classify, methods=["POST"]),
                 Route("/healthz", self.health),
                 Route("/metrics", self.metrics),
@@ -104,11 +106,13 @@ class Front:
         )
 
     async def about(self, request: Request) -> Response:
-        """Say which network answers, and to what."""
+        """Say which network answers, and to what; a browser gets a page to try it."""
+        if wants_page(request):
+            return page_of(request)
         if self._about is None:
             architecture, labels = await self._answered(self._handle.labels)
             self._about = {"model": architecture, "labels": labels, "classify": "POST /classify?top_k=5"}
-        return JSONResponse(self._about)
+        return JSONResponse(self._about, headers={"Vary": "Accept"})
 
     async def health(self, request: Request) -> Response:
         """Say whether a replica runs that passed its own check."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from ccnn_zoo._branches import BranchConv2d
 from ccnn_zoo._conversions import is_calibratable_conv, is_linear, is_per_channel, refuse_attachments
+from ccnn_zoo._options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 
@@ -20,13 +23,44 @@ _MIXES_CHANNELS = {
 }
 
 
-def find_convs(model: nn.Module) -> dict[nn.Conv2d, str]:
-    """Return the plain convolutions of ``model`` with their names, in the order of registration.
+@dataclass(frozen=True)
+class Survey:
+    """What :func:`survey` found in a plain network, by names of modules: it holds for every copy.
+
+    Args:
+        convs: the convolutions that become calibrated ones, in the order of registration.
+        classifier: the layer in which the branches meet; None where the network ends in features.
+        image_readers: those of ``convs`` that read the image itself, which all branches share.
+    """
+
+    convs: tuple[str, ...]
+    classifier: str | None
+    image_readers: tuple[str, ...]
+
+
+def survey(model: nn.Module, options: ConversionOptions) -> Survey:
+    """Return what of ``model`` is calibrated, as far as its modules tell: the first convolution reads the image.
+
+    Args:
+        model: the plain network; it is only looked at.
+        options: how it is to be calibrated.
 
     Raises:
-        CalibrationError: there is none, or a module has no calibrated form; names it and why.
+        CalibrationError: a module has no calibrated form, there is no convolution, or there are classes and no layer
+            in which the branches could meet; names it and why.
     """
-    convs: dict[nn.Conv2d, str] = {}
+    convs = _find_convs(model)
+    classifier = _find_classifier(model)
+    if options.merge == "probability" and options.branches > 1:
+        _refuse_hidden_classifier(model, classifier)
+    names = tuple(name for name in convs if name != classifier)
+    if not names:
+        raise CalibrationError(f"{type(model).__name__} has no nn.Conv2d to calibrate")
+    return Survey(names, classifier, names[:1])
+
+
+def _find_convs(model: nn.Module) -> list[str]:
+    convs: list[str] = []
     linear = ""
     for name, module in model.named_modules():
         if is_calibratable_conv(module):
@@ -36,24 +70,20 @@ def find_convs(model: nn.Module) -> dict[nn.Conv2d, str]:
                     "Only linear layers after the last convolution can be calibrated."
                 )
             refuse_attachments(name, module)
-            convs[module] = name
+            if module.padding_mode != "zeros":
+                raise CalibrationError(f"{name} has padding_mode={module.padding_mode!r}; only 'zeros' is supported")
+            convs.append(name)
         elif is_linear(module):
             linear = linear or name
         else:
             _refuse(name or "the model", module)
-    if "" in convs.values():
+    if "" in convs:
         raise CalibrationError("a lone nn.Conv2d is no network; build a CalibratedConv2d, or wrap it in nn.Sequential")
-    if not convs:
-        raise CalibrationError(f"{type(model).__name__} has no nn.Conv2d to calibrate")
     return convs
 
 
-def find_classifier(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
-    """Return the layer in which branches meet: the first linear one, else the convolution that timm calls classifier.
-
-    Raises:
-        CalibrationError: the network has classes and none of the two, or its classifier cannot be replaced.
-    """
+def _find_classifier(model: nn.Module) -> str | None:
+    """Return where branches meet: the first linear layer, else the convolution that timm calls classifier."""
     found = next(((name, module) for name, module in model.named_modules() if is_linear(module)), None)
     if found is None and callable(getattr(model, "get_classifier", None)):
         classifier = model.get_classifier()
@@ -62,7 +92,7 @@ def find_classifier(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
             found = next((name, module) for name, module in model.named_modules() if module is classifier)
     if found is not None:
         refuse_attachments(*found)
-        return found[1]
+        return found[0]
     if isinstance(classes := getattr(model, "num_classes", 0), int) and classes > 0:
         raise CalibrationError(
             f"{type(model).__name__} has {classes} classes and no nn.Linear in which its branches could meet, nor a "
@@ -71,14 +101,10 @@ def find_classifier(model: nn.Module) -> nn.Linear | nn.Conv2d | None:
     return None
 
 
-def check_last_layer(model: nn.Module, classifier: nn.Module | None) -> None:
-    """Refuse to give every branch of ``model`` a classifier of its own where that would not be the last layer.
-
-    Raises:
-        CalibrationError: the branches meet in one of several linear layers, or in a convolution.
-    """
+def _refuse_hidden_classifier(model: nn.Module, classifier: str | None) -> None:
+    """Refuse to give every branch a classifier of its own where that would not be the last layer."""
     linears = [name for name, module in model.named_modules() if is_linear(module)]
-    if len(linears) > 1 or isinstance(classifier, nn.Conv2d):
+    if len(linears) > 1 or (classifier is not None and not linears):
         found = f"linear layers {', '.join(linears)}" if linears else "a convolution as its classifier"
         raise CalibrationError(
             f"merge='probability' needs a network whose one linear layer is its classifier; {type(model).__name__} has "
