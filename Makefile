@@ -7,11 +7,12 @@ NEEDS_GB := 8
 # Where this is set, each process that a test starts would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo detect-demo install test test-longer test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all constraints clean
+.PHONY: help demo detect-demo install test test-longer test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all docs constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
 	@echo "make detect-demo VOC=FOLDER   train, export and run a detector on real pictures, draw what it finds"
+	@echo "make docs      the documentation as a site, in build/docs"
 	@echo "make test      lint, the ordinary tests, and timm's own tests on one network"
 	@echo "make test-longer  what CI runs besides: whole commands, processes killed, timm's own tests on one network of each class"
 	@echo "make test-all  everything: every network in timm's own suite, every Python that is here"
@@ -87,6 +88,10 @@ lint-imports: install
 	@rm -rf build/tree && mkdir -p build/tree
 	cp -R ccnn_zoo build/tree && cp -R export hub build/tree/ccnn_zoo
 	cd build/tree && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml
+
+# Strict: warnings, broken links and public names without an entry are errors. Opens no network.
+docs: install
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/make_site.py build/docs
 
 constraints: install
 	@{ echo "# Versions that the tests passed with: pip install -c constraints.txt (\`make constraints\` renews them)."; \

@@ -7,14 +7,18 @@ and classifying do without. The field numbers are those of ``onnx.proto``.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
+
+from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 Data: TypeAlias = bytes | mmap.mmap
 
 _DOMAINS = (b"", b"ai.onnx")
 _ORT_FORMAT = b"ORTM"
+_LARGEST = 2**31 - 1  # bytes of a protobuf message
 _DEEPEST = 100  # levels of messages; protobuf's own limit
 
 # Message to its fields that hold messages of interest, wherever a tensor or a node may hide.
@@ -35,6 +39,7 @@ _FIELDS = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
+_PROPERTY = 14  # of a model
 _OP_TYPE, _DOMAIN = 4, 7  # of a node
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 _LOOPS = frozenset({b"Loop", b"Scan", b"SequenceMap"})
@@ -43,6 +48,26 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 class MalformedError(ValueError):
     """The bytes are no protobuf message."""
+
+
+def checked_content(path: Path) -> bytes:
+    """Read an ONNX file once, and look it through before anything parses it: what was looked at is what is used.
+
+    Raises:
+        RepositoryError: it cannot be read.
+        IntegrityError: it holds what is refused, or is no ONNX network.
+    """
+    try:
+        with path.open("rb") as stream:
+            large = os.fstat(stream.fileno()).st_size > _LARGEST
+            content = b"" if large else stream.read()
+    except (OSError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RepositoryError(f"cannot read {path}: {reason}. Check the file and your rights to it.") from error
+    problem = "has more than 2 GiB, as no ONNX file can" if large else refused_bytes(content)
+    if problem is not None:
+        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
+    return content
 
 
 def refused_network(path: Path) -> str | None:
@@ -56,6 +81,21 @@ def refused_network(path: Path) -> str | None:
     # The cache is shared: what is mapped here may be a link, the file behind it is read only.
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return refused_bytes(data)
+
+
+def properties_of(data: Data) -> dict[str, str]:
+    """Return the ``metadata_props`` of an ONNX file.
+
+    Raises:
+        MalformedError: it is no protobuf message.
+    """
+    found = {}
+    for number, wire, first, last in fields(data, 0, len(data)):
+        if number == _PROPERTY and wire == _BYTES:
+            inner = fields(data, first, last)
+            parts = {n: data[a:b].decode("utf-8", "replace") for n, w, a, b in inner if w == _BYTES}
+            found[parts.get(1, "")] = parts.get(2, "")
+    return found
 
 
 def refused_bytes(data: Data) -> str | None:

@@ -23,9 +23,9 @@ from ccnn_zoo.errors import ConfigurationError
 
 
 class CalibratedConv2d(nn.Conv2d):
-    r"""2D convolution of K branches that share one weight (GClayer of the paper, Eq. 3-4).
+    """2D convolution of K branches that share one weight (GClayer of the paper, Eq. 3-4).
 
-    Branch k convolves its own copy of the features with the effective kernel :math:`H_k = R_k * w`, an
+    Branch k convolves its own copy of the features with the effective kernel ``H_k = R_k * w``, an
     element-wise product over the kernel's positions. That is one grouped convolution. Like timm's ``StdConv2d``
     it **is** an ``nn.Conv2d``: ``in_channels``, ``out_channels``, ``groups``, ``weight`` and ``bias`` are those
     of one branch, so the weights of a plain network load under their own keys; ``calibration`` is the one new key.
@@ -33,7 +33,7 @@ class CalibratedConv2d(nn.Conv2d):
     With ``mixing="dense"`` every branch reads the features of all K branches, each through its own slice of w. Eq. 4
     speaks of its own features only, but Table 2's parameter counts fit this reading.
 
-    Train it with :class:`ccnn_zoo.CSGD`, which keeps R non-negative and normalised; any other optimizer would
+    Train it with :class:`ccnn_zoo.optim.CSGD`, which keeps R non-negative and normalised; any other optimizer would
     treat R as a free weight.
 
     Args:

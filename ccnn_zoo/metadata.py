@@ -184,7 +184,8 @@ def _read(cls: type[_Metadata], props: Mapping[str, str], source: str) -> _Metad
     if missing:
         raise MetadataError(
             f"{source} has no ccnn-zoo metadata ({', '.join(missing)} missing). "
-            "Export it with ccnn_zoo.export or `ccnn export`, which write labels and preprocessing."
+            "Export it with ccnn_zoo.export or `ccnn export`, which write labels and preprocessing, or describe a "
+            "classifier of somebody else's with `ccnn calibrate-confidence --metadata`."
         )
     values = {}
     for field in written:

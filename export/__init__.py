@@ -13,6 +13,7 @@ from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TO
 from ._detection import DetectionReport, detector_metadata_of, detector_to_onnx
 from ._detection_compare import BOX_TOLERANCE, SCORE_TOLERANCE, PictureDifference
 from ._export import to_folder, to_onnx
+from ._foreign import describe
 from ._images import ImageBatches
 from ._measure import Timing
 from ._metadata import metadata_of
@@ -44,6 +45,7 @@ __all__ = [
     "add_preprocessing",
     "cascade_to_onnx",
     "chosen_branches",
+    "describe",
     "detector_metadata_of",
     "detector_to_onnx",
     "metadata_of",

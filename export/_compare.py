@@ -88,6 +88,8 @@ class Comparison:
         torch_correct: the same of the network.
         lost, gained: images that only the network, or only the file, has right.
         branch_difference: largest difference of a branch's logit, None where they are no output.
+        logits: of the file for all images that came with classes, in batches.
+        targets: these classes.
     """
 
     differences: list[BatchDifference] = field(default_factory=list)
@@ -98,18 +100,23 @@ class Comparison:
     lost: int = 0
     gained: int = 0
     branch_difference: float | None = None
+    logits: list[Logits] = field(default_factory=list)
+    targets: list[NDArray[np.int64]] = field(default_factory=list)
 
-    def count(self, chosen: NDArray[np.int64], expected: NDArray[np.int64], targets: Tensor | None) -> None:
-        """Add a batch: the first class of the file and of the network on each image."""
+    def count(self, logits: Logits, theirs: Logits, targets: Tensor | None) -> None:
+        """Add a batch: the logits of the file and of the network on each image."""
+        chosen, expected = logits.argmax(1), theirs.argmax(1)
         self.images += len(chosen)
         self.agreeing += int((chosen == expected).sum())
         if targets is None:
             return
-        ours, theirs = chosen == targets.numpy(), expected == targets.numpy()
-        self.correct = (self.correct or 0) + int(ours.sum())
-        self.torch_correct = (self.torch_correct or 0) + int(theirs.sum())
-        self.lost += int((theirs & ~ours).sum())
-        self.gained += int((ours & ~theirs).sum())
+        self.logits.append(logits)
+        self.targets.append(targets.numpy())
+        right, torch_right = chosen == targets.numpy(), expected == targets.numpy()
+        self.correct = (self.correct or 0) + int(right.sum())
+        self.torch_correct = (self.torch_correct or 0) + int(torch_right.sum())
+        self.lost += int((torch_right & ~right).sum())
+        self.gained += int((right & ~torch_right).sum())
 
 
 def compare(
@@ -178,7 +185,7 @@ def _compare_all(in_torch: Run, files: Mapping[str, Run], found: dict[str, Compa
                 _difference(precision, name, ours[name], reference, reference, where)
                 if precision == "fp32":
                     _check_classes(name, ours[name], reference, images)
-            found[precision].count(ours[OUTPUT].argmax(1), theirs[OUTPUT].argmax(1), targets)
+            found[precision].count(ours[OUTPUT], theirs[OUTPUT], targets)
         images += len(batch)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo.uncertainty import Confidence
+from ccnn_zoo.uncertainty import Confidence, Measured
 
 from ._compare import BatchDifference
 from ._measure import Timing
@@ -45,6 +45,7 @@ class ExportReport:
         preprocessing: how far the preprocessing in the graph is from timm's, None where it is not in the graph.
         timing: what was measured of the speed, None where that was not asked for.
         confidence: what was fitted on held-out images and stands in the file, None without.
+        measured: what that is worth on the images given, where they came with classes.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class ExportReport:
     preprocessing: PreprocessingDifference | None = None
     timing: Timing | None = None
     confidence: Confidence | None = None
+    measured: Measured | None = None
 
     @property
     def accuracy_loss(self) -> float | None:
@@ -112,6 +114,8 @@ class ExportReport:
         if self.confidence is not None:
             fitted = self.confidence
             yield "confidence fitted on", f"{fitted.pictures} images; temperature {fitted.temperature:.3f}"
+        if self.measured is not None:
+            yield from _measured_rows(self.measured)
 
 
 def _timing_rows(timing: Timing) -> Iterator[tuple[str, str]]:
@@ -125,3 +129,10 @@ def _timing_rows(timing: Timing) -> Iterator[tuple[str, str]]:
         yield "left in float32, where int8 is slower", "; ".join(timing.kept_fp32)
     if timing.slower:
         yield "slower than fp32", "; ".join(timing.slower)
+
+
+def _measured_rows(found: Measured) -> Iterator[tuple[str, str]]:
+    yield "ECE, with the temperature", f"{found.ece_percent:.2f} %, {found.ece_percent_fitted:.2f} %"
+    for coverage, kept in found.covered_percent.items():
+        asked = f"sets for {100 * float(coverage):g} %"
+        yield asked, f"hold the class of {kept:.2f} %, {found.set_size[coverage]:.2f} classes each"

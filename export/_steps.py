@@ -19,7 +19,7 @@ from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.uncertainty import Confidence
+from ccnn_zoo.uncertainty import Confidence, Measured, measure
 
 from ._compare import BATCH_SIZES, Comparison, Run, compare, runner, session_of
 from ._convert import convert, count_convolutions
@@ -281,7 +281,15 @@ def _report(
         preprocessing=preprocessing,
         timing=variant.timing,
         confidence=confidence,
+        measured=_measured(comparison, confidence),
     )
+
+
+def _measured(comparison: Comparison, confidence: Confidence | None) -> Measured | None:
+    """Measure the numbers that were fitted on the images of the comparison, where these came with classes."""
+    if confidence is None or not comparison.targets:
+        return None
+    return measure(np.concatenate(comparison.logits), np.concatenate(comparison.targets), confidence)
 
 
 def _sized(metadata: ModelMetadata, options: ExportOptions) -> ModelMetadata:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo._onnx_contents import refused_bytes
+from ccnn_zoo._onnx_contents import checked_content
 from ccnn_zoo.errors import ExportError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import Confidence, doubt, fit, probabilities
@@ -88,11 +89,7 @@ def add_confidence(
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
-    content = path.read_bytes()  # once: what is looked through is what is changed
-    problem = refused_bytes(content)
-    if problem is not None:
-        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
-    model = onnx.load_from_string(content)
+    model = read_network(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     metadata = ModelMetadata.from_props({**properties, PROPERTY: confidence.to_json()}, source=str(path))
     _remove(model.graph)
@@ -108,12 +105,26 @@ def add_confidence(
     return target
 
 
+def read_network(path: Path) -> ModelProto:
+    """Read a file once: what is looked through is what is changed.
+
+    Raises:
+        RepositoryError: it cannot be read.
+        IntegrityError: it is no ONNX network, or holds what is refused.
+    """
+    try:
+        return onnx.load_from_string(checked_content(path))
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is no ONNX network ({error}). Download or export it again.") from error
+
+
 def _remove(graph: GraphProto) -> None:
     """Take away what an earlier call has appended."""
+    made = {name for node in graph.node if node.name.startswith(_PREFIX) for name in node.output}
     for things, ours in (
         (graph.node, lambda node: node.name.startswith(_PREFIX)),
         (graph.initializer, lambda tensor: tensor.name.startswith(_PREFIX)),
-        (graph.output, lambda value: value.name in OUTPUTS),
+        (graph.output, lambda value: value.name in made),
     ):
         kept = [thing for thing in things if not ours(thing)]
         del things[:]
@@ -128,6 +139,12 @@ def _append(model: ModelProto, metadata: ModelMetadata) -> None:
             "newer one, or leave the outputs out: the runtime computes them from the numbers."
         )
     graph, writer = model.graph, _Writer(metadata.confidence)
+    taken = {name for node in graph.node for name in node.output} & set(OUTPUTS)
+    if taken:
+        raise ExportError(
+            f"the file has {', '.join(sorted(taken))} of its own. Leave the outputs out: the runtime computes them "
+            "from the numbers."
+        )
     logits = graph.output[0]
     batch = logits.type.tensor_type.shape.dim[0]
     sides = [batch.dim_value or batch.dim_param, len(metadata.labels)]

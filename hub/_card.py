@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ccnn_zoo.metadata import in_order
 
-from ._names import CONFIG, CURVES, HEAT_MAP, NETWORK, TAG
+from ._card_doubt import uncertainty_section
+from ._names import CONFIG, CURVES, DOUBT, HEAT_MAP, NETWORK, TAG
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -87,7 +88,7 @@ $pictures## Measured
 
 $measured
 
-## Training
+$uncertainty## Training
 
 $training
 
@@ -193,6 +194,8 @@ def drawn_pictures(files: Collection[str]) -> str:
     captions = {
         CURVES: "Training and test error over epochs",
         HEAT_MAP: "R of each branch (row) in some layers (columns)",
+        DOUBT["confidence"]: "Reliability, risk over coverage, and scores of pictures with shuffled pixels, test part",
+        DOUBT["doubtful"]: "The test pictures that are most in doubt, with what the network and each branch says",
     }
     shown = [f"![{caption}]({path})\n\n" for path, caption in captions.items() if path in files]
     return "".join(shown)
@@ -205,24 +208,28 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
     repo_id, _, revision = (address or "").partition("@")
     pinned = f', revision="{revision}"' if revision else ""
     chosen = f', revision: "{revision}"' if revision else ""
+    example = {
+        "runtime_name": f'"{repo_id}"{pinned}' if address else '"."',
+        "mode": "L" if channels == 1 else "RGB",
+        "width": width,
+        "height": height,
+    }
     return _TEXT.substitute(
+        example,
         name=name,
         architecture=details["architecture"],
         data=one_line(record["data"]),
         branches=f"{branches} branches" if branches > 1 else "1 branch",
         timm_name=f"hf-hub:{address}" if address else "local-dir:.",
-        runtime_name=f'"{repo_id}"{pinned}' if address else '"."',
         where="" if address else " Run them, and what follows, in this folder.",
         imports="import onnxruntime as ort" + ("\nfrom huggingface_hub import hf_hub_download" if address else ""),
         network_file=f'hf_hub_download("{repo_id}", "{NETWORK}"{pinned})' if address else f'"{NETWORK}"',
         in_javascript=_JAVASCRIPT.substitute(repo_id=repo_id, revision=chosen) if address else "",
         pictures=pictures,
         networks=", ".join(f"`{path}` ({name})" for name, path in details["networks"].items()),
-        mode="L" if channels == 1 else "RGB",
-        width=width,
-        height=height,
         network=_network_table(details, config),
         measured=table(("metric", "value"), _measurements(details)),
+        uncertainty=uncertainty_section(details, example),
         training=table(("option", "value"), options_of(record)),
     )
 

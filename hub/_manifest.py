@@ -1,7 +1,8 @@
 """The manifest of a repository: what each file must be, to the bit.
 
 ``manifest.json`` is ``{"format": 1, "files": {path: {"sha256": ..., "size": ...}}, ...}``; its other keys describe
-the network (``architecture``, ``branches``, ``parameters``, ``record``, ``export``, ``further_exports``, ``versions``).
+the network (``architecture``, ``branches``, ``parameters``, ``record``, ``export``, ``further_exports``,
+``confidence``, ``versions``).
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from typing import Any
 from ccnn_zoo._files import replacing, sha256_of
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
-from ._contents import refused_content
+from ._contents import refused_content, refused_numbers
 from ._names import MANIFEST, is_pickle, is_wanted
 
 FORMAT = 1
+CONFIDENCE = "confidence"
+"""Key of the table from an ONNX file's path to the numbers that it carries, where any does."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -98,6 +102,9 @@ def read_manifest(folder: Path, repo_id: str) -> Manifest:
             "Upgrade ccnn-zoo, or publish the network again."
         )
     files = {name: _file_sum(repo_id, name, entry) for name, entry in content["files"].items()}
+    numbers = content.get(CONFIDENCE, {})
+    if not isinstance(numbers, dict) or not numbers.keys() <= files.keys():
+        raise _malformed(repo_id, f"has in {CONFIDENCE!r} no table by its files")
     return Manifest(files, {key: value for key, value in content.items() if key not in ("format", "files")})
 
 
@@ -190,10 +197,16 @@ def _compare_sums(name: str, path: Path, expected: FileSum) -> Iterator[tuple[st
         yield name, f"has SHA-256 {found[:12]}… instead of {expected.sha256[:12]}…"
 
 
-def refused_files(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (path, why) for every file that is what the manifest says, and must not be loaded all the same."""
+def refused_files(folder: Path, manifest: Manifest, files: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (path, why) for every file that is what the manifest says, and must not be loaded all the same.
+
+    What an ONNX file carries of confidence must be what the manifest says, where it says any.
+    """
+    said = manifest.details.get(CONFIDENCE)
     for name in files:
         problem = refused_content(folder / name, name)
+        if problem is None and said is not None and name.endswith(".onnx"):
+            problem = refused_numbers(folder / name, said.get(name))
         if problem:
             yield name, problem
 
@@ -234,6 +247,6 @@ def verify_folder(folder: Path, repo_id: str) -> Manifest:
         raise IntegrityError(f"{repo_id}: {name} {problem}. Restore that file, or publish the network again.")
     for name in unlisted_files(folder, manifest):
         raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. Remove it, or publish the network again.")
-    for name, problem in refused_files(folder, manifest.files):
+    for name, problem in refused_files(folder, manifest, manifest.files):
         raise IntegrityError(f"{repo_id}: {name} {problem}. Do not use it; export and publish the network again.")
     return manifest

@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 TAG = "ccnn-zoo"
 CURVES = "pictures/errors.png"
 HEAT_MAP = "pictures/calibration.png"
+DOUBT = {"confidence": "pictures/confidence.png", "doubtful": "pictures/doubtful.png"}
+"""Pictures of what the network does not know, by the names that the training gives them."""
 
 PRECISIONS = {"fp32": NETWORK, "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
 """Precision to the path of its ONNX file; the paths are those that transformers.js looks for."""
@@ -37,7 +39,7 @@ def is_wanted(path: str, patterns: tuple[str, ...] = WANTED) -> bool:
 
 def is_published(path: str) -> bool:
     """Whether publishing writes files of such a name, and so removes one that an earlier publication left."""
-    return is_wanted(path) or path in (MANIFEST, CURVES, HEAT_MAP)
+    return is_wanted(path) or path in (MANIFEST, CURVES, HEAT_MAP, *DOUBT.values())
 
 
 def is_pickle(path: str) -> bool:

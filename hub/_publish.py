@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from ccnn_zoo.metadata import DETECTION
 from . import _local, _upload
 from ._card import card_of
 from ._card_detector import detector_card_of
-from ._contents import refused_content
-from ._manifest import Manifest, all_files, read_manifest, sums_of, verify_folder
+from ._contents import numbers_in, refused_content
+from ._manifest import CONFIDENCE, Manifest, all_files, read_manifest, sums_of, verify_folder
 from ._names import (
     CARD,
     CURVES,
+    DOUBT,
     HEAT_MAP,
     MANIFEST,
     NETWORK,
@@ -78,6 +79,7 @@ def publish(
     networks: Mapping[str, str | os.PathLike[str] | None] | None = None,
     int8_images: ImageBatches | None = None,
     held_out: ImageBatches | None = None,
+    pictures: Mapping[str, str | os.PathLike[str]] | None = None,
     revision: str | None = None,
     tag: str | None = None,
     private: bool = False,
@@ -108,6 +110,8 @@ def publish(
         int8_images: images of the training set, for an int8 that is exported, see :func:`ccnn_zoo.export.to_onnx`.
         held_out: images with their classes that were used neither for training nor for testing: numbers of confidence
             are fitted on them for every file that is exported, see :func:`ccnn_zoo.export.to_onnx`.
+        pictures: further PNG files for the card, ``"confidence"`` and ``"doubtful"``, as the training draws them. The
+            latter shows twenty test pictures.
         revision: branch of the Hub repository, made where it is missing; None is ``main``.
         tag: name for the commit, e.g. ``"v1.0"``; one that exists at another commit is an error.
         private: make a new Hub repository private; an existing public one is an error.
@@ -132,7 +136,9 @@ def publish(
         refuse_for_folders(repo_id, **options, parent_commit=parent_commit, token=token)
     if tag is not None and create_pr:
         raise ConfigurationError("tag and create_pr exclude each other: tag the commit when the request is merged")
-    staging = _Staging(source, record, images, curves, dict(networks or {}), int8_images, held_out)
+    staging = _Staging(
+        source, record, images, curves, dict(networks or {}), int8_images, held_out, dict(pictures or {})
+    )
     if folder is not None:
         return _publish_folder(staging, folder, repo_id, dry_run)
     if token is False:
@@ -152,8 +158,11 @@ class _Staging:
     networks: dict[str, str | os.PathLike[str] | None]
     int8_images: ImageBatches | None = None
     held_out: ImageBatches | None = None
+    pictures: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.pictures.keys() <= DOUBT.keys():
+            raise ConfigurationError(f"pictures must be a table by {', '.join(DOUBT)}, got {list(self.pictures)}")
         for precision in self.networks:
             check_precision(precision)
         if "fp32" in self.networks:
@@ -198,9 +207,9 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     source = staging.source
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         images = [given for given in (staging.images, staging.held_out) if given is not None]
-        if staging.record is not None or images or staging.curves or staging.networks:
+        if staging.record is not None or images or staging.curves or staging.pictures or staging.networks:
             raise ConfigurationError(
-                "record, images, held_out, curves and networks are for a trained network, "
+                "record, images, held_out, curves, pictures and networks are for a trained network, "
                 f"{os.fspath(source)!r} is a folder"
             )
         return _stage_folder(Path(source), folder, address)
@@ -212,7 +221,8 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
         source = unwrapped(source)
     files = [*REQUIRED]
     if staging.curves is not None:
-        files.append(_add_curves(Path(staging.curves), folder))
+        files.append(_add_picture("curves", Path(staging.curves), CURVES, folder))
+    files += [_add_picture(name, Path(path), DOUBT[name], folder) for name, path in staging.pictures.items()]
     given = {precision: path for precision, path in staging.networks.items() if path is not None}
     files += [_add_network(precision, Path(path), folder) for precision, path in given.items()]
     exported = [precision for precision in staging.networks if precision not in given]
@@ -233,6 +243,9 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)
     details["networks"] = {name: path for name, path in PRECISIONS.items() if path == NETWORK or path in files}
+    numbers = {path: numbers_in(folder / path) for path in details["networks"].values()}
+    if any(numbers.values()):
+        details[CONFIDENCE] = {path: found for path, found in numbers.items() if found is not None}
     (folder / CARD).write_bytes(_card(folder, files, details, address))
     manifest = Manifest.of(folder, files, details)
     manifest.write(folder)
@@ -253,14 +266,14 @@ def _card(folder: Path, files: Collection[str], details: Mapping[str, Any], addr
     return card_of(folder, files, details, address)
 
 
-def _add_curves(curves: Path, folder: Path) -> str:
-    with _reading(curves):
-        content = curves.read_bytes()
+def _add_picture(argument: str, picture: Path, name: str, folder: Path) -> str:
+    with _reading(picture):
+        content = picture.read_bytes()
     if not content.startswith(_PNG):
-        raise ConfigurationError(f"curves must be a PNG picture, {curves} is none")
-    (folder / CURVES).parent.mkdir(exist_ok=True)
-    (folder / CURVES).write_bytes(content)
-    return CURVES
+        raise ConfigurationError(f"{argument} must be a PNG picture, {picture} is none")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return name
 
 
 def _add_network(precision: str, network: Path, folder: Path) -> str:

@@ -92,7 +92,7 @@ def verify_snapshot(
         raise IntegrityError(f"{repo_id}: {problems}. {advice}")
     for name in unlisted_files(folder, manifest):
         raise IntegrityError(f"{repo_id}: {name} is not in {MANIFEST}. {DISTRUST}")
-    for name, problem in refused_files(folder, files):
+    for name, problem in refused_files(folder, manifest, files):
         raise IntegrityError(f"{repo_id}: {name} {problem}. {DISTRUST}")
 
 

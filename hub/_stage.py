@@ -94,7 +94,8 @@ def stage_network(
 
 def _measured(report: ExportReport) -> dict[str, Any]:
     """Return what the manifest keeps of a report: its path is that of a temporary folder."""
-    return {name: value for name, value in report.to_dict().items() if name != "path"}
+    # The numbers of confidence stand in a table of their own, for every file.
+    return {name: value for name, value in report.to_dict().items() if name not in ("path", "confidence")}
 
 
 def require_record(record: TrainingRecord | None) -> TrainingRecord:

@@ -63,7 +63,7 @@ IS = {
     "torch backend": "the runtime's backend of reference",
     "train": "recipes, data, the loop, exact resuming",
     "uncertainty": "what a classifier does not know: fitting and scores",
-    "web": "a page that classifies in the browser",
+    "web": "pages in the browser",
 }
 
 

@@ -120,6 +120,12 @@ def checkpoints() -> Iterator[str]:
             )
     yield ""
     yield 'They load without a network: `timm.create_model("ccnn_resnet18_cifar.mnist", pretrained=True)`.'
+    yield ""
+    yield "`make docs` exports them into the site, with links that open them in [Netron](https://netron.app):"
+    for row in table("ccnn_*"):
+        for tag in row.checkpoints:
+            yield ""
+            yield f'<p data-onnx="checkpoints/{row.name}.{tag}.onnx">{row.name}.{tag}.onnx</p>'
 
 
 def costs() -> Iterator[str]:

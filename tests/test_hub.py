@@ -311,7 +311,7 @@ def test_wrong_arguments_are_named(network, published, tmp_path):
         record = replace(RECORD, metrics={"test_error_percent": value})
         with pytest.raises(ConfigurationError, match=f"'test_error_percent' of the record is {value!r}"):
             hub.publish(network, target, record=record)
-    with pytest.raises(ConfigurationError, match="record, images, held_out, curves and networks"):
+    with pytest.raises(ConfigurationError, match="record, images, held_out, curves, pictures and networks"):
         hub.publish(published, target, record=RECORD)
     with pytest.raises(ConfigurationError, match="source must be"):
         hub.publish(3, target, record=RECORD)

@@ -6,6 +6,7 @@ Neither is a dependency of ours; docs/hub.md says how to get them, and without t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,9 +15,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
-from hub_network import FETCHED, LABELS, content_of, published_folder
+import torch
+from hub_network import FETCHED, LABELS, RECORD, SIZE, content_of, published_folder, trained_network
 from waiting import HANG_S, free_port, until
+
+from ccnn_zoo import hub, runtime
+from ccnn_zoo.uncertainty import doubt
 
 OLAH = os.environ.get("OLAH_CLI") or shutil.which("olah-cli")
 TRANSFORMERS_JS = os.environ.get("TRANSFORMERS_JS")
@@ -142,3 +149,47 @@ def test_the_javascript_of_the_card_runs_as_printed_and_agrees(server, user, jav
     (python,) = re.findall(r"```python\n(from ccnn_zoo import runtime.*?)```", card, re.DOTALL)
     assert run.stdout == user.run(python)
     assert re.fullmatch(rf"({'|'.join(LABELS)}) \d+\.\d%\n", run.stdout)
+
+
+def test_javascript_gives_the_probabilities_of_runtime_onnx_and_torch(server, user, javascript, tmp_path):
+    model, noise = trained_network(branches=2), torch.Generator().manual_seed(0)
+    model.fc.weight.data.mul_(100)  # so that its answers differ by picture
+    held = torch.randn(150, *SIZE, generator=noise)
+    with torch.inference_mode():
+        targets = model(held).argmax(1)
+    targets = (targets + (torch.arange(150) % 3 == 0)) % len(LABELS)  # it is wrong on a third
+    hub.publish(model, f"local:{tmp_path}/sure", record=RECORD, held_out=[(held, targets)])
+    user.publish(tmp_path / "sure", "org/sure")
+    images = torch.randn(3, *SIZE, generator=noise)
+    (javascript / "pixels.bin").write_bytes(images.numpy().astype("<f4").tobytes())
+    (javascript / "sure.mjs").write_text(f"""
+import {{ readFileSync }} from "node:fs";
+import {{ AutoModel, Tensor }} from "@huggingface/transformers";
+const pixels = new Float32Array(new Uint8Array(readFileSync("pixels.bin")).buffer);
+const model = await AutoModel.from_pretrained("org/sure", {{ dtype: "fp32" }});
+const found = await model({{ image: new Tensor("float32", pixels, [3, {", ".join(map(str, SIZE))}]) }});
+const entries = Object.entries(found).map(([name, tensor]) => [name, [tensor.dims, [...tensor.data]]]);
+console.log(JSON.stringify(Object.fromEntries(entries)));
+""")
+    command = ["node", "--import", "./endpoint.mjs", "sure.mjs"]
+    run = subprocess.run(command, cwd=javascript, capture_output=True, text=True, env=user.environment())
+    assert run.returncode == 0, run.stderr
+    found = {name: np.array(data).reshape(dims) for name, (dims, data) in json.loads(run.stdout).items()}
+    classifier = runtime.load(tmp_path / "sure", device="cpu")
+    numbers = classifier.metadata.confidence
+    with torch.inference_mode():
+        by_torch = (model(images).double() / numbers.temperature).softmax(-1).numpy()
+        branches = (model.forward_branches(images).double() / numbers.temperature).softmax(-1).numpy()
+    session = ort.InferenceSession(tmp_path / "sure/onnx/model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    by_onnx = dict(zip(names, session.run(None, {"image": images.numpy()}), strict=True))
+    outputs = classifier.predict_branches(images.numpy())
+    by_runtime = doubt(outputs.logits, outputs.branch_logits, numbers)
+    assert found.keys() == by_onnx.keys()
+    assert np.ptp(by_torch) > 0.01, "probabilities that are all alike would agree with anything"
+    for ours in (by_torch, by_runtime.probabilities, by_onnx["probabilities"]):
+        np.testing.assert_allclose(found["probabilities"], ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["branch_probabilities"], branches, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["uncertainty"][:, 0], by_runtime.entropy, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["uncertainty"][:, 1], by_runtime.mutual_information, rtol=0, atol=1e-5)
+    assert np.abs(found["ood_score"] - by_runtime.percentile).max() <= 1

@@ -69,7 +69,9 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 def test_the_folder_holds_checkpoint_history_curves_and_recipe(tiny):
     assert sorted(os.listdir(tiny.checkpoint.parent)) == [
+        "confidence.png",
         "curves.png",
+        "doubtful.png",
         "environment.json",
         "history.csv",
         "last.safetensors",
@@ -77,7 +79,8 @@ def test_the_folder_holds_checkpoint_history_curves_and_recipe(tiny):
         "resume",
     ]
     assert Recipe.from_yaml(tiny.checkpoint.parent / "recipe.yaml") == TINY
-    assert Image.open(tiny.checkpoint.parent / "curves.png").format == "PNG"
+    for name in ("confidence", "curves", "doubtful"):
+        assert Image.open(tiny.checkpoint.parent / f"{name}.png").format == "PNG"
 
 
 def test_the_checkpoint_is_the_result(tiny):

@@ -25,7 +25,10 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from torch_uncertainty.metrics import AURC
 from torch_uncertainty.post_processing import ConformalClsTHR
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ccnn_zoo import runtime, uncertainty
 from ccnn_zoo.errors import ConfigurationError, ExportError, MetadataError
@@ -128,6 +131,36 @@ def test_sets_are_those_of_an_independent_library_at_its_threshold(held_out, tes
     wanted = judge.conformal(torch.from_numpy(test_part[0])).numpy() > 0
     found = uncertainty.prediction_sets(softmax(test_part[0], axis=1), float(judge.q_hat))
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_is_measured_is_what_other_libraries_measure(held_out, test_part):
+    numbers = fit(*held_out)
+    logits, targets = test_part
+    found = uncertainty.measure(logits, targets, numbers)
+    before, after = softmax(logits, axis=1), softmax(logits / numbers.temperature, axis=1)
+    assert found.pictures == len(targets)
+    assert found.nll == pytest.approx(log_loss(targets, before))
+    assert found.nll_fitted == pytest.approx(log_loss(targets, after))
+    given = torch.from_numpy(targets)
+    for ours, probability in ((found.ece_percent, before), (found.ece_percent_fitted, after)):
+        judged = multiclass_calibration_error(torch.from_numpy(probability), given, num_classes=CLASSES, n_bins=15)
+        assert ours == pytest.approx(100 * float(judged), abs=1e-4)
+    area = AURC()
+    area.update(torch.from_numpy(after), given)
+    assert found.aurc_percent == pytest.approx(100 * float(area.compute()), rel=1e-3)
+    wrong = after.argmax(1) != targets
+    assert found.auroc_errors_percent == pytest.approx(100 * roc_auc_score(wrong, -after.max(1)))
+    assert found.error_percent == pytest.approx(100 * wrong.mean())
+    for coverage in COVERAGES:
+        members = uncertainty.prediction_sets(after, numbers.threshold_of_set(coverage))
+        assert found.covered_percent[str(coverage)] == pytest.approx(
+            100 * members[np.arange(len(targets)), targets].mean()
+        )
+        assert found.set_size[str(coverage)] == pytest.approx(members.sum(1).mean())
+    decided = after.max(1) >= numbers.threshold_of_decision(0.1)
+    assert found.decided_percent["0.1"] == pytest.approx(100 * decided.mean())
+    assert found.wrong_percent["0.1"] == pytest.approx(100 * wrong[decided].mean())
+    assert found.wrong_percent["0.005"] is None, "nothing is decided at that risk"
 
 
 def test_decisions_keep_the_risk(held_out, test_part):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+import scipy.stats
+import timm
 import torch
-from forks import ccnn
+from forks import ccnn, python
 from scipy.special import softmax
+from sklearn.metrics import log_loss
 
-from ccnn_zoo import export, runtime
+from ccnn_zoo import export, hub, runtime
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.cli._sources import export_images
-from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train import Recipe, evaluation_batches, load_data, train
-from ccnn_zoo.uncertainty import fit
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError
+from ccnn_zoo.train import Recipe, _doubt, evaluation_batches, load_data, train
+from ccnn_zoo.uncertainty import COVERAGES, Confidence, fit, prediction_sets
 
 OUTPUTS = ["logits", "branch_logits", "probabilities", "branch_probabilities", "uncertainty", "ood_score"]
 RECIPE = Recipe.from_mapping(
@@ -34,10 +43,24 @@ HELD = 288  # a fifth of 1,437
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def drawn() -> dict[str, tuple]:
+    """What the training gave to be drawn, by function."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, drawn) -> Path:
     """A training folder of a small network for digits, which held out a fifth."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    train(RECIPE, folder, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for draw in (_doubt.draw_confidence, _doubt.draw_doubtful):
+
+            def spy(*arguments, draw=draw):
+                drawn[draw.__name__] = arguments
+                draw(*arguments)
+
+            patch.setattr(_doubt, draw.__name__, spy)
+        train(RECIPE, folder, progress=False)
     return folder
 
 
@@ -50,10 +73,10 @@ def held() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    found = ccnn("export", run, "-o", folder, "-p", "fp32", "-p", "fp16", "-p", "int8", "--uncertainty")
+    """The repository of that network, in three precisions."""
+    folder = tmp_path_factory.mktemp("exported") / "digits"
+    found = ccnn("publish", run, f"local:{folder}", "--fp16", "--int8")
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count(f"{HELD} images; temperature") == 3
     return folder
 
 
@@ -75,10 +98,67 @@ def _fitted_on(classifier, images, classes):
     return outputs.logits, classes.numpy(), outputs.branch_logits
 
 
+def kept_by_chance(fitted: int, tested: int, coverage: float) -> tuple[float, float]:
+    """Between which numbers of sets hold the true class, 999 times of 1,000, of a kept promise (Vovk 2012)."""
+    rank = math.ceil((fitted + 1) * coverage - 1e-9)
+    return scipy.stats.betabinom.interval(0.999, tested, rank, fitted + 1 - rank)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_on_digits_the_sets_of_every_precision_hold_what_they_promise(exported, precision):
+    classifier = runtime.load(exported, precision=precision, device="cpu")
+    images, classes = map(torch.cat, zip(*evaluation_batches(load_data("digits")), strict=True))
+    _check_coverage(classifier.predict(images.numpy()), classes.numpy(), classifier.metadata.confidence)
+
+
+def _check_coverage(logits: np.ndarray, targets: np.ndarray, numbers: Confidence) -> None:
+    probability = softmax(logits.astype(float) / numbers.temperature, axis=1)
+    right = probability.argmax(1) == targets
+    sizes = []
+    for coverage in COVERAGES:
+        members = prediction_sets(probability, numbers.threshold_of_set(coverage))
+        held = members[np.arange(len(targets)), targets]
+        low, high = kept_by_chance(numbers.pictures, len(targets), coverage)
+        # A set holds the most probable class in any case, which is more than a small coverage asks for.
+        assert low <= held.sum() <= max(high, right.sum())
+        sizes.append(members.sum(1).mean())
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 5, "sets of everything hold everything"
+
+
+@pytest.mark.parametrize(("name", "place"), [("mnist", "mnist:{}"), ("cifar10", "cifar10:{}/cifar10-jpeg.tar.xz")])
+def test_on_mnist_and_cifar10_the_sets_and_decisions_of_the_shipped_networks_keep_their_promises(
+    real_data, tmp_path, name, place
+):
+    model = timm.create_model(f"ccnn_resnet18_cifar.{name}", pretrained=True).eval()
+    images, classes = map(torch.cat, zip(*evaluation_batches(load_data(place.format(real_data))), strict=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:3000]
+    one, other = order[:1500], order[1500:]
+    export.to_onnx(model, tmp_path / "model.onnx", held_out=[(images[one], classes[one])])
+    classifier = runtime.load(tmp_path / "model.onnx", device="cpu")
+    logits, targets = classifier.predict(images[other].numpy()), classes[other].numpy()
+    numbers = classifier.metadata.confidence
+    assert numbers.pictures == 1500
+    _check_coverage(logits, targets, numbers)
+    probability = softmax(logits.astype(float) / numbers.temperature, axis=1)
+    for risk in (0.05, 0.1):
+        decided = probability.max(1) >= numbers.threshold_of_decision(risk)
+        assert decided.sum() > 300
+        wrong = (probability.argmax(1) != targets)[decided].sum()
+        assert wrong <= scipy.stats.binom.ppf(0.999, decided.sum(), risk)
+
+
 def test_the_numbers_of_int8_are_not_those_of_fp32(exported):
     numbers = [runtime.load(exported / file, device="cpu").metadata.confidence for file in export.FILES.values()]
     assert len({one.temperature for one in numbers}) == 3
     assert np.abs(np.subtract(numbers[0].quantiles["energy"], numbers[2].quantiles["energy"])).max() > 0.01
+
+
+def test_export_and_publish_write_the_same_file(run, exported, tmp_path):
+    found = ccnn("export", run, "-o", tmp_path / "model.onnx", "--uncertainty")
+    assert found.returncode == 0, found.stderr
+    assert f"{HELD} images; temperature" in found.stdout
+    assert (tmp_path / "model.onnx").read_bytes() == (exported / "onnx/model.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -154,3 +234,167 @@ def test_a_training_that_held_out_nothing_needs_pictures(run, tmp_path):
     found = ccnn("export", tmp_path, "-o", tmp_path / "x.onnx", "--uncertainty", "--pictures", tmp_path / "held")
     assert found.returncode == 0, found.stderr
     assert runtime.load(tmp_path / "x.onnx", device="cpu").metadata.confidence.pictures == 150
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.fixture
+def repository(exported, tmp_path) -> Path:
+    shutil.copytree(exported, tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+def rewritten(folder: Path, change) -> None:
+    """Change what the manifest says of confidence."""
+    manifest = manifest_of(folder)
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_manifest_says_of_every_file_what_it_carries(exported):
+    said = manifest_of(exported)["confidence"]
+    assert said.keys() == set(export.FILES.values())
+    for path, numbers in said.items():
+        assert Confidence.from_json(json.dumps(numbers)) == runtime.load(exported / path).metadata.confidence
+    assert hub.download(f"local:{exported}") == exported
+
+
+def _set(*place, value):
+    def change(manifest):
+        *way, last = place
+        inner = manifest["confidence"]
+        for name in way:
+            inner = inner[name]
+        inner[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("onnx/model.onnx", "temperature", value=1.5), "onnx/model.onnx carries other numbers"),
+        (_set("onnx/model_quantized.onnx", "decide", "0.1", value=0.0), "quantized.onnx carries other numbers"),
+        (_set("onnx/model.onnx", "temperature", value=0), r"malformed numbers: .*temperature must be .* got 0"),
+        (_set("onnx/model.onnx", "temperature", value=float("nan")), "temperature must be .* got nan"),
+        (_set("onnx/model.onnx", "sets", "lac", "1.5", value=0.5), "sets must be"),
+        (_set("onnx/model_fp16.onnx", value=None), "model_fp16.onnx carries other numbers"),
+        (_set("onnx/model_fp16.onnx", value=[]), "model_fp16.onnx has malformed numbers"),
+        (_set("onnx/other.onnx", value={}), "has in 'confidence' no table by its files"),
+        (lambda manifest: manifest.update(confidence=[]), "has in 'confidence' no table by its files"),
+    ],
+)
+def test_a_manifest_with_other_or_absurd_numbers_is_refused(repository, change, message):
+    rewritten(repository, change)
+    with pytest.raises(IntegrityError, match=message):
+        hub.download(f"local:{repository}")
+
+
+def test_absurd_numbers_in_a_file_are_refused_though_its_sum_is_right(repository, run):
+    path = repository / "onnx/model.onnx"
+    model = onnx.load(path)
+    numbers = manifest_of(repository)["confidence"]["onnx/model.onnx"] | {"temperature": 0}
+    for entry in model.metadata_props:
+        if entry.key == "confidence":
+            entry.value = json.dumps(numbers)
+    onnx.save(model, path)
+    content = path.read_bytes()
+    sums = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+    def change(manifest):
+        manifest["files"]["onnx/model.onnx"] = sums
+        manifest["confidence"]["onnx/model.onnx"] = numbers
+
+    rewritten(repository, change)
+    with pytest.raises(IntegrityError, match=r"onnx/model\.onnx has malformed numbers: .*temperature"):
+        hub.download(f"local:{repository}")
+    before = set(repository.parent.iterdir())
+    with pytest.raises(MetadataError, match="temperature"):
+        hub.publish(run / "last.safetensors", f"local:{repository.parent}/new", networks={"fp16": path})
+    assert set(repository.parent.iterdir()) == before
+
+
+def test_a_manifest_from_before_there_were_numbers_is_read(repository):
+    rewritten(repository, lambda manifest: manifest.pop("confidence"))
+    assert hub.download(f"local:{repository}") == repository
+
+
+def test_the_card_says_what_was_measured_on_the_test_part(exported):
+    card = (exported / "README.md").read_text()
+    cells = [line.strip("| ").split(" | ") for line in card.splitlines() if line.count(" | ") == 3]
+    assert cells[0] == ["on the test part, 360 pictures", "fp32", "fp16", "int8"]
+    table = {name: values for name, *values in cells}
+    images, classes = map(torch.cat, zip(*evaluation_batches(load_data("digits")), strict=True))
+    for column, precision in ((0, "fp32"), (2, "int8")):
+        classifier = runtime.load(exported, precision=precision, device="cpu")
+        logits, numbers = classifier.predict(images.numpy()), classifier.metadata.confidence
+        probability = softmax(logits.astype(float) / numbers.temperature, axis=1)
+        held = probability[np.arange(360), classes] >= 1 - numbers.sets["lac"]["0.95"] - 1e-9
+        held |= probability.argmax(1) == classes.numpy()
+        wanted = {
+            "error": 100 * np.mean(logits.argmax(1) != classes.numpy()),
+            "NLL, as trained": log_loss(classes, softmax(logits.astype(float), axis=1)),
+            "NLL, with the temperature": log_loss(classes, probability),
+            "sets for 95 %: hold the true class": 100 * held.mean(),
+        }
+        for name, value in wanted.items():
+            assert float(table[name][column].removesuffix(" %")) == pytest.approx(value, abs=0.006), name
+    assert "was not measured" in card, "no pictures of other things were at hand"
+
+
+def test_the_example_of_the_card_runs(exported):
+    card = (exported / "README.md").read_text()
+    (example,) = re.findall(
+        r"```python\n(from ccnn_zoo import runtime.*?max_risk.*?)```", card[card.index("## Unc") :], re.S
+    )
+    found = python(example, folder=exported)
+    assert found.returncode == 0, found.stderr
+    assert re.match(r"\('", found.stdout)
+
+
+def test_the_twenty_pictures_of_most_entropy_are_drawn_with_what_each_branch_says(run, drawn, held):
+    pictures, path = drawn["draw_doubtful"]
+    assert path == run / "doubtful.png"
+    model, _ = load_checkpoint(run / "last.safetensors")
+    images, classes = map(torch.cat, zip(*evaluation_batches(load_data("digits")), strict=True))
+    with torch.inference_mode():
+        logits, branches = model(images).numpy(), model.forward_branches(images).numpy()
+        on_held_out = model(held[0]).numpy(), model.forward_branches(held[0]).numpy()
+    numbers = fit(on_held_out[0], held[1].numpy(), on_held_out[1])
+    probability = softmax(logits.astype(float) / numbers.temperature, axis=1)
+    doubts = scipy.stats.entropy(probability, axis=1)
+    assert len(pictures) == 20
+    order = np.argsort(-doubts)[:20]
+    assert len(set(np.round(doubts[order], 5))) == 20, "else the order is chance"
+    for row, picture in zip(order, pictures, strict=True):
+        assert (picture.label, picture.said) == (str(classes[row].item()), str(logits[row].argmax()))
+        assert picture.probability == pytest.approx(probability[row].max(), abs=1e-5)
+        assert picture.branches == tuple(map(str, branches[:, row].argmax(-1)))
+        np.testing.assert_array_equal(picture.pixels[:, :, 0], load_data("digits").test.pixels[row, :, :, 0])
+
+
+def test_strange_pictures_are_the_same_pixels_elsewhere(run, drawn):
+    logits, targets, numbers, scores, path = drawn["draw_confidence"]
+    assert (path, len(logits), len(targets), numbers.pictures) == (run / "confidence.png", 360, 360, HELD)
+    assert (len(scores.usual), len(scores.strange)) == (360, 360)
+    assert scores.strange.mean() > scores.usual.mean()
+    images = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    ((shuffled, _),) = _doubt._shuffled([(images.clone(), torch.zeros(2))])
+    assert not torch.equal(shuffled, images)
+    assert torch.equal(shuffled.flatten(2).sort(-1).values, images.flatten(2))
+    assert torch.equal(shuffled[:, 1] - shuffled[:, 0], torch.full((2, 4, 5), 20.0)), "the colours stay together"
+
+
+def test_the_card_shows_the_pictures_of_the_training_and_the_test_pictures_can_be_left_out(run, exported, tmp_path):
+    card = (exported / "README.md").read_text()
+    for name in ("confidence", "doubtful"):
+        assert f"(pictures/{name}.png)" in card
+        assert (exported / f"pictures/{name}.png").read_bytes() == (run / f"{name}.png").read_bytes()
+    found = ccnn("publish", run, f"local:{tmp_path}/digits", "--dry-run", "--no-test-pictures")
+    assert found.returncode == 0, found.stderr
+    assert "pictures/confidence.png" in found.stdout
+    assert "doubtful" not in found.stdout
+    with pytest.raises(ConfigurationError, match=r"pictures must be a table by confidence, doubtful, got \['x'\]"):
+        hub.publish(run / "last.safetensors", f"local:{tmp_path}/digits", pictures={"x": run / "curves.png"})

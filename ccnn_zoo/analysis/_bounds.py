@@ -1,12 +1,12 @@
-r"""Lemma 1, Lemma 3 and the theorem of the paper, as functions of numbers.
+"""Lemma 1, Lemma 3 and the theorem of the paper, as functions of numbers.
 
 What is implemented is Eq. 16, which is the inequality of Azuma and Hoeffding: for a martingale with steps
-:math:`|x_j - x_{j-1}| \le c_{j-1}`,
+``|x_j - x_(j-1)| <= c_(j-1)``::
 
-.. math:: P(|x_n - x_0| \ge \lambda) \le 2 \exp(-\lambda^2 / (2 \sum_j c_{j-1}^2)),
+    P(|x_n - x_0| >= lambda) <= 2 exp(-lambda^2 / (2 sum_j c_(j-1)^2))
 
-and the average of :math:`x_1, ..., x_n`, whose steps weigh less, obeys it too. Eq. 13 prints the same without the 2
-and for a deviation of the average by :math:`\lambda / n`; a random walk of steps +-c violates it
+The average of ``x_1, ..., x_n``, whose steps weigh less, obeys it too. Eq. 13 prints the same without the 2
+and for a deviation of the average by ``lambda / n``; a random walk of steps +-c violates it
 (tests/test_analysis_bounds.py), so it is not offered.
 """
 
@@ -39,7 +39,7 @@ def lipschitz_constants(trajectories: ArrayLike) -> Array:
 
 
 def tail_bound(deviation: ArrayLike, constants: ArrayLike) -> Array:
-    r"""Return a_i of Eq. 16 and 17, :math:`2 \exp(-\lambda_i^2 / (2 \sum_j C(i, j)^2))`, at most 1.
+    """Return a_i of Eq. 16 and 17, ``2 exp(-lambda_i^2 / (2 sum_j C(i, j)^2))``, at most 1.
 
     Args:
         deviation: lambda_i, (..., dimensions).
@@ -51,7 +51,7 @@ def tail_bound(deviation: ArrayLike, constants: ArrayLike) -> Array:
 def mean_tail_bound(deviation: ArrayLike, constants: ArrayLike) -> Array:
     r"""Return the same inequality for the average of n values itself, at most 1 and never above Eq. 16.
 
-    Step j stays in n - j + 1 of the n averaged values, so its constant counts by the share :math:`(n - j + 1) / n`.
+    Step j stays in n - j + 1 of the n averaged values, so its constant counts by the share ``(n - j + 1) / n``.
     With equal constants the exponent is about three times as large as in Eq. 16.
 
     Args:
@@ -90,8 +90,8 @@ def lemma_1(samples: ArrayLike, thresholds: ArrayLike) -> tuple[float, float, fl
         thresholds: lambda, (dimensions,).
 
     Returns:
-        How often :math:`\sum_i |A_i| \ge \sum_i \lambda_i`; how often some :math:`|A_i| \ge \lambda_i`; and the sum
-        over i of how often :math:`|A_i| \ge \lambda_i`.
+        How often ``sum_i |A_i| >= sum_i lambda_i``; how often some ``|A_i| >= lambda_i``; and the sum
+        over i of how often ``|A_i| >= lambda_i``.
     """
     sizes, limits = np.abs(np.asarray(samples, dtype=np.float64)), np.asarray(thresholds, dtype=np.float64)
     over = sizes >= limits

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 def calibrate_confidence(
     source: Annotated[Path, typer.Argument(help="An exported .onnx file, or a training folder, which is exported.")],
     pictures: PICTURES = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="JSON that describes a file of somebody else's: labels, mean, std, input_size, crop_pct ..."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="The training folder's data, whose held-out part is taken; digits by itself.")
     ] = None,
@@ -42,11 +47,14 @@ def calibrate_confidence(
 
     Example:  ccnn calibrate-confidence runs/digits -o digits.onnx
     Example:  ccnn calibrate-confidence model.onnx --pictures held-out/ --outputs
+    Example:  ccnn calibrate-confidence theirs.onnx --metadata theirs.json --pictures held-out/ -o known.onnx
     """
-    from ccnn_zoo.export import add_confidence
+    from ccnn_zoo.export import add_confidence, describe
     from ccnn_zoo.runtime import load
     from ccnn_zoo.uncertainty import fit
 
+    if metadata is not None and source.suffix != ".onnx":
+        raise ConfigurationError("--metadata describes an .onnx file that says nothing of itself. Leave it out.")
     if (pictures is None) == (source.suffix == ".onnx"):
         raise ConfigurationError(
             f"{source}: an .onnx file needs --pictures FOLDER, held-out pictures in folders of their classes; a "
@@ -54,7 +62,11 @@ def calibrate_confidence(
         )
     with TemporaryDirectory(prefix="ccnn-confidence-") as folder:
         if pictures is not None:
-            file, target, fitted = source, output or source, of_pictures(load(source), pictures)
+            file, target = source, output or source
+            if metadata is not None:
+                file = Path(folder) / source.name
+                describe(source, _read(metadata), file)
+            fitted = of_pictures(load(file), pictures)
         else:
             file, target = Path(folder) / "model.onnx", output or source / "model.onnx"
             fitted = _of_training(source, data, file)
@@ -65,10 +77,25 @@ def calibrate_confidence(
     say(written)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"--metadata takes a JSON file, {path} is none ({error})") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"--metadata takes a JSON object, {path} holds another value")
+    return found
+
+
 def of_pictures(classifier: ImageClassifier, folder: Path) -> Fitted:
     """Return the logits of pictures in folders of their classes, the classes, and the branches' logits if any."""
     found = labelled_pictures(folder, classifier.metadata.labels, classifier.source)
     logits, branch_logits = classifier.logits_of(path for path, _ in found)
+    if (logits >= 0).all() and np.allclose(logits.sum(1), 1, atol=1e-3):
+        raise ConfigurationError(
+            f"{classifier.source} gives probabilities, not logits, and no Softmax at its end that could be passed by. "
+            "Export it without its last layer."
+        )
     return logits, np.array([target for _, target in found]), branch_logits
 
 

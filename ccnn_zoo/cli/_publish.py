@@ -40,6 +40,10 @@ def publish(
         str | None, typer.Option(help="Verify on all test images of these data; int8's ranges are of training ones.")
     ] = None,
     pictures: PICTURES = None,
+    test_pictures: Annotated[
+        bool,
+        typer.Option(help="Show on the card the twenty test pictures of doubtful.png, which are published with it."),
+    ] = True,
     space: Annotated[
         str | None, typer.Option(help="Also publish the page of `ccnn web` as this static Space, org/name.")
     ] = None,
@@ -66,6 +70,9 @@ def publish(
     if runtime is not None and space is None:
         raise ConfigurationError("--runtime is for the page of --space. Leave it out.")
     path = _sources.checkpoint_path(source)
+    beside = _sources.beside_checkpoint(path, [name for name, file in networks.items() if file is None], data, pictures)
+    if not test_pictures:
+        beside.get("pictures", {}).pop("doubtful", None)
     with ExitStack() as stack:
         page = None
         if space is not None:
@@ -74,9 +81,7 @@ def publish(
         publication = hub.publish(
             path,
             repo_id,
-            **_sources.beside_checkpoint(
-                path, [name for name, file in networks.items() if file is None], data, pictures
-            ),
+            **beside,
             networks=networks,
             private=private,
             revision=revision,

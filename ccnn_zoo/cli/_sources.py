@@ -105,7 +105,7 @@ def beside_checkpoint(
 
     Returns:
         test images to verify on, training images where int8 is wanted, held-out ones where there are any, and the
-        curves of the training.
+        pictures that the training drew.
 
     Raises:
         ConfigurationError: int8 is wanted and there are no data, or data or pictures are named for what is no
@@ -127,7 +127,11 @@ def beside_checkpoint(
         model, record = load_checkpoint(path)
         named = data_of(data, record, path, needed="int8" in precisions)
         found = export_images(named, precisions, model, record, source=path, pictures=pictures, held_out=None)
-    return {"images": None, **found, "curves": curves if curves.is_file() else None}
+    drawn = (
+        {name: path.with_name(f"{name}.png") for name in ("confidence", "doubtful")} if path.name == CHECKPOINT else {}
+    )
+    there = {name: picture for name, picture in drawn.items() if picture.is_file()}
+    return {"images": None, **found, "curves": curves if curves.is_file() else None, "pictures": there}
 
 
 def data_of(

@@ -152,6 +152,9 @@ class Detection:
     def save(self, path: Path, model: FasterRCNN, record: TrainingRecord) -> None:
         save_detector(path, model, record)
 
+    def draw(self, model: FasterRCNN, device: torch.device, folder: Path) -> None:
+        """Nothing: `ccnn detect` draws boxes."""
+
 
 def _split(
     pictures: Sequence[AnnotatedPicture], share: float, seed: int

@@ -16,6 +16,7 @@ from torch.optim.sgd import sgd
 from ._sharded import place, whole
 
 CALIBRATION_UPDATES = ("descent", "ascent")
+"""The sign of R's step: against its gradient, or with it, as the paper prints."""
 
 Noise = Iterable[tuple[list[Tensor], list[Tensor], float]]
 """Weights w, some at a time, with noise for each, and its factor."""

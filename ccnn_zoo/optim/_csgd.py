@@ -21,13 +21,12 @@ from ._noise import NOISES, NoiseSource
 
 
 class CSGD(Optimizer):
-    r"""Calibrated SGD: momentum SGD on w with Gaussian noise, projected gradient steps on R.
+    """Calibrated SGD: momentum SGD on w with Gaussian noise, projected gradient steps on R.
 
-    For every calibrated convolution, with gradients taken at :math:`(w^t, R^t)`,
+    For every calibrated convolution, with gradients taken at w and R of the step before::
 
-    .. math::
-        w^{t+1} &= w^t - \theta \sum_k R_k^t * \partial f / \partial H_k + N(0, \sigma) \\
-        R^{t+1} &= |R^t \mp \ell \, \partial f / \partial R^t|, \quad \text{then divided by its sum over branches}
+        w <- w - lr * sum_k R_k * df/dH_k + N(0, sigma)
+        R <- |R - calibration_lr * df/dR|, then divided by its sum over branches
 
     The first sum is what autograd gives for f(R * w). Parameters of other layers take plain momentum SGD steps,
     bit-equal to ``torch.optim.SGD``'s. R knows neither momentum nor weight decay. The steps themselves are functions,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ._sharded import is_sharded, part_of
 
 NOISES = ("weight", "gradient")
+"""What the noise is added to: w after the step, or its gradient before it."""
 
 
 class NoiseSource:

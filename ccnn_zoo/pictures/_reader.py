@@ -22,6 +22,7 @@ from ccnn_zoo.errors import ImageError
 
 Encoded: TypeAlias = bytes | bytearray | memoryview | BinaryIO
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Encoded
+"""A path, a PIL image, pixels (H, W, 3) or (H, W) in uint8, or an encoded picture: bytes or an open binary file."""
 
 _COMMON_FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),

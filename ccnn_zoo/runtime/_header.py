@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ccnn_zoo._onnx_contents import MalformedError, fields
+from ccnn_zoo._onnx_contents import MalformedError, fields, properties_of
 from ccnn_zoo.errors import IntegrityError
 
 _DTYPES = {1: "float32", 2: "uint8", 10: "float16"}
 _BYTES = 2
-_GRAPH, _PROPERTY = 7, 14  # of a model
+_GRAPH = 7  # of a model
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of a graph
 _TENSOR_NAME = 8
 
@@ -58,11 +58,8 @@ def parse_header(content: bytes, path: Path) -> Header:
 
 
 def _header(data: bytes) -> Header:
-    inputs, outputs, constants, properties = [], [], set(), {}
+    inputs, outputs, constants = [], [], set()
     for number, first, last in _messages(data, 0, len(data)):
-        if number == _PROPERTY:
-            parts = {n: _text(data, a, b) for n, a, b in _messages(data, first, last)}
-            properties[parts.get(1, "")] = parts.get(2, "")
         if number != _GRAPH:
             continue
         for kind, start, end in _messages(data, first, last):
@@ -73,7 +70,7 @@ def _header(data: bytes) -> Header:
             elif kind == _INITIALIZER:
                 constants.update(_text(data, a, b) for n, a, b in _messages(data, start, end) if n == _TENSOR_NAME)
     # Old exporters list the weights among the inputs.
-    return Header(tuple(t for t in inputs if t.name not in constants), tuple(outputs), properties)
+    return Header(tuple(t for t in inputs if t.name not in constants), tuple(outputs), properties_of(data))
 
 
 def _tensor(data: bytes, start: int, end: int) -> Tensor:

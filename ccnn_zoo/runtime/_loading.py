@@ -11,18 +11,17 @@ from typing import Any
 
 from ccnn_zoo._folders import while_it_stays
 from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
-from ccnn_zoo._onnx_contents import refused_bytes
-from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError, RepositoryError
+from ccnn_zoo._onnx_contents import checked_content
+from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, ModelMetadata
 
-from ._backend import Backend, OpenOptions, reason
+from ._backend import Backend, OpenOptions
 from ._checks import at_least_one, check_graph, usual_shape
 from ._header import Header, parse_header
 from ._registry import AUTO, check_device, find, open_session
 from ._session import ImageClassifier
 
 _LOCAL = "local:"
-_LARGEST = 2**31 - 1  # bytes of a protobuf message
 # Named, not imported: it needs torch when it exports.
 _DEPLOYED = "ccnn_zoo._deployed"
 
@@ -139,15 +138,7 @@ def read_safely(path: Path) -> tuple[bytes, Header]:
         RepositoryError: it cannot be read.
         IntegrityError: it holds what is refused, or is no ONNX network.
     """
-    try:
-        with path.open("rb") as stream:
-            large = os.fstat(stream.fileno()).st_size > _LARGEST
-            content = b"" if large else stream.read()
-    except (OSError, MemoryError) as error:
-        raise RepositoryError(f"cannot read {path}: {reason(error)}. Check the file and your rights to it.") from error
-    problem = "has more than 2 GiB, as no ONNX file can" if large else refused_bytes(content)
-    if problem is not None:
-        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
+    content = checked_content(path)
     return content, parse_header(content, path)
 
 

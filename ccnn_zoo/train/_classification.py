@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from ccnn_zoo.checkpoint import TrainingRecord, rebuildable_config, save_checkpoint
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import BranchLinear
 
 from ._augment import Objective
 from ._batches import Batch, ShuffledOrder, View, loader_of, view_of
+from ._branch_logits import branch_logits
 from ._data import load_data
+from ._doubt import draw_doubt
 from ._images import Images
 from ._look import only_readable
 from ._network import Builder, build_model
@@ -105,6 +105,14 @@ class Classification:
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:
         save_checkpoint(path, model, record, configured=self._configured)
 
+    def draw(self, model: nn.Module, device: torch.device, folder: Path) -> None:
+        """Draw ``confidence.png`` and ``doubtful.png``, see :mod:`ccnn_zoo.train._doubt`."""
+        if len(self.data.labels) > 1:
+            draw_doubt(model, self.data, self.held_out, self._evaluated, device, folder)
+
+    def _evaluated(self, images: Images) -> DataLoader[Batch]:
+        return self.loader(self.evaluation_view(images))
+
     def _taught(self, logits: Tensor, images: Tensor) -> Tensor:
         """Return the divergence from the teacher's probabilities, mean over the images, in nats."""
         with torch.no_grad():
@@ -116,38 +124,3 @@ class Classification:
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return model(images)
-
-
-@contextmanager
-def branch_logits(model: nn.Module, classes: int, *, wanted: bool = True) -> Iterator[list[Tensor]]:
-    """Collect what each branch alone says, (K, N, classes), beside the merged logits of the passes within.
-
-    They are computed where the branches meet, inside the pass: under its autocast, and seen by what wraps the network.
-
-    Args:
-        model: the network, in whatever wraps it for training.
-        classes: number of them.
-        wanted: False collects nothing.
-
-    Raises:
-        ConfigurationError: the branches of ``model`` do not meet in its classifier.
-    """
-    found: list[Tensor] = []
-    if not wanted:
-        yield found
-        return
-    meeting = next((module for module in model.modules() if isinstance(module, BranchLinear)), None)
-    if meeting is None or meeting.out_features != classes:
-        raise ConfigurationError(
-            "objective: branches have losses of their own only where they meet in a linear classifier, which this "
-            "network does not have; set objective='joint'"
-        )
-
-    def collect(layer: BranchLinear, features: tuple[Tensor], _: Tensor) -> None:
-        found.append(layer.forward_branches(features[0]).float())
-
-    handle = meeting.register_forward_hook(collect)
-    try:
-        yield found
-    finally:
-        handle.remove()

@@ -61,6 +61,7 @@ class EpochResult:
 
 
 History: TypeAlias = tuple[EpochResult, ...]
+"""What was measured in each epoch, in their order."""
 
 
 def write_history(history: History, path: str | os.PathLike[str]) -> None:

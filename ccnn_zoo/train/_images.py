@@ -85,6 +85,7 @@ class FileImages(Dataset[tuple[Image.Image, int]]):
 
 
 Images: TypeAlias = ArrayImages | FileImages
+"""Pictures with their classes: in memory, or in files."""
 
 
 def photographs(

@@ -24,7 +24,8 @@ def train(
 
     After every epoch ``output`` holds ``last.safetensors`` (:mod:`ccnn_zoo.checkpoint`), ``history.csv`` and the
     state of the run (:mod:`ccnn_zoo.train._state`), beside ``recipe.yaml``, resolved, and ``environment.json``, each
-    whole at any moment; ``curves.png`` is drawn at the end, also of a run that was interrupted. If training images
+    whole at any moment; ``curves.png`` is drawn at the end, also of a run that was interrupted; ``confidence.png`` and
+    ``doubtful.png``, what the network does not know of the test part, at the end of a whole one. If training images
     are held out, ``best.safetensors`` is the network of the epoch with the lowest error on them; by the test part
     nothing is ever chosen. Python's, numpy's and torch's generators are seeded anew.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -75,6 +76,9 @@ class Task(Protocol):
 
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:
         """Write a checkpoint, atomically."""
+
+    def draw(self, model: nn.Module, device: torch.device, folder: Path) -> None:
+        """Draw what there is to see of the trained network, which is on the CPU in eval mode and stays so."""
 
 
 MakeTask: TypeAlias = Callable[[Recipe], Task]

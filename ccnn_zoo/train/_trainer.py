@@ -21,6 +21,7 @@ from ccnn_zoo.checkpoint import TrainingRecord
 from ._accelerator import alone, make_accelerator, steps_per_epoch
 from ._batches import ShuffledOrder, step_seed
 from ._curves import plot_curves
+from ._doubt import CONFIDENCE, DOUBTFUL
 from ._environment import package_versions, write_environment
 from ._history import EpochResult, History, write_history
 from ._meter import NOTHING, Meter, Sums, require_finite
@@ -34,6 +35,7 @@ from ._task import MakeTask
 from ._tensorboard import TensorBoard
 
 BEST, HISTORY, CURVES = "best.safetensors", "history.csv", "curves.png"
+PICTURES = (CURVES, CONFIDENCE, DOUBTFUL)
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 
 
@@ -119,8 +121,10 @@ class Trainer:
         if main:
             self.recipe.to_yaml(self.output / RECIPE)
             write_environment(self.output / ENVIRONMENT, self.accelerator)
-            for name in (CHECKPOINT, BEST, HISTORY, CURVES, RECIPE, ENVIRONMENT, f"{FOLDER}/step.safetensors"):
+            for name in (CHECKPOINT, BEST, HISTORY, *PICTURES, RECIPE, ENVIRONMENT, f"{FOLDER}/step.safetensors"):
                 remove_leftovers(self.output / name)
+            for name in (CONFIDENCE, DOUBTFUL):  # of an earlier run
+                (self.output / name).unlink(missing_ok=True)
         try:
             bar = TrainingProgress(title, self.epochs, self.steps, shown=progress and main)
             with self.stop, self.logs, bar as shown:
@@ -139,6 +143,8 @@ class Trainer:
         # Built anew: neither compiled, nor synchronised, nor wrapped by accelerate.
         model = self.task.build_model().eval()
         model.load_state_dict(self.deployed.state_dict())
+        if main:
+            self.task.draw(model, self.accelerator.device, self.output)
         return TrainingResult(model, self._record(self.history[-1]), self.history, self.output / CHECKPOINT)
 
     def _resume(self) -> None:

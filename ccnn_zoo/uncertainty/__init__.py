@@ -2,13 +2,15 @@
 
 :func:`fit` finds a temperature, thresholds for prediction sets of a wanted coverage and for deciding at a wanted risk,
 and quantiles of an out-of-distribution score. They travel in the ONNX file (:class:`Confidence`), where the runtime
-reads them. The runtime needs numpy alone; only :func:`fit` needs SciPy.
+reads them. :func:`measure` says what they are worth on test pictures. The runtime needs numpy alone; only these two
+need SciPy.
 
 "Confidence" is of probabilities. "Calibration" means the calibration kernels R in this package, another thing.
 """
 
 from ._cascade import Cascade, CascadePoint, FittedCascade, cascade_curve, fit_cascade, merged
 from ._fit import fit
+from ._measure import Measured, Reliability, RiskCoverage, auroc, measure, reliability, risk_coverage
 from ._numbers import COVERAGES, RISKS, SETS, Confidence
 from ._scores import Doubt, doubt, energy, entropy, mutual_information, prediction_sets, probabilities
 
@@ -21,14 +23,21 @@ __all__ = [
     "Confidence",
     "Doubt",
     "FittedCascade",
+    "Measured",
+    "Reliability",
+    "RiskCoverage",
+    "auroc",
     "cascade_curve",
     "doubt",
     "energy",
     "entropy",
     "fit",
     "fit_cascade",
+    "measure",
     "merged",
     "mutual_information",
     "prediction_sets",
     "probabilities",
+    "reliability",
+    "risk_coverage",
 ]

@@ -1,0 +1,61 @@
+"""How Sphinx makes the site: `make docs`. The whole repository is its source, so that no link between files breaks."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
+project = "ccnn-zoo"
+release = metadata.version("ccnn-zoo")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+root_doc = "docs/index"
+include_patterns = ["*.md", "docs/**"]
+exclude_patterns = [".*", "build", "ccnn_zoo", "dist", "export", "hub", "runs", "scripts", "tests"]
+
+myst_heading_anchors = 4
+suppress_warnings = ["myst.xref_ambiguous"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"show-inheritance": True}
+python_maximum_signature_line_length = 100
+# Only our own names can be looked up: the build opens no other project's inventory.
+nitpick_ignore_regex = [(r"py:.*", r"(?!ccnn_zoo).*"), (r"py:.*", r"ccnn_zoo\.(.*\.)?(_|ccnn_).*")]
+
+html_theme = "furo"
+html_title = f"ccnn-zoo {release}"
+html_static_path = ["_static"]
+html_extra_path = ["_extra"]
+html_js_files = [("netron.js", {"defer": "defer"})]
+html_copy_source = False
+html_show_sphinx = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def constant(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Give a constant that a package hands on the words under it in the private module that defines it."""
+    package, _, attribute = name.rpartition(".")
+    for module in sorted(sys.modules):
+        if what == "data" and module.startswith(f"{package}.") and hasattr(sys.modules[module], attribute):
+            lines[:] = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", attribute), lines)
+
+
+def without_builtins(app: Sphinx) -> list[object]:
+    """Leave the types of constants out of the list of sources: Python's own have no page."""
+    app.env._viewcode_modules.pop("builtins", None)
+    return []
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", constant)
+    app.connect("html-collect-pages", without_builtins, priority=400)

@@ -1,0 +1,91 @@
+"""Write the figures of docs/why.md, from the pages that the experiments wrote.
+
+python scripts/why_figures.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from ccnn_zoo._files import replacing
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAYS, DIGITS = "results/pays_medium_cifar10_16.md", "results/ablation_small_digits.md"
+NETWORKS = {"CIFAR-10": "ccnn_resnet18_cifar.cifar10", "MNIST": "ccnn_resnet18_cifar.mnist"}
+ASKED = {
+    "error of the network, %": "error, %",
+    "coverage asked 95 %: kept, %": "lac, coverage asked 95 %: kept, %",
+    "classes in such a set": "lac, coverage asked 95 %: classes in a set",
+    "risk asked 5 %: wrong of what was decided, %": "risk asked 5 %: wrong of them, %",
+    "decided, %": "risk asked 5 %: decided, %",
+}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    page = DOCS / "why.md"
+    text = page.read_text(encoding="utf-8")
+    for name, lines in (("confidence", confidence()), ("branches", branches()), ("cost", cost())):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, _, rest = text.partition(begin)
+        text = "\n".join([before + begin, *lines, end + rest.partition(end)[2]])
+    with replacing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def rows(page: str, section: str = "") -> list[list[str]]:
+    """Return the cells of every row of the tables of a page, from a heading on to the next of its kind."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    if section:
+        text = text.partition(f"\n## {section}")[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def confidence() -> list[str]:
+    """Return what was asked of the files, and what they kept."""
+    found = [dict(row[:2] for row in rows("uncertainty_figures.md", name)) for name in NETWORKS.values()]
+    lines = [f"| | {' | '.join(NETWORKS)} |", "|---|---|---|"]
+    return lines + [f"| {name} | {' | '.join(each[row] for each in found)} |" for name, row in ASKED.items()]
+
+
+def branches() -> list[str]:
+    """Return how far the comparison has come, its rows, and those of the smaller one on digits."""
+    text = (DOCS / PAYS).read_text(encoding="utf-8")
+    far = re.search(r"\*\*Not finished: (.*?)\.\*\*", text)
+    state = f"{far[1]} are there yet" if far else "all trainings are there"
+    begun = text.partition("## ")[0]
+    table = [line for line in begun.splitlines() if line.startswith("|")]
+    heading, *digits = [row[:3] for row in rows(DIGITS)[:5]]
+    del digits[0]  # the line under the heading
+    return [
+        f"CIFAR-10 at 16x16 pixels ([the page]({PAYS})): {state}.",
+        "",
+        *table,
+        "",
+        f"scikit-learn's digits, K = 4, three seeds ([the page]({DIGITS})); a small task, which decides little:",
+        "",
+        f"| {' | '.join(heading)} |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in digits),
+    ]
+
+
+def cost() -> list[str]:
+    """Return the time of K branches over that of the plain network, in onnxruntime on one core."""
+    table = rows("inference_speed.md", "Batch 1, 1 thread")
+    column = table[0].index("ratio")
+    lines = ["| network | onnxruntime, fp32 | onnxruntime, int8 |", "|---|---|---|"]
+    for network in ("plain", "K=2", "K=4", "K=8"):
+        times = {row[1]: row[column] for row in table if row[0] == network}
+        lines.append(f"| {network} | {times['onnxruntime fp32']} | {times['onnxruntime int8']} |")
+    return [
+        *lines,
+        "",
+        "Times over the plain one in fp32, ResNet-18 at 224x224 on one core: [speed](inference_speed.md).",
+    ]
+
+
+if __name__ == "__main__":
+    main()
