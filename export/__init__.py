@@ -6,6 +6,9 @@
 What each precision may differ from torch, and why, stands in ``ccnn_zoo.export._compare``.
 """
 
+from ccnn_zoo._chosen import chosen_branches
+
+from ._cascade import CascadeReport, cascade_to_onnx
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference
 from ._detection import DetectionReport, detector_metadata_of, detector_to_onnx
 from ._detection_compare import BOX_TOLERANCE, SCORE_TOLERANCE, PictureDifference
@@ -31,6 +34,7 @@ __all__ = [
     "SCORE_TOLERANCE",
     "TOLERANCE",
     "BatchDifference",
+    "CascadeReport",
     "DetectionReport",
     "ExportReport",
     "ImageBatches",
@@ -39,6 +43,8 @@ __all__ = [
     "Timing",
     "add_confidence",
     "add_preprocessing",
+    "cascade_to_onnx",
+    "chosen_branches",
     "describe",
     "detector_metadata_of",
     "detector_to_onnx",

@@ -31,7 +31,7 @@ CORE = (
 )
 ROOMS = {
     "core": CORE,
-    "networks in files": ("checkpoint", "_arguments", "_rebuild"),
+    "networks in files": ("checkpoint", "_arguments", "_chosen", "_rebuild"),
     "names": ("_named", "_deployed"),
     "metadata": ("metadata",),
     "torch backend": ("torch_backend",),

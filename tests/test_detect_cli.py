@@ -99,6 +99,7 @@ def test_detect_draws_and_writes_what_torch_finds_without_torch(trained, reposit
 def test_detect_prints_lines_or_json(repository, pictures):
     lines = run_detect(pictures / "a.png", "--model", repository, "--device", "cpu")
     assert lines.returncode == 0, lines.stderr
+    assert "the 2 branches of ccnn_alexnet meet in its features, before boxes are found" in lines.stderr
     head, *objects = lines.stdout.splitlines()
     assert re.fullmatch(rf".*a\.png: {len(objects)} objects", head)
     assert all(re.fullmatch(r"  (red|green|blue) \d+\.\d%  [\d., ]+", line) for line in objects)

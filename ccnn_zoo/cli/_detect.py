@@ -46,6 +46,7 @@ def detect(
 
     A picture that cannot be read is named on stderr; the others are looked through all the same, and the exit code is
     1. With --output every picture is written whole or not at all, and the results take their name when all are there.
+    Boxes have no agreement of branches: a detector's branches meet in its features, before anything is found.
 
     Example:  ccnn detect cells/ --model detector.onnx --score 0.6 --output found
     """
@@ -54,6 +55,12 @@ def detect(
     if output is not None:
         _check_output(output, images)
     detector = load_detector(model, device=device, revision=revision, token=token)
+    if detector.metadata.branches > 1:
+        say(
+            f"the {detector.metadata.branches} branches of {detector.metadata.architecture} meet in its features, "
+            "before boxes are found, so boxes carry scores and no agreement of branches",
+            err=True,
+        )
     failed, pictures = 0, Pictures(images)
     with _results(output) as file:
         names = _Names(images, output)

@@ -14,7 +14,7 @@ from ._options import TOKEN
 from ._output import say
 
 if TYPE_CHECKING:
-    from ccnn_zoo.export import ExportReport
+    from ccnn_zoo.export import CascadeReport, ExportReport
 
 SOURCE_HELP = "A checkpoint or training folder, a repository (local:FOLDER or org/name), or a timm name."
 
@@ -50,6 +50,13 @@ def export(
         ),
     ] = False,
     pictures: PICTURES = None,
+    cascade: Annotated[
+        bool,
+        typer.Option("--cascade", help="Write two files more, to run some branches, and the others where in doubt."),
+    ] = False,
+    branches: Annotated[
+        int | None, typer.Option(help="Take so many of the branches; with --cascade those that always run (1).")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write the report as JSON, of several precisions by name.")
     ] = None,
@@ -69,6 +76,7 @@ def export(
     Example:  ccnn export runs/digits -o digits.onnx --data digits
     Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
     Example:  ccnn export runs/digits -o exported -p fp32 -p int8 --uncertainty
+    Example:  ccnn export runs/digits -o digits.onnx --cascade
     Example:  ccnn export runs/cells -o detector.onnx
     Example:  ccnn export runs/digits -o digits.onnx --triton models --triton-set instances=2
     """
@@ -78,9 +86,11 @@ def export(
 
     from . import _sources
 
-    if pictures is not None and not uncertainty:
+    if pictures is not None and not (uncertainty or cascade):
         raise ConfigurationError("--pictures is for --uncertainty, which is fitted on them: add it, or leave them out")
     precisions = list(dict.fromkeys(precision or ["fp32"]))
+    if cascade:
+        _check_cascade(output, precisions, report, report_beside)
     options = {
         "branch_outputs": branch_outputs,
         "batch": batch,
@@ -92,16 +102,22 @@ def export(
         options["opset"] = opset
     found = _sources.find(source, token)
     checkpoint = _sources.detector_checkpoint(found)
-    if checkpoint is None:
-        reports = _export_classifier(found, output, data, precisions, options, uncertainty, pictures)
+    if checkpoint is None and cascade:
+        one = _export_cascade(found, output, data, options, pictures, 1 if branches is None else branches)
+        _show({"fp32": one})
+        written = [one.path]
+    elif checkpoint is None:
+        reports = _export_classifier(found, output, data, precisions, options, uncertainty, pictures, branches)
         _write_reports(reports, report, beside=report_beside)
         _show(reports)
         written = [one.path for one in reports.values()]
     else:
         from . import _detectors
 
-        if uncertainty:
-            raise ConfigurationError(f"--uncertainty is for classifiers, {checkpoint} is a detector. Leave it out.")
+        if uncertainty or cascade or branches is not None:
+            raise ConfigurationError(
+                f"--uncertainty, --cascade and --branches are for classifiers, not for the detector {checkpoint}"
+            )
         made = _detectors.export_detector(checkpoint, output, data, precisions, options)
         _detectors.show_report(made, [report, made.path.with_suffix(".json") if report_beside else None])
         written = [made.path]
@@ -120,12 +136,21 @@ def _export_classifier(
     options: dict[str, Any],
     uncertainty: bool,
     pictures: Path | None,
+    branches: int | None,
 ) -> dict[str, ExportReport]:
-    from ccnn_zoo.export import to_folder, to_onnx
+    from ccnn_zoo.export import chosen_branches, to_folder, to_onnx
 
     from . import _sources
 
     model, record = _sources.load_network(found)
+    if branches is not None:
+        whole, model = getattr(model, "branches", 1), chosen_branches(model, range(branches))
+        if branches < whole:
+            say(
+                f"{branches} of {whole} branches: those that were trained together may be worth little alone. Compare "
+                "the accuracy with the whole network's, or let --cascade measure it.",
+                err=True,
+            )
     named = _sources.data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
     options |= _sources.export_images(
         named, precisions, model, record, source=found, held_out=uncertainty, pictures=pictures
@@ -137,6 +162,26 @@ def _export_classifier(
             raise ConfigurationError(f"{output} is one file for {', '.join(precisions)}. Name a folder.")
         return {precisions[0]: to_onnx(model, output, precision=precisions[0], **options)}
     return to_folder(model, output, precisions, **options)
+
+
+def _check_cascade(output: Path, precisions: list[str], report: Path | None, report_beside: bool) -> None:
+    if precisions != ["fp32"] or output.suffix != ".onnx" or output.is_dir():
+        raise ConfigurationError("--cascade writes fp32 files beside --output NAME.onnx: name that, and no --precision")
+    if report is not None or report_beside:
+        raise ConfigurationError("--cascade has no report as JSON: leave --report and --report-beside out")
+
+
+def _export_cascade(
+    found: Path | str, output: Path, data: str | None, options: dict[str, Any], pictures: Path | None, first: int
+) -> CascadeReport:
+    from ccnn_zoo.export import cascade_to_onnx
+
+    from . import _sources
+
+    model, record = _sources.load_network(found)
+    named = _sources.data_of(data, record, found, needed=not pictures)
+    images = _sources.export_images(named, ["fp32"], model, record, source=found, held_out=True, pictures=pictures)
+    return cascade_to_onnx(model, output, first=first, **images, **{k: v for k, v in options.items() if v})
 
 
 def _parsed_size(text: str | None) -> tuple[int, int] | str | None:
@@ -164,7 +209,7 @@ def _write_reports(reports: dict[str, ExportReport], path: Path | None, *, besid
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _show(reports: dict[str, ExportReport]) -> None:
+def _show(reports: dict[str, ExportReport | CascadeReport]) -> None:
     for one in reports.values():
         say(one.path)
         for what, figure in one.rows():

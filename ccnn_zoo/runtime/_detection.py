@@ -35,7 +35,8 @@ class FoundObject:
 
     Args:
         label: what it is.
-        score: how sure the network is, in [0, 1].
+        score: how sure the network is, in [0, 1]. There is no agreement of branches beside it: a detector's branches
+            meet in its features, and one head reads what they make together.
         box: (x1, y1, x2, y2) in pixels of the upright image, x to the right and y down.
     """
 

@@ -36,6 +36,8 @@ def load(
     precision: str = "fp32",
     threads: int | None = None,
     batch_size: int = 32,
+    branches: int | None = None,
+    cascade: bool = False,
 ) -> ImageClassifier:
     """Load an exported network.
 
@@ -58,6 +60,11 @@ def load(
         precision: which ONNX file of a repository or training folder: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         threads: CPU threads of one inference; None takes all cores.
         batch_size: images that are classified at once.
+        branches: run so many of the network's K branches, at as many parts of the time: all, or the number that
+            ``ccnn export --cascade`` wrote a file of. What it is worth, and that file's own numbers of confidence,
+            were measured then.
+        cascade: run the first branches, and the others only where these are in doubt, by the two files that
+            ``ccnn export --cascade`` wrote beside this one. Sets, decisions and scores are those fitted for it.
 
     Raises:
         RepositoryError: the name is none of these, or the repository cannot be had or lacks the precision.
@@ -71,7 +78,10 @@ def load(
         at_least_one("threads", threads)
     at_least_one("batch_size", batch_size)
     check_device(device)
+    if cascade and branches is not None:
+        raise ConfigurationError(f"cascade=True chooses branches by itself: leave branches={branches!r} out")
     whole = device != AUTO and find(device).whole_repository
+    again = {"device": device, "metadata": metadata, "threads": threads, "batch_size": batch_size}
 
     def opened() -> ImageClassifier:
         path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole, token=token)
@@ -81,16 +91,34 @@ def load(
                 f"{path} is a detector: load it with ccnn_zoo.runtime.load_detector, or run `ccnn detect` on pictures."
             )
         described = metadata or ModelMetadata.from_props(header.properties, source=str(path))
+        if cascade or (branches is not None and branches != described.branches):
+            return _of_parts(path, header, described, branches, cascade, again)
         check_graph(header, described, str(path))
         tensor = header.inputs[0]
         options = OpenOptions(usual_shape(tensor, described, batch_size), tensor.dtype, threads, content=content)
         session = open_session(path, device, options)
         classifier = ImageClassifier(session, header, described, source=str(path), batch_size=batch_size)
-        again = {"device": device, "metadata": metadata, "threads": threads, "batch_size": batch_size}
         classifier.reopened_by = reopening(load, path, again)
         return classifier
 
     return while_it_stays(path_of(path_or_repo_id), opened)
+
+
+def _of_parts(
+    path: Path, header: Header, described: ModelMetadata, branches: int | None, cascade: bool, again: Mapping[str, Any]
+) -> ImageClassifier:
+    """Open some branches of a network, or its cascade, from the files that lie beside its own."""
+    from ._cascade import CascadedClassifier, cascade_of, check_choice, part_of, same_labels
+
+    record = cascade_of(header, path)
+    if not cascade:
+        check_choice(record, branches, path)
+        return load(part_of(record, "first", path), **again)
+    first, rest = (load(part_of(record, part, path), **again) for part in ("first", "rest"))
+    same_labels(first, rest, described, path)
+    classifier = CascadedClassifier(first, rest, record, described, str(path))
+    classifier.reopened_by = reopening(load, path, {**again, "cascade": True})
+    return classifier
 
 
 def reopening(function: Callable[..., Any], path: Path, arguments: Mapping[str, Any]) -> Callable[[], Any]:

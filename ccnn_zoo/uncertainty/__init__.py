@@ -8,6 +8,7 @@ need SciPy.
 "Confidence" is of probabilities. "Calibration" means the calibration kernels R in this package, another thing.
 """
 
+from ._cascade import Cascade, CascadePoint, FittedCascade, cascade_curve, fit_cascade, merged
 from ._fit import fit
 from ._measure import Measured, Reliability, RiskCoverage, auroc, measure, reliability, risk_coverage
 from ._numbers import COVERAGES, RISKS, SETS, Confidence
@@ -17,17 +18,23 @@ __all__ = [
     "COVERAGES",
     "RISKS",
     "SETS",
+    "Cascade",
+    "CascadePoint",
     "Confidence",
     "Doubt",
+    "FittedCascade",
     "Measured",
     "Reliability",
     "RiskCoverage",
     "auroc",
+    "cascade_curve",
     "doubt",
     "energy",
     "entropy",
     "fit",
+    "fit_cascade",
     "measure",
+    "merged",
     "mutual_information",
     "prediction_sets",
     "probabilities",

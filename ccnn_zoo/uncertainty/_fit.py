@@ -16,7 +16,7 @@ LEAST_PICTURES = 100
 """With fewer, the sets of 99 % coverage would hold every class: (n + 1) * 0.99 must be at most n."""
 
 _SAME = 1e-4
-"""Mutual information in nats, below which branches say the same and single precision would rank noise."""
+"""Mutual information or spread of energies in nats, below which single precision would rank noise."""
 
 _CERTAINTY = 0.95
 """How surely the risk of decisions is kept, over the draw of the held-out pictures."""
@@ -48,6 +48,10 @@ def fit(
     temperature = _temperature(logits, targets)
     probability = probabilities(logits, temperature)
     scores = {"energy": energy(logits)}
+    if np.ptp(scores["energy"]) < _SAME:  # logarithms of probabilities (merge="probability"): it is 0 but for rounding
+        scores["energy"] = np.full(
+            len(targets), scores["energy"].max() + 2 * _SAME
+        )  # none is above, so it says nothing
     if branch_logits is not None:
         information = mutual_information(np.asarray(branch_logits), temperature)
         if np.quantile(information, 0.99) > _SAME:
