@@ -1,0 +1,57 @@
+"""Train on digits, and write docs/gallery.md with the pictures of that run beside those that other scripts have made.
+
+python scripts/gallery.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from ccnn_zoo import hub
+from ccnn_zoo._files import replacing
+from ccnn_zoo.train import CHECKPOINT, Recipe, train
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+ELSEWHERE = {
+    "demo.png": "`make demo`: error curves of the plain and the calibrated network, digits, R",
+    "browser.png": "the page that `ccnn web` writes, in Chromium (`scripts/browser_pictures.py`)",
+    "browser_phone.png": "the same on a phone, in dark mode",
+    "results/detection.png": "blood cells that the detector found ([how](results/detection.md))",
+    "results/figure2_small_digits.png": "error curves of Figure 2, small ([how](results/figure2_small_digits.md))",
+    "architecture.png": "rooms of the package ([architecture](architecture.md))",
+}
+WORDS = {
+    "curves": "training loss and error of every epoch",
+    "calibration": "R of every layer after training: a row per branch, a square per kernel",
+}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    recipe = Recipe.load("digits")
+    with tempfile.TemporaryDirectory() as folder:
+        train(recipe, f"{folder}/run")
+        hub.publish(Path(folder, "run", CHECKPOINT), f"local:{folder}/hub")
+        made = sorted(Path(folder, "hub", "pictures").glob("*.png"))
+        (DOCS / "gallery").mkdir(exist_ok=True)
+        for picture in made:
+            shutil.copyfile(picture, DOCS / "gallery" / picture.name)
+    shown = {f"gallery/{picture.name}": WORDS.get(picture.stem, picture.stem) for picture in made}
+    lines = [
+        "# Gallery",
+        "",
+        "Every picture is of a real run, made by a script; a click opens it in full size. The first ones are from one",
+        f"training on scikit-learn's digits (recipe `digits`, K = {recipe.branches}, seed {recipe.seed}), by",
+        "`scripts/gallery.py`.",
+    ]
+    for path, words in (shown | ELSEWHERE).items():
+        lines += ["", f"[![{Path(path).stem}]({path})]({path})", "", f"{words[0].upper()}{words[1:]}."]
+    with replacing(DOCS / "gallery.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
