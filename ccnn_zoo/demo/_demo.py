@@ -25,7 +25,7 @@ from ._picture import draw
 
 Say = Callable[[str], None]
 
-COVERAGE, MAX_RISK = 0.95, 0.02
+COVERAGE, MAX_RISK = 0.95, 0.05
 UNLIKE = 95  # percentile of the held-out digits
 
 
