@@ -313,17 +313,18 @@ def test_killing_replicas_under_load_loses_no_accepted_request(service, tmp_path
     with subprocess.Popen(
         [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:
-        for _ in range(3):
+        kills = 0
+        while kills < 3 or service.metric("ccnn_retries_total") == retried:  # a replica may die between two requests
             until(lambda: service.metric("ccnn_requests_pending") > 8)
             victim = service.replicas()[0]
             victim.kill()
             until(lambda gone=victim: not gone.is_running())
             until(lambda: len(service.replicas()) == 2)
+            kills += 1
         output, _ = client.communicate()  # closes its input, which ends the load
     result = json.loads(output)
     count = sum(result["statuses"].values())
     assert result["statuses"] == {"200": count}
-    assert service.metric("ccnn_retries_total") > retried, "no request was in a replica that was killed"
     for name, colour in COLOURS.items():
         assert sum(result["answers"][name].values()) >= count // len(COLOURS)
         for answer in result["answers"][name]:

@@ -215,6 +215,7 @@ def test_a_body_that_is_a_program_is_not_run(tmp_path, monkeypatch):
 
 def test_the_front_page_meets_the_time_limit():
     from starlette.exceptions import HTTPException
+    from starlette.requests import Request
 
     from ccnn_zoo.serve import ServeOptions
     from ccnn_zoo.serve._front import Front
@@ -222,7 +223,7 @@ def test_the_front_page_meets_the_time_limit():
     never = SimpleNamespace(labels=SimpleNamespace(remote=asyncio.Event().wait))
     front = Front(never, ServeOptions("network.onnx", timeout_s=0.05), "service")
     with pytest.raises(HTTPException) as caught:
-        asyncio.run(asyncio.wait_for(front.about(None), 60))
+        asyncio.run(asyncio.wait_for(front.about(Request({"type": "http", "headers": []})), 60))
     assert caught.value.status_code == 504
 
 
