@@ -1,6 +1,7 @@
 """Time plain and calibrated ResNet-18 side by side in torch, onnxruntime (fp32, fp16, int8) and OpenVINO.
 
     python scripts/bench_inference.py --output docs/inference_speed.md
+    python scripts/bench_inference.py --uncertainty 9  # what uncertainty costs: docs/uncertainty_cost.md
 
 The networks are exported to a folder and found there again by the next run. Rounds alternate between all ways, so that
 other load on the machine falls on all alike, and times are compared within rounds; each way's fastest and median round
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import bench_uncertainty
 import numpy as np
 import onnxruntime
 import timm
@@ -78,7 +80,16 @@ def main() -> None:
     )
     parser.add_argument("--export-only", action="store_true", help="stop before timing")
     parser.add_argument("--output", type=Path, help="write the tables to this Markdown file")
+    parser.add_argument(
+        "--uncertainty",
+        type=int,
+        metavar="ROUNDS",
+        help="instead, write docs/uncertainty_cost.md, of batches of 32",
+    )
     args = parser.parse_args()
+    if args.uncertainty:
+        bench_uncertainty.write(args.uncertainty, threads=1)
+        return
     models = {"plain": _model(1)} | {f"K={k}": _model(k) for k in args.branches}
     notes = [note for name, model in models.items() for note in _export(model, args.networks / name, args)]
     if args.export_only:
