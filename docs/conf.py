@@ -36,6 +36,7 @@ html_theme = "furo"
 html_title = f"ccnn-zoo {release}"
 html_static_path = ["_static"]
 html_extra_path = ["_extra"]
+html_css_files = ["pictures.css"]
 html_js_files = [("netron.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sphinx = False

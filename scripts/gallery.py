@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ccnn_zoo import hub
@@ -24,28 +25,30 @@ ELSEWHERE = {
     "architecture.png": "rooms of the package ([architecture](architecture.md))",
 }
 WORDS = {
-    "curves": "training loss and error of every epoch",
+    "curves": "error of every epoch",
+    "confidence": "reliability before and after the temperature, risk over coverage, and a score of strange pictures",
+    "doubtful": "the test pictures that are most in doubt, with what each branch says",
     "calibration": "R of every layer after training: a row per branch, a square per kernel",
 }
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    recipe = Recipe.load("digits")
+    recipe = replace(Recipe.load("digits"), validation=0.2)
+    (DOCS / "gallery").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, f"{folder}/run")
         hub.publish(Path(folder, "run", CHECKPOINT), f"local:{folder}/hub")
-        made = sorted(Path(folder, "hub", "pictures").glob("*.png"))
-        (DOCS / "gallery").mkdir(exist_ok=True)
-        for picture in made:
+        made = [Path(folder, "run", f"{name}.png") for name in ("curves", "confidence", "doubtful")]
+        for picture in [*made, Path(folder, "hub", "pictures", "calibration.png")]:
             shutil.copyfile(picture, DOCS / "gallery" / picture.name)
-    shown = {f"gallery/{picture.name}": WORDS.get(picture.stem, picture.stem) for picture in made}
+    shown = {f"gallery/{name}.png": words for name, words in WORDS.items()}
     lines = [
         "# Gallery",
         "",
         "Every picture is of a real run, made by a script; a click opens it in full size. The first ones are from one",
-        f"training on scikit-learn's digits (recipe `digits`, K = {recipe.branches}, seed {recipe.seed}), by",
-        "`scripts/gallery.py`.",
+        f"training on scikit-learn's digits (recipe `digits`, a fifth held out, K = {recipe.branches}, seed",
+        f"{recipe.seed}), by `scripts/gallery.py`.",
     ]
     for path, words in (shown | ELSEWHERE).items():
         lines += ["", f"[![{Path(path).stem}]({path})]({path})", "", f"{words[0].upper()}{words[1:]}."]

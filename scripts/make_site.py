@@ -13,6 +13,7 @@ import argparse
 import importlib
 import inspect
 import pkgutil
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def main() -> None:
     site = parser.parse_args().site
     if status := sphinx(site):
         raise SystemExit(status)
+    open_pictures(site)
     export_checkpoints(site / "docs" / "checkpoints")
     faults = [*broken_links(site), *undocumented(documented(site / "objects.inv"))]
     if faults:
@@ -45,6 +47,15 @@ def sphinx(site: Path) -> int:
     for left in (site, doctrees):  # of another state of the source
         shutil.rmtree(left, ignore_errors=True)
     return build(["-b", "html", "-c", str(ROOT / "docs"), "-d", str(doctrees), *strict, str(ROOT), str(site)])
+
+
+def open_pictures(site: Path) -> None:
+    """Let links to pictures open them: Sphinx lets browsers save what a page links to in the source."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        opened = re.sub(r'(<a class="reference download internal") download=""( href="[^"]*\.png")', r"\1\2", text)
+        if opened != text:
+            page.write_text(opened, encoding="utf-8")
 
 
 def export_checkpoints(folder: Path) -> None:
