@@ -99,6 +99,11 @@ class ModelMetadata:
         _require(self, "crop_pct", lambda value: _is_finite(value) and _MIN_CROP_PCT <= value <= 1, share)
         _require(self, "preprocessing_in_graph", lambda value: isinstance(value, bool), "true or false")
 
+    def preprocessing(self) -> dict[str, Any]:
+        """Return the preprocessing in the names of timm's ``pretrained_cfg``, which its ``create_transform`` takes."""
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return {name: getattr(self, name) for name in names}
+
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

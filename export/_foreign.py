@@ -14,7 +14,7 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, MetadataError
 from ccnn_zoo.metadata import ModelMetadata
 
-from ._uncertainty import read_network
+from ._graph import read_network
 
 _GIVEN = ("preprocessing_in_graph", "confidence")
 """Fields that nobody gives by hand."""

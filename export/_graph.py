@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ccnn_zoo.errors import ExportError, MetadataError
+from ccnn_zoo._onnx_contents import checked_content
+from ccnn_zoo.errors import ExportError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
 
 ConvolutionKey = tuple[tuple[int, ...], int]
@@ -29,6 +30,19 @@ _REFUSED = {
     "Tile": "the branches must never be made by copying features",
     "Expand": "the branches must never be made by copying features",
 }
+
+
+def read_network(path: Path) -> ModelProto:
+    """Read a file once: what is looked through is what is changed.
+
+    Raises:
+        RepositoryError: it cannot be read.
+        IntegrityError: it is no ONNX network, or holds what is refused.
+    """
+    try:
+        return onnx.load_from_string(checked_content(path))
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is no ONNX network ({error}). Download or export it again.") from error
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,7 @@ def measure_preprocessing(metadata: ModelMetadata, opset: int, ir_version: int) 
     session = session_of(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
     )
-    transform = create_transform(
-        metadata.input_size,
-        interpolation=metadata.interpolation,
-        mean=metadata.mean,
-        std=metadata.std,
-        crop_pct=metadata.crop_pct,
-        crop_mode=metadata.crop_mode,
-    )
+    transform = create_transform(**metadata.preprocessing())
     levels = 255 * np.float32(metadata.std)[:, None, None]
     maximum, means = 0.0, []
     for picture in _pictures((tuple(own), *PARITY_SIZES), channels):

@@ -9,17 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo._onnx_contents import checked_content
-from ccnn_zoo.errors import ExportError, IntegrityError
+from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import Confidence, doubt, fit, probabilities
 
 from ._compare import Run, session_of
-from ._graph import BRANCH_OUTPUT, OUTPUT
+from ._graph import BRANCH_OUTPUT, OUTPUT, read_network
 from ._images import Probe
 from ._options import DEFAULT_OPSET
 
@@ -103,19 +101,6 @@ def add_confidence(
         if outputs:
             _check(path, temporary, metadata)
     return target
-
-
-def read_network(path: Path) -> ModelProto:
-    """Read a file once: what is looked through is what is changed.
-
-    Raises:
-        RepositoryError: it cannot be read.
-        IntegrityError: it is no ONNX network, or holds what is refused.
-    """
-    try:
-        return onnx.load_from_string(checked_content(path))
-    except DecodeError as error:
-        raise IntegrityError(f"{path} is no ONNX network ({error}). Download or export it again.") from error
 
 
 def _remove(graph: GraphProto) -> None:

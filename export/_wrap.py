@@ -10,11 +10,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo._onnx_contents import refused_bytes
-from ccnn_zoo.errors import ExportError, IntegrityError
+from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 
-from ._graph import INPUT
+from ._graph import INPUT, read_network
 from ._options import DEFAULT_OPSET
 from ._preprocess import check_supported, measure_preprocessing, with_preprocessing
 
@@ -39,14 +38,10 @@ def add_preprocessing(path: str | os.PathLike[str], output: str | os.PathLike[st
         ConfigurationError: its preprocessing is none that ONNX's Resize can do as Pillow does.
         ExportError: its operators are older than opset 18, its input is none of ``to_onnx``'s, or the preprocessing
             differs from timm's.
-        RepositoryError: the file cannot be written.
+        RepositoryError: the file cannot be read or written.
     """
     path = Path(path)
-    content = path.read_bytes()  # once: what is looked through is what is changed
-    problem = refused_bytes(content)
-    if problem is not None:
-        raise IntegrityError(f"{path} {problem}, so it is not loaded. Download or export it again.")
-    model = onnx.load_from_string(content)
+    model = read_network(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     metadata = ModelMetadata.from_props(properties, source=str(path))
     if not metadata.preprocessing_in_graph:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ccnn_zoo._files import sha256_of
 
 from ._manifest import git_blob_id
 from ._names import is_published
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 _GIT_ID_LENGTH = 40
 
@@ -47,6 +50,19 @@ def changes_between(folder: Path, files: Iterable[str], there: Mapping[str, str]
     changes = [_change(folder / name, name, there.get(name)) for name in files]
     stale = [name for name in there if is_published(name) and name not in files]
     return tuple(sorted([*changes, *(Change(name, "delete") for name in stale)], key=lambda change: change.path))
+
+
+def operations_of(changes: Iterable[Change], folder: Path) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Return what a commit of huggingface_hub does for the changes, with files of ``folder``."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    return [
+        CommitOperationDelete(change.path)
+        if change.action == "delete"
+        else CommitOperationAdd(change.path, folder / change.path)
+        for change in changes
+        if change.action != "keep"
+    ]
 
 
 def _change(file: Path, name: str, identity: str | None) -> Change:

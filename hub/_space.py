@@ -11,7 +11,7 @@ from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 from . import _limits
 from ._names import local_folder
-from ._plan import Change, changes_between
+from ._plan import Change, changes_between, operations_of
 from ._remote import client, explained, listing
 from ._retry import is_brief, persistently
 
@@ -115,14 +115,6 @@ def _changes(folder: Path, files: list[str], there: dict[str, str]) -> tuple[Cha
 
 
 def _commit(api: HfApi, repo_id: str, folder: Path, changes: tuple[Change, ...], parent: str | None) -> str:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    operations = [
-        CommitOperationDelete(change.path)
-        if change.action == "delete"
-        else CommitOperationAdd(change.path, folder / change.path)
-        for change in changes
-        if change.action != "keep"
-    ]
+    operations = operations_of(changes, folder)
     options = {"repo_type": "space", "commit_message": _MESSAGE, "parent_commit": parent}
     return persistently(lambda: api.create_commit(repo_id, operations, **options), is_brief).oid

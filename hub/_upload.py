@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ccnn_zoo.errors import RepositoryError
 
 from . import _limits
-from ._plan import Change, changes_between
+from ._plan import Change, changes_between, operations_of
 from ._remote import CHANGED, client, explained, listing
 from ._retry import is_brief, is_transient, persistently, root_of, status_of, was_refused_unread
 
@@ -120,15 +120,7 @@ def _look_at_tip(api: HfApi, target: Target, revision: str | None) -> str:
 
 
 def _commit(api: HfApi, folder: Path, changes: tuple[Change, ...], parent: str, target: Target) -> Pushed:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    operations = [
-        CommitOperationDelete(change.path)
-        if change.action == "delete"
-        else CommitOperationAdd(change.path, folder / change.path)
-        for change in changes
-        if change.action != "keep"
-    ]
+    operations = operations_of(changes, folder)
 
     def attempt() -> Pushed:
         try:

@@ -111,9 +111,7 @@ def measured(
             for asked in ({"branches": first}, {}, {"cascade": True})
         )
     doubted = probabilities(some).max(1) < report.fitted.point.threshold
-    passed_on = float(doubted.mean())
-    wrong = int((cascade.argmax(1) != targets).sum())
-    point = CascadePoint(report.fitted.point.threshold, passed_on, share + (1 - share) * passed_on, wrong)
+    point = CascadePoint.of(report.fitted.point.threshold, doubted, cascade.argmax(1) != targets, share)
     return point, cascade_curve(some, whole, targets, share), report.verdict
 
 

@@ -89,13 +89,6 @@ def preprocessed(found: list[tuple[Path, int]], metadata: ModelMetadata) -> Iter
 
     from ccnn_zoo.pictures import read
 
-    transform = create_transform(
-        metadata.input_size,
-        interpolation=metadata.interpolation,
-        mean=metadata.mean,
-        std=metadata.std,
-        crop_pct=metadata.crop_pct,
-        crop_mode=metadata.crop_mode,
-    )
+    transform = create_transform(**metadata.preprocessing())
     for path, target in found:
         yield transform(read(path, metadata.input_size[0], str(path))), target

@@ -81,9 +81,9 @@ def _onnx_file(name: str, target: Path, precision: str, token: bool) -> Path:
 
     from . import _sources
 
-    weights, shipped = shipped_weights(name), True
-    if weights is None:
-        shipped = False
+    weights = shipped_weights(name)
+    shipped = weights is not None
+    if not shipped:
         weights = _sources.checkpoint_path(name)
         folder = Path(name).expanduser()
         exported = any((folder / file).is_file() for file in ("model.onnx", "onnx/model.onnx"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import NDArray
 
+from ccnn_zoo._files import sha256_of
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import Cascade, probabilities
@@ -40,8 +40,7 @@ def part_of(cascade: Cascade, part: str, path: Path) -> Path:
     """
     file = path.parent / cascade.files[part]
     try:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256_of(file)
     except OSError as error:
         raise RepositoryError(
             f"{path} needs {file.name} beside it ({error.strerror}). Copy all three files."

@@ -11,6 +11,12 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear
 
 
+def meeting_classifier(model: nn.Module, classes: int) -> BranchLinear | None:
+    """Return the linear classifier in which the branches of ``model`` meet, None where they meet elsewhere."""
+    meeting = next((module for module in model.modules() if isinstance(module, BranchLinear)), None)
+    return meeting if meeting is not None and meeting.out_features == classes else None
+
+
 @contextmanager
 def branch_logits(model: nn.Module, classes: int, *, wanted: bool = True) -> Iterator[list[Tensor]]:
     """Collect what each branch alone says, (K, N, classes), beside the merged logits of the passes within.
@@ -29,8 +35,8 @@ def branch_logits(model: nn.Module, classes: int, *, wanted: bool = True) -> Ite
     if not wanted:
         yield found
         return
-    meeting = next((module for module in model.modules() if isinstance(module, BranchLinear)), None)
-    if meeting is None or meeting.out_features != classes:
+    meeting = meeting_classifier(model, classes)
+    if meeting is None:
         raise ConfigurationError(
             "objective: branches have losses of their own only where they meet in a linear classifier, which this "
             "network does not have; set objective='joint'"

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ccnn_zoo import uncertainty
-from ccnn_zoo.layers import BranchLinear
 
-from ._branch_logits import branch_logits
+from ._branch_logits import branch_logits, meeting_classifier
 from ._data import Data
 from ._doubt_pictures import Doubtful, Strange, draw_confidence, draw_doubtful
 
@@ -24,7 +23,6 @@ MOST_PICTURES = 10_000
 """Test or held-out pictures that are looked at, spread over the whole."""
 _SHUFFLED = 1_000
 _SHOWN = 20
-_LEAST = 100  # held-out pictures, of which numbers are fitted
 
 Loader = Callable[[object], DataLoader]
 
@@ -50,7 +48,7 @@ def draw_doubt(
     """
     run = _runner(model.to(device), len(data.labels), device)
     numbers = None
-    if held_out is not None and len(held_out) >= _LEAST:
+    if held_out is not None and len(held_out) >= uncertainty.LEAST_PICTURES:
         fitted = _outputs(run, loader(_spread(held_out, MOST_PICTURES)))
         numbers = uncertainty.fit(fitted.logits, fitted.targets, fitted.branch_logits)
     test = _spread(data.test, MOST_PICTURES)
@@ -70,7 +68,7 @@ def draw_doubt(
 
 def _runner(model: nn.Module, classes: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
     """Return what gives logits (N, classes) and those of the branches (K, N, classes), where there are some."""
-    meets = any(isinstance(module, BranchLinear) and module.out_features == classes for module in model.modules())
+    meets = meeting_classifier(model, classes) is not None
     branched = getattr(model, "branches", 1) > 1
 
     @torch.inference_mode()

@@ -9,13 +9,14 @@ need SciPy.
 """
 
 from ._cascade import Cascade, CascadePoint, FittedCascade, cascade_curve, fit_cascade, merged
-from ._fit import fit
+from ._fit import LEAST_PICTURES, fit
 from ._measure import Measured, Reliability, RiskCoverage, auroc, measure, reliability, risk_coverage
 from ._numbers import COVERAGES, RISKS, SETS, Confidence
 from ._scores import Doubt, doubt, energy, entropy, mutual_information, prediction_sets, probabilities
 
 __all__ = [
     "COVERAGES",
+    "LEAST_PICTURES",
     "RISKS",
     "SETS",
     "Cascade",

@@ -6,7 +6,7 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ccnn_zoo.errors import ConfigurationError, MetadataError
 
 from ._fit import fit
-from ._numbers import Confidence
+from ._numbers import Confidence, values_of
 from ._scores import log_softmax, probabilities
 
 MERGES = ("mean", "concat", "probability")
@@ -85,13 +85,7 @@ class Cascade:
         Raises:
             MetadataError: something is malformed; names it.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MetadataError(f"cascade is not JSON: {reprlib.repr(text)}") from error
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names:
-            raise MetadataError(f"cascade must hold {', '.join(sorted(names))}, got {reprlib.repr(values)}")
+        values = values_of(cls, "cascade", text)
         return cls(**{**values, "confidence": Confidence.from_json(json.dumps(values["confidence"]))})
 
 
@@ -109,6 +103,12 @@ class CascadePoint(NamedTuple):
     passed_on: float
     cost: float
     wrong: int
+
+    @classmethod
+    def of(cls, threshold: float, doubted: NDArray[np.bool_], wrong: NDArray[np.bool_], share: float) -> CascadePoint:
+        """Return it of pictures that are passed on where ``doubted``, with first branches of this share of the cost."""
+        passed_on = float(doubted.mean())
+        return cls(float(threshold), passed_on, share + (1 - share) * passed_on, int(wrong.sum()))
 
 
 class FittedCascade(NamedTuple):
@@ -163,9 +163,7 @@ def cascade_curve(
     points = []
     for threshold in np.unique([0.0, *np.quantile(top, np.linspace(0, 1, 100)), 1.0]):
         doubted = top < threshold
-        passed_on = float(doubted.mean())
-        wrong = int(np.where(doubted, wrong_whole, wrong_first).sum())
-        points.append(CascadePoint(float(threshold), passed_on, share + (1 - share) * passed_on, wrong))
+        points.append(CascadePoint.of(threshold, doubted, np.where(doubted, wrong_whole, wrong_first), share))
     return points
 
 
@@ -193,10 +191,8 @@ def fit_cascade(
     doubted = probabilities(first).max(1) < threshold.threshold
     said = np.where(doubted[:, None], whole, first)
     wrong, wrong_whole = said.argmax(1) != targets, whole.argmax(1) != targets
-    passed_on = float(doubted.mean())
-    point = CascadePoint(threshold.threshold, passed_on, share + (1 - share) * passed_on, int(wrong.sum()))
     return FittedCascade(
-        point,
+        CascadePoint.of(threshold.threshold, doubted, wrong, share),
         fit(said, targets),
         len(targets),
         int(wrong_whole.sum()),

@@ -48,10 +48,10 @@ def fit(
     temperature = _temperature(logits, targets)
     probability = probabilities(logits, temperature)
     scores = {"energy": energy(logits)}
-    if np.ptp(scores["energy"]) < _SAME:  # logarithms of probabilities (merge="probability"): it is 0 but for rounding
-        scores["energy"] = np.full(
-            len(targets), scores["energy"].max() + 2 * _SAME
-        )  # none is above, so it says nothing
+    if np.ptp(scores["energy"]) < _SAME:
+        # Of logarithms of probabilities (merge="probability") it is 0 but for rounding. None is above this: it says
+        # nothing.
+        scores["energy"] = np.full(len(targets), scores["energy"].max() + 2 * _SAME)
     if branch_logits is not None:
         information = mutual_information(np.asarray(branch_logits), temperature)
         if np.quantile(information, 0.99) > _SAME:

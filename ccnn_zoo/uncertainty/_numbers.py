@@ -93,14 +93,7 @@ class Confidence:
         Raises:
             MetadataError: something is malformed; names it.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MetadataError(f"confidence is not JSON: {reprlib.repr(text)}") from error
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names:
-            raise MetadataError(f"confidence must hold {', '.join(sorted(names))}, got {reprlib.repr(values)}")
-        return cls(**values)
+        return cls(**values_of(cls, "confidence", text))
 
     def threshold_of_set(self, coverage: float, kind: str = "lac") -> float:
         """Return the threshold for prediction sets of a coverage.
@@ -120,6 +113,22 @@ class Confidence:
         """
         found = _fitted(self.decide, "max_risk", max_risk)
         return math.inf if found is None else found
+
+
+def values_of(record: type, name: str, text: str) -> dict[str, Any]:
+    """Return the values of a dataclass from the JSON of the property ``name``, which must hold its fields and no more.
+
+    Raises:
+        MetadataError: it is no JSON, or holds something else.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MetadataError(f"{name} is not JSON: {reprlib.repr(text)}") from error
+    names = {field.name for field in fields(record)}
+    if not isinstance(values, dict) or values.keys() != names:
+        raise MetadataError(f"{name} must hold {', '.join(sorted(names))}, got {reprlib.repr(values)}")
+    return values
 
 
 def _fitted(table: Mapping[str, Any], name: str, value: object) -> Any:
