@@ -44,12 +44,14 @@ def _make(folder: Path) -> None:
             picture.save(place / f"{index}.png")
     for name in ("cat.jpg", "dog.png", "a.png", "b.png"):
         picture.convert("RGB").resize((64, 48)).save(folder / name)
+    shallow = "model_kwargs={layers: [1, 1, 1, 1]}"
+    training = ("train", "--recipe", "digits", "--set", "validation=0.2", "--set", shallow, "--branches", 2)
     for command in (
-        "train --recipe digits --set validation=0.2 --branches 2 --epochs 1 --output runs/digits",
-        "export runs/digits --output model.onnx",
-        "publish runs/digits local:hub/digits",
+        (*training, "--epochs", 1, "--output", "runs/digits"),
+        ("export", "runs/digits", "--output", "model.onnx"),
+        ("publish", "runs/digits", "local:hub/digits"),
     ):
-        run = ccnn(*command.split(), folder=folder)
+        run = ccnn(*command, folder=folder)
         assert run.returncode == 0, run.stderr
     for name in ("digits.onnx", "ccnn_resnet18.onnx"):
         shutil.copy(folder / "model.onnx", folder / name)
@@ -85,10 +87,10 @@ def _runtime(folder: Path, user: User) -> None:
 
 
 def _training(folder: Path, user: User) -> None:
-    """Noise where CIFAR-10 lies."""
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    """Noise in the place of CIFAR-10, enough for a batch."""
+    noise = np.random.default_rng(0).integers(0, 256, (156, 32, 32, 3), np.uint8)
     for number, pixels in enumerate(noise):
-        place = folder / "DATA" / ("train" if number < 24 else "test") / f"class {number % 2}"
+        place = folder / "DATA" / ("train" if number < 148 else "test") / f"class {number % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.png")
 

@@ -31,11 +31,13 @@ RUN = {
     for page in PAGES
 }
 SERVES = ("ccnn serve ", "python -m http.server ")
-SMALL = "model_kwargs={layers: [1, 1, 1, 1], channels: [8, 8, 8, 8]}"
+ONE_EPOCH, SHALLOW = ["--epochs", "1"], "layers: [1, 1, 1, 1]"
 QUICKER = {
-    "ccnn train ": ["--epochs", "1"],
-    "ccnn train --model resnet18 ": ["--set", SMALL],
-    "ccnn detect-demo ": ["--epochs", "1"],
+    "ccnn train ": ONE_EPOCH,
+    "ccnn train --recipe digits ": ["--set", f"model_kwargs={{{SHALLOW}}}"],
+    "ccnn train --recipe cifar10_table1 ": ["--set", f"model_kwargs={{{SHALLOW}}}"],
+    "ccnn train --model resnet18 ": ["--set", f"model_kwargs={{{SHALLOW}, channels: [8, 8, 8, 8]}}"],
+    "ccnn detect-demo ": ONE_EPOCH,
     "ccnn analyze ": ["--runs", "2", "--steps", "3"],
     "ccnn classify photos/ --model org/ccnn_resnet18 --ray ": ["--processes", "2"],
 }
