@@ -74,10 +74,15 @@ def export(
     The file is compared with torch before it takes its name; one that differs is not left behind.
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
+
     Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
+
     Example:  ccnn export runs/digits -o exported -p fp32 -p int8 --uncertainty
+
     Example:  ccnn export runs/digits -o digits.onnx --cascade
+
     Example:  ccnn export runs/cells -o detector.onnx
+
     Example:  ccnn export runs/digits -o digits.onnx --triton models --triton-set instances=2
     """
     from ._triton import triton_options

@@ -33,6 +33,7 @@ def web(
     Pictures never leave the visitor's machine, and the page loads nothing from elsewhere. Needs npm, or --runtime.
 
     Example:  ccnn web ccnn_resnet18_cifar.mnist -o site
+
     Example:  ccnn web digits.onnx local:hub/pets -o site && python -m http.server --directory site
     """
     from ccnn_zoo.web import write_site

@@ -75,6 +75,8 @@ CALLS: dict[str, list[list[str]]] = {
     "detect-demo": [["--data", HOSTILE], ["--data", f"voc:{HOSTILE}"], ["--data", f"coco:{HOSTILE}"]],
     "serve": [[HOSTILE], ["x", "--name", f"{HOSTILE}#"], ["NETWORK", "--host", HOSTILE]],
     "analyze": [[HOSTILE]],
+    "web": [[HOSTILE], [f"local:{HOSTILE}"], [f"o/{HOSTILE}"], ["o/n", "--precision", HOSTILE],
+            ["NETWORK", "--runtime", HOSTILE]],
     "doctor": [["--provider", HOSTILE]],
     "list": [[HOSTILE], ["--hub", f"o/{HOSTILE}"], ["--hub", HOSTILE]],
 }  # fmt: skip
