@@ -34,7 +34,6 @@ ROOMS = {
     "networks in files": ("checkpoint", "_arguments", "_chosen", "_rebuild"),
     "names": ("_named", "_deployed"),
     "metadata": ("metadata",),
-    "torch backend": ("torch_backend",),
     "base": (
         *("errors", "_files", "_folders", "_locks", "_printable", "_sealed", "_onnx_contents", "_roles", "_wrapped"),
     ),
@@ -60,7 +59,6 @@ IS = {
     "runtime": "classify and detect with an ONNX file; neither torch nor timm",
     "serve": "HTTP, Triton, Ray",
     "shipped": "networks that come with the package",
-    "torch backend": "the runtime's backend of reference",
     "train": "recipes, data, the loop, exact resuming",
     "uncertainty": "what a classifier does not know: fitting and scores",
     "web": "pages in the browser",

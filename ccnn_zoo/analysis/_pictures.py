@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,9 +13,7 @@ from torch import Tensor
 from ccnn_zoo._files import replacing
 
 from ._diversity import Diversity
-
-if TYPE_CHECKING:
-    from ._report import BoundReport
+from ._theorem import BoundReport
 
 COLUMNS = 4
 

@@ -9,7 +9,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._held_out import PICTURES
+from ._held_out import PICTURES, data_of
 from ._options import TOKEN
 from ._output import say
 
@@ -156,7 +156,7 @@ def _export_classifier(
                 "the accuracy with the whole network's, or let --cascade measure it.",
                 err=True,
             )
-    named = _sources.data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
+    named = data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
     options |= _sources.export_images(
         named, precisions, model, record, source=found, held_out=uncertainty, pictures=pictures
     )
@@ -184,7 +184,7 @@ def _export_cascade(
     from . import _sources
 
     model, record = _sources.load_network(found)
-    named = _sources.data_of(data, record, found, needed=not pictures)
+    named = data_of(data, record, found, needed=not pictures)
     images = _sources.export_images(named, ["fp32"], model, record, source=found, held_out=True, pictures=pictures)
     return cascade_to_onnx(model, output, first=first, **images, **{k: v for k, v in options.items() if v})
 

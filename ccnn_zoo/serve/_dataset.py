@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
-from ccnn_zoo.runtime import Classification, OutOfDistribution, Prediction
-from ccnn_zoo.runtime._doubt import Asked
+from ccnn_zoo.runtime import Asked, Classification, OutOfDistribution, Prediction
 
 from . import _ray
 from ._options import GPU_DEVICES, check_count, check_flag, threads_each

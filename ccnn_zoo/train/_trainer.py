@@ -31,8 +31,8 @@ from ._recipe import Recipe
 from ._signals import StopRequest
 from ._start import CHECKPOINT, load_start
 from ._state import FOLDER, RunState, StateFolder
-from ._task import MakeTask
 from ._tensorboard import TensorBoard
+from .tasks import MakeTask
 
 BEST, HISTORY, CURVES = "best.safetensors", "history.csv", "curves.png"
 PICTURES = (CURVES, CONFIDENCE, DOUBTFUL)
