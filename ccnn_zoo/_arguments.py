@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ccnn_zoo._branches import INPUT_SCALES, MERGES, MIXINGS, SCALED_LAYERS
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.layers import INPUT_SCALES, MERGES, MIXINGS, SCALED_LAYERS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import timm
 
 from ccnn_zoo import hub
-from ccnn_zoo._folders import is_there
+from ccnn_zoo._files.folders import is_there
 from ccnn_zoo._named import hub_name, refuse_weights
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError

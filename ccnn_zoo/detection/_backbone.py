@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from ccnn_zoo._branches import merge_features
 from ccnn_zoo._rebuild import created
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.layers import merge_features
 from ccnn_zoo.models import zoo_name
 
 PYRAMID_CHANNELS = 256

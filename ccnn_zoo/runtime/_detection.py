@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ccnn_zoo import pictures
-from ccnn_zoo._folders import while_it_stays
+from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata
 from ccnn_zoo.pictures import ImageInput

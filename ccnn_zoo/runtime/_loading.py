@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ccnn_zoo._folders import while_it_stays
+from ccnn_zoo._files.folders import while_it_stays
+from ccnn_zoo._files.onnx_contents import checked_content
 from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
-from ccnn_zoo._onnx_contents import checked_content
 from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, ModelMetadata
 

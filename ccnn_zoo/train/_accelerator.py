@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast
 
-from ccnn_zoo._locks import held
+from ccnn_zoo._files.locks import held
 from ccnn_zoo.errors import CCNNError, ConfigurationError, DeviceError
 
 from ._recipe import Recipe

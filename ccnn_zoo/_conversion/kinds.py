@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from ccnn_zoo._known_blocks import CalibratedConv2dSame, qualified_name
-from ccnn_zoo._options import ConversionOptions
+from ccnn_zoo._conversion.known_blocks import CalibratedConv2dSame, qualified_name
+from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
