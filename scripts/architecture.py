@@ -31,7 +31,7 @@ ROOMS = {
     "networks in files": ("checkpoint", "_arguments", "_chosen", "_rebuild"),
     "names": ("_named", "_deployed"),
     "metadata": ("metadata",),
-    "base": ("errors", "_files", "_printable", "_roles", "_wrapped"),
+    "base": ("errors", "_files", "_compat", "_printable", "_roles", "_wrapped"),
 }
 SPLIT = {"_arguments": "arguments", "_named": "names", "_deployed": "shipped"}
 """Modules that stand above and below other rooms than the rest of their own: rooms of one file in the picture."""
@@ -51,7 +51,7 @@ IS = {
     "networks in files": "checkpoints, and networks built again from what they say",
     "optim": "CSGD",
     "pictures": "reading and finding pictures",
-    "runtime": "classify and detect with an ONNX file; neither torch nor timm",
+    "runtime": "classify and detect with an ONNX file; neither torch nor timm, unless asked for",
     "serve": "HTTP, Triton, Ray",
     "shipped": "networks that come with the package",
     "train": "recipes, data, the loop, exact resuming",

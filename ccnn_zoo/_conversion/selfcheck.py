@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from ccnn_zoo._compat import tree_leaves
 from ccnn_zoo._conversion.apply import apply
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo._conversion.probe import Probe, make_probe, private_randomness, settle, traced, tracking_norms

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
+from timm.models import checkpoint_seq
 from timm.models.vgg import VGG
 from torch import Tensor, nn
+
+from ccnn_zoo._compat import feature_take_indices
 
 
 class TappedFeatures:
