@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from ccnn_zoo._checks import check_choice
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT
 from ccnn_zoo.errors import ConfigurationError
 
@@ -258,7 +259,6 @@ def _check_group(group: dict[str, Any]) -> None:
         if not group[name] >= 0:
             raise ConfigurationError(f"{name} must be 0 or above, got {group[name]!r}")
     for name, allowed in (("calibration_update", CALIBRATION_UPDATES), ("noise", NOISES)):
-        if group[name] not in allowed:
-            raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {group[name]!r}")
+        check_choice(name, group[name], allowed)
     if group["fused"] and group["foreach"]:
         raise ConfigurationError("fused=True and foreach=True exclude each other; drop one")
