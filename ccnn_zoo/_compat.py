@@ -24,6 +24,16 @@ NAMES = {
     "TorchDispatchMode": "torch.utils._python_dispatch:TorchDispatchMode",
     # Tensors of whatever a forward returns; torch's own code takes this everywhere.
     "tree_leaves": "torch.utils._pytree:tree_leaves",
+    # What all kinds of batch normalisation are, and those of instances too: torch's own code asks so.
+    "BatchNorm": "torch.nn.modules.batchnorm:_BatchNorm",
+    "BatchOrInstanceNorm": "torch.nn.modules.batchnorm:_NormBase",
+    # How torch's own optimizers step many tensors at once, and keep themselves out of torch.compile.
+    "disable_dynamo": "torch:_disable_dynamo",
+    "foreach_add_": "torch:_foreach_add_",
+    "foreach_copy_": "torch:_foreach_copy_",
+    "foreach_mul_": "torch:_foreach_mul_",
+    # Reads torchvision's weights of VGG as timm does.
+    "vgg_weights": "timm.models.vgg:_filter_fn",
     # Called, it lets the next Accelerator of this process have another precision, which accelerate refuses.
     "forget_accelerators": "accelerate.state:AcceleratorState._reset_state",
 }

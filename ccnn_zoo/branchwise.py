@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnn_zoo._checks import check_integer
+from ccnn_zoo._compat import BatchNorm
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 
@@ -126,7 +127,7 @@ def _per_branch_tensors(module: nn.Module) -> list[str]:
     names = ()
     if isinstance(module, CalibratedConv2d):
         names = ("calibration", "input_scale")
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, BatchNorm):
         names = ("weight", "bias", "running_mean", "running_var")
     return [name for name in names if getattr(module, name) is not None]
 
