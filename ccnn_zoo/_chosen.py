@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._network import CalibratedNetwork, meeting_layer
+from ccnn_zoo._conversion.network import CalibratedNetwork, meeting_layer
 from ccnn_zoo._rebuild import build, filled
 from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.convert import fold

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ccnn_zoo._arguments import ARGUMENTS, TEXT, Kind, checked, whole
-from ccnn_zoo._network import CalibratedNetwork
+from ccnn_zoo._compat import save_config_for_hf
+from ccnn_zoo._conversion.network import CalibratedNetwork
+from ccnn_zoo._files.sealed import read_sealed, read_tensors, write_sealed
 from ccnn_zoo._rebuild import check_describes, check_same_tensors, parsed, rebuild
-from ccnn_zoo._sealed import read_sealed, read_tensors, write_sealed
 from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d

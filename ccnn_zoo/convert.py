@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from ccnn_zoo._apply import apply
-from ccnn_zoo._conversions import plain_classifier
-from ccnn_zoo._network import CalibratedNetwork as CalibratedNetwork
-from ccnn_zoo._network import timm_name as timm_name
-from ccnn_zoo._options import OPTIONS
-from ccnn_zoo._options import ConversionOptions as ConversionOptions
-from ccnn_zoo._selfcheck import checked
-from ccnn_zoo._survey import survey
+from ccnn_zoo._conversion.apply import apply
+from ccnn_zoo._conversion.kinds import plain_classifier
+from ccnn_zoo._conversion.network import CalibratedNetwork as CalibratedNetwork
+from ccnn_zoo._conversion.network import timm_name as timm_name
+from ccnn_zoo._conversion.options import OPTIONS
+from ccnn_zoo._conversion.options import ConversionOptions as ConversionOptions
+from ccnn_zoo._conversion.selfcheck import checked
+from ccnn_zoo._conversion.survey import survey
 from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 

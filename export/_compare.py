@@ -24,9 +24,9 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
+from ccnn_zoo._compat import ort_errors
 from ccnn_zoo.errors import ExportError
 
 from ._graph import BRANCH_OUTPUT, INPUT, OUTPUT

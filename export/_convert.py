@@ -15,8 +15,8 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ccnn_zoo._compat import TorchDispatchMode
 from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo._files.onnx_contents import refused_network
 from ccnn_zoo.errors import ExportError
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.metadata import DetectorMetadata

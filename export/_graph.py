@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ccnn_zoo._onnx_contents import checked_content
+from ccnn_zoo._files.onnx_contents import checked_content
 from ccnn_zoo.errors import ExportError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
 

@@ -7,7 +7,7 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-from ccnn_zoo._onnx_contents import properties_of, refused_network
+from ccnn_zoo._files.onnx_contents import properties_of, refused_network
 from ccnn_zoo.errors import MetadataError
 
 from ._names import WEIGHTS

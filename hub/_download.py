@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from ccnn_zoo._folders import while_it_stays
+from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo._named import hub_name
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 

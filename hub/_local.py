@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ccnn_zoo import _folders
+from ccnn_zoo._files import folders
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 
 from ._manifest import all_files, read_manifest
@@ -21,7 +21,7 @@ def replacing_folder(target: Path, repo_id: str) -> Iterator[Path]:
         ConfigurationError: another process is publishing to the same folder.
         RepositoryError: ``target`` holds something else than a repository of ours, or cannot be written.
     """
-    with _folders.replacing_folder(target, repo_id, lambda: refuse_foreign(target, repo_id)) as staged:
+    with folders.replacing_folder(target, repo_id, lambda: refuse_foreign(target, repo_id)) as staged:
         yield staged
 
 
@@ -31,7 +31,7 @@ def refuse_foreign(target: Path, repo_id: str) -> None:
     Raises:
         RepositoryError: ``target`` holds something else.
     """
-    if not _folders.is_there(target):
+    if not folders.is_there(target):
         return
     advice = "Choose another folder, or move it away."
     if not target.is_dir():

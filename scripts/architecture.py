@@ -25,19 +25,13 @@ BEGIN, END = "<!-- rooms:begin -->", "<!-- rooms:end -->"
 FOLDERS = {"ccnn_zoo": ROOT / "ccnn_zoo", "ccnn_zoo.export": ROOT / "export", "ccnn_zoo.hub": ROOT / "hub"}
 DOOR = {"__init__", "__main__"}
 # Modules at the package's root; every folder is a room of its own.
-CORE = (
-    *("layers", "convert", "branchwise", "_branches", "_conversions", "_known_blocks", "_options", "_mixed"),
-    *("_network", "_survey", "_apply", "_probe", "_selfcheck"),
-)
+CORE = ("layers", "convert", "branchwise", "_conversion")
 ROOMS = {
     "core": CORE,
     "networks in files": ("checkpoint", "_arguments", "_chosen", "_rebuild"),
     "names": ("_named", "_deployed"),
     "metadata": ("metadata",),
-    "torch backend": ("torch_backend",),
-    "base": (
-        *("errors", "_files", "_folders", "_locks", "_printable", "_sealed", "_onnx_contents", "_roles", "_wrapped"),
-    ),
+    "base": ("errors", "_checks", "_compat", "_files", "_printable", "_roles", "_wrapped"),
 }
 SPLIT = {"_arguments": "arguments", "_named": "names", "_deployed": "shipped"}
 """Modules that stand above and below other rooms than the rest of their own: rooms of one file in the picture."""
@@ -57,10 +51,9 @@ IS = {
     "networks in files": "checkpoints, and networks built again from what they say",
     "optim": "CSGD",
     "pictures": "reading and finding pictures",
-    "runtime": "classify and detect with an ONNX file; neither torch nor timm",
+    "runtime": "classify and detect with an ONNX file; neither torch nor timm, unless asked for",
     "serve": "HTTP, Triton, Ray",
     "shipped": "networks that come with the package",
-    "torch backend": "the runtime's backend of reference",
     "train": "recipes, data, the loop, exact resuming",
     "uncertainty": "what a classifier does not know: fitting and scores",
     "web": "pages in the browser",
@@ -102,9 +95,10 @@ def room_of(module: str) -> str | None:
         return None
     if first in SPLIT:
         return SPLIT[first]
-    if (FOLDERS["ccnn_zoo"] / first).is_dir() or f"ccnn_zoo.{first}" in FOLDERS:
-        return first
-    return next(room for room, names in ROOMS.items() if first in names)  # StopIteration: a new file has no room yet
+    named = next((room for room, names in ROOMS.items() if first in names), None)
+    if named is None and not ((FOLDERS["ccnn_zoo"] / first).is_dir() or f"ccnn_zoo.{first}" in FOLDERS):
+        raise LookupError(f"{module} has no room yet: name one in ROOMS")
+    return named or first
 
 
 def _modules() -> Iterator[tuple[str, Path]]:

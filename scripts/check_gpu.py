@@ -29,8 +29,8 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import CCNNError
 from ccnn_zoo.runtime import Backend, Cuda, TensorRT
 from ccnn_zoo.runtime._cuda import CONV_SEARCHES
-from ccnn_zoo.runtime._doctor import Report, examine
 from ccnn_zoo.runtime._nvidia import cuda_problem, tensorrt_problem
+from ccnn_zoo.runtime.doctor import Report, examine
 
 if TYPE_CHECKING:
     from torch import nn

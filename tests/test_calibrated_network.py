@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ccnn_zoo import CalibratedConv2d, calibrate, fold
 from ccnn_zoo._arguments import ARGUMENTS
-from ccnn_zoo._options import OPTIONS
+from ccnn_zoo._conversion.options import OPTIONS
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear

@@ -48,7 +48,8 @@ def test_every_command_explains_itself_with_an_example():
     for command in COMMANDS:
         assert f"  {command}" in overview
         page = told(command, "--help")
-        assert f"Example:  ccnn {command}" in page
+        assert f"\n  Example:  ccnn {command}" in page
+        assert not re.search(r"\S.*Example:", page), "an example runs on behind another"
 
 
 def test_options_override_the_recipe(trained):

@@ -134,9 +134,7 @@ def test_output_among_the_pictures_is_refused(repository, pictures):
 def test_detectors_and_classifiers_are_told_apart(repository, trained, tmp_path):
     with pytest.raises(MetadataError, match="load_detector"):
         runtime.load(repository, device="cpu")
-    from ccnn_zoo.runtime import _probe
-
-    classifier = Path(_probe.__file__).with_name("probe.onnx")
+    classifier = Path(runtime.__file__).with_name("probe.onnx")
     with pytest.raises(MetadataError, match="no metadata of a detector"):
         runtime.load_detector(classifier, device="cpu")
     result = CliRunner().invoke(app, ["export", str(trained), "-o", str(tmp_path / "x.onnx"), "-p", "int8"])

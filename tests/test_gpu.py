@@ -17,7 +17,7 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.runtime import Cuda, TensorRT
 from ccnn_zoo.runtime._nvidia import cuda_problem, tensorrt_problem
-from ccnn_zoo.torch_backend import Torch
+from ccnn_zoo.runtime._torch import Torch
 
 PROBLEM = cuda_problem()
 TENSORRT_PROBLEM = tensorrt_problem()

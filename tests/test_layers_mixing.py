@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ccnn_zoo import CSGD, CalibratedConv2d, calibrate, fold
-from ccnn_zoo._branches import BranchConv2d, concat_branches
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import BranchLinear
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, concat_branches
 
 BRANCHES = (1, 2, 4, 8)
 GEOMETRIES = [{"padding": 1}, {"stride": 2}, {"dilation": 2, "bias": True}, {"padding": "same", "bias": True}]

@@ -21,9 +21,9 @@ from test_runtime_shapes import network_of_pictures
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 from ccnn_zoo.runtime import OpenOptions, Problem
+from ccnn_zoo.runtime._backend import PROBE, PROBE_SHAPE
 from ccnn_zoo.runtime._onnxruntime import session_options, work_on_cpu
 from ccnn_zoo.runtime._plugin_provider import _devices
-from ccnn_zoo.runtime._probe import NETWORK, SHAPE
 from ccnn_zoo.runtime._registry import find, names
 
 BATCH = np.random.default_rng(3).normal(size=(5, 3, 12, 10)).astype(np.float32)
@@ -56,8 +56,8 @@ def test_the_probe_network_is_what_its_script_writes(tmp_path):
         from make_probe_network import network
     finally:
         sys.path.pop(0)
-    assert onnx.load(NETWORK) == network()
-    kernel = numpy_helper.to_array(onnx.load(NETWORK).graph.initializer[0])
+    assert onnx.load(PROBE) == network()
+    kernel = numpy_helper.to_array(onnx.load(PROBE).graph.initializer[0])
     np.testing.assert_allclose(kernel.sum(axis=(1, 2, 3)), [1, -1], rtol=1e-6)
 
 
@@ -245,7 +245,10 @@ def test_options_name_the_usual_batch(network):
 
     runtime.load(network, device=Seeing(), batch_size=7, threads=2)
     assert seen == [OpenOptions((7, 3, 12, 10), "float32", 2)]
-    assert Seeing().open(NETWORK, OpenOptions(SHAPE)).run(np.ones(SHAPE, np.float32))["logits"].shape == (2, 2)
+    assert Seeing().open(PROBE, OpenOptions(PROBE_SHAPE)).run(np.ones(PROBE_SHAPE, np.float32))["logits"].shape == (
+        2,
+        2,
+    )
 
 
 def test_work_that_is_left_to_the_cpu_is_seen(provider_library):
@@ -253,7 +256,7 @@ def test_work_that_is_left_to_the_cpu_is_seen(provider_library):
         options = session_options(1, recorded=True)
         if devices:
             options.add_provider_for_devices(devices, {})
-        return ort.InferenceSession(NETWORK, options)
+        return ort.InferenceSession(PROBE, options)
 
     assert work_on_cpu(opened()) == ("Conv",)
     assert work_on_cpu(opened(_devices(Path(provider_library))[0])) == ()

@@ -20,10 +20,10 @@ from test_runtime_tensors import BATCH, SHAPE, logits_of
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.runtime import OpenOptions, _cuda
+from ccnn_zoo.runtime._backend import PROBE
 from ccnn_zoo.runtime._cuda import GraphSession, measured
 from ccnn_zoo.runtime._nvidia import cuda_problem
 from ccnn_zoo.runtime._onnxruntime import ONNXRUNTIME_ERRORS, session_options
-from ccnn_zoo.runtime._probe import NETWORK
 
 TENSORRT = "TensorrtExecutionProvider"
 
@@ -149,7 +149,7 @@ def test_tensorrt_options_are_those_that_onnxruntime_reads(tmp_path):
 
 
 def refused_option(options: dict[str, str]) -> str | None:
-    session = C.InferenceSession(session_options(1), str(NETWORK), True, False)
+    session = C.InferenceSession(session_options(1), str(PROBE), True, False)
     try:
         session.initialize_session([TENSORRT], [options], set())
     except ONNXRUNTIME_ERRORS as error:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from test_runtime import RGB, onnx_network, save_network, weights
 
-from ccnn_zoo import runtime, torch_backend
+from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
-from ccnn_zoo.runtime import OpenOptions
+from ccnn_zoo.runtime import OpenOptions, _torch
 from ccnn_zoo.runtime._onnxruntime import OrtSession
 
 SHAPE = (4, *RGB.input_size)
@@ -107,7 +107,7 @@ def test_a_tensor_on_another_gpu_than_the_networks_is_refused(network):
 
 
 def test_torch_refuses_what_it_cannot_read():
-    session = torch_backend._Session(torch.nn.Identity(), "logits", "cpu")
+    session = _torch._Session(torch.nn.Identity(), "logits", "cpu")
     assert session.run_tensor(BATCH)["logits"].data_ptr() == BATCH.data_ptr()
     with pytest.raises(ConfigurationError, match=r"torch cannot read this .*detach"):
         session.run_tensor(BATCH.clone().requires_grad_())

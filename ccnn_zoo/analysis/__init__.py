@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ._bounds import lemma_1, lipschitz_constants, mean_tail_bound, tail_bound, threshold
 from ._diversity import Diversity, branch_disagreement, branch_diversity, calibration_distance
-from ._report import Analysis, BoundReport, analyze, compare_with_theorem
+from ._report import Analysis, analyze
+from ._theorem import BoundReport, compare_with_theorem
 from ._trajectory import Recorder, Trajectory, record_runs
 
 __all__ = [

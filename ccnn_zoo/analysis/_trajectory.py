@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ccnn_zoo.errors import ConfigurationError, NonFiniteLossError
-from ccnn_zoo.train import Data, Recipe
-from ccnn_zoo.train._batches import view_of
-from ccnn_zoo.train._network import build_optimizer
+from ccnn_zoo.train import Data, Recipe, build_optimizer
+from ccnn_zoo.train.tasks import view_of
 
 from ._diversity import calibrated_layers
 

@@ -66,7 +66,9 @@ def classify(
     Any number of pictures takes the same memory. --output keeps results in FILE.part until all are there.
 
     Example:  ccnn classify cat.jpg --model ccnn_resnet18_cifar.cifar10
+
     Example:  ccnn classify cat.jpg photos/ --model local:ccnn-demo/hub/ccnn_resnet18_cifar --output photos.csv
+
     Example:  ccnn classify photos/ --model model.onnx --coverage 0.95 --max-risk 0.02 --most-doubtful 20
     """
     promises = {name: v for name, v in (("coverage", coverage), ("max_risk", max_risk)) if v is not None}

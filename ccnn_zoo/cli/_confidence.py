@@ -46,7 +46,9 @@ def calibrate_confidence(
     (This "calibration" is of probabilities, and has nothing to do with the calibration kernels R.)
 
     Example:  ccnn calibrate-confidence runs/digits -o digits.onnx
+
     Example:  ccnn calibrate-confidence model.onnx --pictures held-out/ --outputs
+
     Example:  ccnn calibrate-confidence theirs.onnx --metadata theirs.json --pictures held-out/ -o known.onnx
     """
     from ccnn_zoo.export import add_confidence, describe

@@ -16,8 +16,8 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import DEFAULT_OPSET, FILES, DetectionReport, detector_to_onnx
 from ccnn_zoo.pictures import read
 
+from ._held_out import data_of
 from ._output import say
-from ._sources import data_of
 
 if TYPE_CHECKING:
     from torch import Tensor

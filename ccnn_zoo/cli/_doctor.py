@@ -13,7 +13,7 @@ from ccnn_zoo.errors import DeviceError
 from ._output import say, say_json, show
 
 if TYPE_CHECKING:
-    from ccnn_zoo.runtime._doctor import Report
+    from ccnn_zoo.runtime.doctor import Report
 
 
 def doctor(
@@ -29,7 +29,7 @@ def doctor(
     Example:  ccnn doctor
     """
     try:
-        from ccnn_zoo.runtime._doctor import examine
+        from ccnn_zoo.runtime.doctor import examine
     except ImportError as error:
         raise DeviceError(
             f"onnxruntime cannot be imported ({error}). pip install --force-reinstall "

@@ -9,7 +9,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._held_out import PICTURES
+from ._held_out import PICTURES, data_of
 from ._options import TOKEN
 from ._output import say
 
@@ -74,10 +74,15 @@ def export(
     The file is compared with torch before it takes its name; one that differs is not left behind.
 
     Example:  ccnn export runs/digits -o digits.onnx --data digits
+
     Example:  ccnn export runs/digits -o exported -p fp32 -p fp16 -p int8 --measure --report-beside
+
     Example:  ccnn export runs/digits -o exported -p fp32 -p int8 --uncertainty
+
     Example:  ccnn export runs/digits -o digits.onnx --cascade
+
     Example:  ccnn export runs/cells -o detector.onnx
+
     Example:  ccnn export runs/digits -o digits.onnx --triton models --triton-set instances=2
     """
     from ._triton import triton_options
@@ -151,7 +156,7 @@ def _export_classifier(
                 "the accuracy with the whole network's, or let --cascade measure it.",
                 err=True,
             )
-    named = _sources.data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
+    named = data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
     options |= _sources.export_images(
         named, precisions, model, record, source=found, held_out=uncertainty, pictures=pictures
     )
@@ -179,7 +184,7 @@ def _export_cascade(
     from . import _sources
 
     model, record = _sources.load_network(found)
-    named = _sources.data_of(data, record, found, needed=not pictures)
+    named = data_of(data, record, found, needed=not pictures)
     images = _sources.export_images(named, ["fp32"], model, record, source=found, held_out=True, pictures=pictures)
     return cascade_to_onnx(model, output, first=first, **images, **{k: v for k, v in options.items() if v})
 

@@ -1,4 +1,4 @@
-"""Pictures that were held out of a training, on which numbers of confidence are fitted."""
+"""The pictures of a training: those to compare on, and those held out, on which numbers of confidence are fitted."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ._output import say
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ccnn_zoo.checkpoint import TrainingRecord
     from ccnn_zoo.metadata import ModelMetadata
     from ccnn_zoo.train import Data
 
@@ -22,6 +23,31 @@ PICTURES = Annotated[
     Path | None, typer.Option(help="Held-out pictures, FOLDER/CLASS/*, used for neither training nor testing.")
 ]
 REMEDY = "Train with --set validation=0.1, or name others, used for neither training nor testing, with --pictures"
+
+
+def data_of(
+    given: str | None, record: TrainingRecord | None, source: Path | str, *, needed: bool = False
+) -> str | None:
+    """Return the name of the data to compare on: see :func:`ccnn_zoo.train.data_to_open`.
+
+    Args:
+        given: by the user.
+        record: of the checkpoint.
+        source: the checkpoint.
+        needed: without data it cannot go on; else that there are none is said.
+
+    Raises:
+        ConfigurationError: they are needed, and the user must name them.
+    """
+    from ccnn_zoo.train import data_to_open
+
+    try:
+        return data_to_open(given, record.recipe.get("data") if record else None, source)
+    except ConfigurationError as error:
+        if needed:
+            raise
+        say(f"compared on seeded pictures only: {error}", err=True)
+        return None
 
 
 def split(data: Data, recipe: Mapping[str, Any], source: Path | str) -> tuple[Data, Data]:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ccnn_zoo._locks import held
+from ccnn_zoo._files.locks import held
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
 Record = dict[str, Any]

@@ -53,6 +53,7 @@ def publish(
     """Publish a trained network: weights, ONNX, model card and checksums in one commit.
 
     Example:  ccnn publish runs/digits local:hub/digits --fp16 --int8
+
     Example:  ccnn publish runs/digits org/digits --space org/digits-page
     """
     from ccnn_zoo import hub

@@ -11,14 +11,14 @@ import numpy as np
 import timm
 
 from ccnn_zoo import hub
-from ccnn_zoo._folders import is_there
+from ccnn_zoo._files.folders import is_there
 from ccnn_zoo._named import hub_name, refuse_weights
 from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.export import metadata_of
-from ccnn_zoo.train import CHECKPOINT, data_to_open, evaluation_batches, load_data
+from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
-from ._held_out import REMEDY, labelled_pictures, preprocessed, split
+from ._held_out import REMEDY, data_of, labelled_pictures, preprocessed, split
 from ._output import say
 
 INT8_IMAGES = 512
@@ -132,29 +132,6 @@ def beside_checkpoint(
     )
     there = {name: picture for name, picture in drawn.items() if picture.is_file()}
     return {"images": None, **found, "curves": curves if curves.is_file() else None, "pictures": there}
-
-
-def data_of(
-    given: str | None, record: TrainingRecord | None, source: Path | str, *, needed: bool = False
-) -> str | None:
-    """Return the name of the data to compare on: see :func:`ccnn_zoo.train.data_to_open`.
-
-    Args:
-        given: by the user.
-        record: of the checkpoint.
-        source: the checkpoint.
-        needed: without data it cannot go on; else that there are none is said.
-
-    Raises:
-        ConfigurationError: they are needed, and the user must name them.
-    """
-    try:
-        return data_to_open(given, record.recipe.get("data") if record else None, source)
-    except ConfigurationError as error:
-        if needed:
-            raise
-        say(f"compared on seeded pictures only: {error}", err=True)
-        return None
 
 
 def export_images(

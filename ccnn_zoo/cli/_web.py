@@ -33,6 +33,7 @@ def web(
     Pictures never leave the visitor's machine, and the page loads nothing from elsewhere. Needs npm, or --runtime.
 
     Example:  ccnn web ccnn_resnet18_cifar.mnist -o site
+
     Example:  ccnn web digits.onnx local:hub/pets -o site && python -m http.server --directory site
     """
     from ccnn_zoo.web import write_site
@@ -79,7 +80,7 @@ def _onnx_file(name: str, target: Path, precision: str, token: bool) -> Path:
     from ccnn_zoo import runtime
     from ccnn_zoo._named import shipped_weights
 
-    from . import _sources
+    from . import _held_out, _sources
 
     weights = shipped_weights(name)
     shipped = weights is not None
@@ -95,7 +96,7 @@ def _onnx_file(name: str, target: Path, precision: str, token: bool) -> Path:
     model, record = load_checkpoint(weights)
     images = {}
     if not shipped:  # of a training, its test images to compare on, and what it held out, to say what it doubts
-        data = _sources.data_of(None, record, weights, needed=precision == "int8")
+        data = _held_out.data_of(None, record, weights, needed=precision == "int8")
         images = _sources.export_images(data, [precision], model, record, source=name, held_out=None)
     branched = getattr(model, "branches", 1) > 1
     to_onnx(model, target, precision=precision, branch_outputs=branched, preprocess=True, **images)

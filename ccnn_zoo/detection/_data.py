@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import read
-from ccnn_zoo.train._batches import _AUGMENTATION, derived_seed
+from ccnn_zoo.train.tasks import Draw, derived_seed
 
 from ._coco import coco
 from ._pictures import AnnotatedPicture, DetectionData
@@ -60,7 +60,7 @@ class DetectionView(Dataset[DetectionBatch]):
 
     def start_epoch(self, epoch: int) -> None:
         """Draw the flips of all pictures for ``epoch``."""
-        generator = torch.Generator().manual_seed(derived_seed(self._seed, _AUGMENTATION, epoch))
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, Draw.AUGMENTATION, epoch))
         self._flipped = torch.rand(len(self), generator=generator) < self._flip
 
     def __len__(self) -> int:

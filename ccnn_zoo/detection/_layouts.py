@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train._data import LAYOUTS as CLASSIFICATION_LAYOUTS
-from ccnn_zoo.train._images import TEST_SPLITS
+from ccnn_zoo.train.layouts import LAYOUTS as CLASSIFICATION_LAYOUTS
+from ccnn_zoo.train.layouts import TEST_SPLITS
 
 ROBOFLOW = "_annotations.coco.json"
 CVAT = "instances_default.json"

@@ -16,10 +16,8 @@ from torchvision.models.detection import FasterRCNN
 from ccnn_zoo._printable import printable
 from ccnn_zoo.checkpoint import TrainingRecord
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train import Recipe, TrainingResult
-from ccnn_zoo.train._batches import ShuffledOrder, derived_seed, loader_of
-from ccnn_zoo.train._task import Outcome
-from ccnn_zoo.train._trainer import Trainer
+from ccnn_zoo.train import Recipe, TrainingResult, train
+from ccnn_zoo.train.tasks import Draw, Outcome, ShuffledOrder, derived_seed, loader_of
 
 from ._checkpoint import save_detector
 from ._data import DetectionBatch, DetectionView, as_numpy, load_detection_data
@@ -40,7 +38,6 @@ _NOT_FOR_DETECTORS = (
         "teacher",
     ),
 )
-_HELD_OUT = 3  # of the draws that ccnn_zoo.train numbers from 0
 
 
 def train_detector(
@@ -70,11 +67,11 @@ def train_detector(
         CCNNError: as of :func:`ccnn_zoo.train.train`.
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-    return Trainer(recipe, Path(output), tensorboard, Detection).run(resume, progress)
+    return train(recipe, output, resume=resume, progress=progress, tensorboard=tensorboard, task=Detection)
 
 
 class Detection:
-    """Pictures with boxes: a :class:`ccnn_zoo.train._task.Task`.
+    """Pictures with boxes: a :class:`ccnn_zoo.train.tasks.Task`.
 
     Args:
         recipe: names data, detector and augmentation.
@@ -94,9 +91,9 @@ class Detection:
             )
         data = load_detection_data(recipe.data, skip_bad_annotations=recipe.skip_bad_annotations)
         if data.skipped:
-            warnings.warn("left out:\n  " + "\n  ".join(data.skipped), stacklevel=4)
+            warnings.warn("left out:\n  " + "\n  ".join(data.skipped), stacklevel=5)
         if data.notes:
-            warnings.warn(f"{printable(data.name)}:\n  " + "\n  ".join(map(printable, data.notes)), stacklevel=4)
+            warnings.warn(f"{printable(data.name)}:\n  " + "\n  ".join(map(printable, data.notes)), stacklevel=5)
         self.recipe, self.labels, self.data_name = recipe, data.labels, data.name
         self.train, self.test, self.held_out = data.train, data.test, None
         if recipe.validation:
@@ -165,7 +162,7 @@ def _split(
         raise ConfigurationError(
             f"validation={share} of {len(pictures)} pictures holds out {count}; give another share"
         )
-    generator = torch.Generator().manual_seed(derived_seed(seed, _HELD_OUT))
+    generator = torch.Generator().manual_seed(derived_seed(seed, Draw.HELD_OUT))
     held = set(torch.randperm(len(pictures), generator=generator)[:count].tolist())
     parts: tuple[list[AnnotatedPicture], list[AnnotatedPicture]] = ([], [])
     for number, picture in enumerate(pictures):

@@ -7,13 +7,13 @@ from typing import Any
 from timm.models import register_notrace_module
 from torch import nn
 
-from ccnn_zoo._apply import apply
 from ccnn_zoo._arguments import check_ranges
-from ccnn_zoo._known_blocks import qualified_name
-from ccnn_zoo._network import CalibratedClassifier
-from ccnn_zoo._options import FROM_SCRATCH, ConversionOptions, take_options
-from ccnn_zoo._selfcheck import checked
-from ccnn_zoo._survey import Survey, survey
+from ccnn_zoo._conversion.apply import apply
+from ccnn_zoo._conversion.known_blocks import qualified_name
+from ccnn_zoo._conversion.network import CalibratedClassifier
+from ccnn_zoo._conversion.options import FROM_SCRATCH, ConversionOptions, take_options
+from ccnn_zoo._conversion.selfcheck import checked
+from ccnn_zoo._conversion.survey import Survey, survey
 from ccnn_zoo.convert import fold_
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 

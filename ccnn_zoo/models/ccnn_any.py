@@ -10,12 +10,12 @@ import timm
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ccnn_zoo._apply import apply
 from ccnn_zoo._arguments import check_ranges
-from ccnn_zoo._network import GENERIC, WEIGHTS
-from ccnn_zoo._options import FROM_SCRATCH, ConversionOptions, take_options
-from ccnn_zoo._selfcheck import checked, traced
-from ccnn_zoo._survey import survey
+from ccnn_zoo._conversion.apply import apply
+from ccnn_zoo._conversion.network import GENERIC, WEIGHTS
+from ccnn_zoo._conversion.options import FROM_SCRATCH, ConversionOptions, take_options
+from ccnn_zoo._conversion.selfcheck import checked, traced
+from ccnn_zoo._conversion.survey import survey
 from ccnn_zoo.convert import fold_
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models._cfgs import imagenet_cfg

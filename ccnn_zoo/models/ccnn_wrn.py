@@ -10,10 +10,10 @@ from typing import Any
 
 from timm.layers import BatchNormAct2d, ClassifierHead, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
+from ccnn_zoo._compat import feature_take_indices
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg

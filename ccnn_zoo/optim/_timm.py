@@ -8,9 +8,10 @@ from ._csgd import CSGD
 def register_with_timm() -> None:
     """Register CSGD as ``opt="csgd"`` of ``timm.optim.create_optimizer_v2`` and of timm's scripts."""
     from timm.optim import OptimInfo
-    from timm.optim._optim_factory import default_registry
 
-    default_registry.register(
+    from ccnn_zoo._compat import optimizer_registry
+
+    optimizer_registry.register(
         OptimInfo(
             name="csgd",
             opt_class=CSGD,

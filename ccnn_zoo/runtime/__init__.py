@@ -16,6 +16,7 @@ from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
 from ._backend import Backend, OpenOptions, Problem, Session
 from ._cuda import Cuda, TensorRT
 from ._detection import Detection, FoundObject, ObjectDetector, load_detector
+from ._doubt import Asked
 from ._drawing import draw
 from ._loading import load
 from ._onnxruntime import Cpu
@@ -26,6 +27,7 @@ from ._results import Classification, OutOfDistribution, Prediction
 from ._session import ImageClassifier, Outputs
 
 __all__ = [
+    "Asked",
     "Backend",
     "Classification",
     "Cpu",

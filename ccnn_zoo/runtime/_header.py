@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ccnn_zoo._onnx_contents import MalformedError, fields, properties_of
+from ccnn_zoo._files.onnx_contents import MalformedError, fields, properties_of
 from ccnn_zoo.errors import IntegrityError
 
 _DTYPES = {1: "float32", 2: "uint8", 10: "float16"}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from ccnn_zoo._compat import ort_errors
 from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Session, reason

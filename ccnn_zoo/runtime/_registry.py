@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 GROUP = "ccnn_zoo.runtimes"
 AUTO = "auto"
-# Modules are named, not imported: none is paid for that does not run, and torch's lies outside of this package.
+# Modules are named, not imported: none is paid for that does not run.
 BUILT_IN = {
     "cpu": "ccnn_zoo.runtime._onnxruntime:Cpu",
     "cuda": "ccnn_zoo.runtime._cuda:Cuda",
     "tensorrt": "ccnn_zoo.runtime._cuda:TensorRT",
     "openvino": "ccnn_zoo.runtime._openvino:OpenVino",
-    "torch": "ccnn_zoo.torch_backend:Torch",
+    "torch": "ccnn_zoo.runtime._torch:Torch",
 }
 _OR_CPU = "Or pass device='cpu'."
 

@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 import onnx
 
-from ccnn_zoo._folders import is_there, replacing_folder
-from ccnn_zoo._onnx_contents import refused_network
+from ccnn_zoo._files.folders import is_there, replacing_folder
+from ccnn_zoo._files.onnx_contents import refused_network
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, DetectorMetadata, ModelMetadata
 

@@ -11,10 +11,10 @@ from ._curves import draw_curves, plot_curves
 from ._data import Data, data_to_open, load_data
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
-from ._loop import train
 from ._memory import keep_freed_memory
-from ._network import build_model
+from ._network import build_model, build_optimizer
 from ._recipe import Recipe
+from ._train import train
 from ._trainer import CHECKPOINT, TrainingResult
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Recipe",
     "TrainingResult",
     "build_model",
+    "build_optimizer",
     "data_to_open",
     "draw_curves",
     "evaluation_batches",

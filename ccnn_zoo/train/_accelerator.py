@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast
 
-from ccnn_zoo._locks import held
+from ccnn_zoo._compat import forget_accelerators
+from ccnn_zoo._files.locks import held
 from ccnn_zoo.errors import CCNNError, ConfigurationError, DeviceError
 
 from ._recipe import Recipe
@@ -27,7 +27,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         DeviceError: the device cannot compute in ``mixed_precision``.
     """
     # Accelerate refuses a second precision in one process; nothing of ours outlives a run.
-    AcceleratorState._reset_state()
+    forget_accelerators()
     try:
         return Accelerator(
             # Asked for by name, or torchrun's processes would each train alone where there is no GPU.

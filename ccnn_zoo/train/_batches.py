@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
@@ -26,7 +27,14 @@ from ._recipe import Recipe
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Images float32 (N, C, H, W), normalised, and classes int64 (N,)."""
 
-_ORDER, _AUGMENTATION, _OTHER = range(3)
+
+class Draw(IntEnum):
+    """What a seed is derived for: two kinds of draws never share their numbers."""
+
+    ORDER = 0
+    AUGMENTATION = 1
+    OTHER = 2
+    HELD_OUT = 3
 
 
 def derived_seed(*entropy: int) -> int:
@@ -36,12 +44,12 @@ def derived_seed(*entropy: int) -> int:
 
 def step_seed(seed: int, step: int, process: int) -> int:
     """Return the seed of whatever else a step draws in a process, dropout for one."""
-    return derived_seed(seed, _OTHER, step, process)
+    return derived_seed(seed, Draw.OTHER, step, process)
 
 
 def order_of(count: int, seed: int, epoch: int) -> Tensor:
     """Return the order in which an epoch, from 0, sees ``count`` images: int64 (count,)."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, _ORDER, epoch)))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, Draw.ORDER, epoch)))
 
 
 def crops_of(count: int, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +58,7 @@ def crops_of(count: int, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
     Returns:
         upper left corners, int64 (count, 2), and which are flipped, bool (count,).
     """
-    generator = torch.Generator().manual_seed(derived_seed(recipe.seed, _AUGMENTATION, epoch))
+    generator = torch.Generator().manual_seed(derived_seed(recipe.seed, Draw.AUGMENTATION, epoch))
     corners = torch.randint(2 * recipe.crop_padding + 1, (count, 2), generator=generator)
     return corners, torch.rand(count, generator=generator) < recipe.flip
 
@@ -146,7 +154,7 @@ class PictureView(Dataset[Batch]):
         picture, target = self._images[index]
         if self._seed is None:
             return self._transform(picture), target
-        with _seeded(derived_seed(self._seed, _AUGMENTATION, self._epoch, index)):
+        with _seeded(derived_seed(self._seed, Draw.AUGMENTATION, self._epoch, index)):
             return self._transform(picture), target
 
 

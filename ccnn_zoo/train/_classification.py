@@ -24,11 +24,11 @@ from ._look import only_readable
 from ._network import Builder, build_model
 from ._recipe import Recipe
 from ._start import load_teacher
-from ._task import Outcome
+from .tasks import Outcome
 
 
 class Classification:
-    """Images with one class each: a :class:`ccnn_zoo.train._task.Task`.
+    """Images with one class each: a :class:`ccnn_zoo.train.tasks.Task`.
 
     Args:
         recipe: names data, augmentation and loss.

@@ -15,7 +15,7 @@ from ccnn_zoo.pictures import LeftOut
 
 from . import _sources
 from ._hfds import ReaderImages, hfds
-from ._images import TEST_SPLITS, Images
+from ._images import Images
 from ._wds import ShardImages, wds
 
 
@@ -86,16 +86,6 @@ class Data:
 
 DIGITS = "digits"
 """The data that come with scikit-learn."""
-_SPLITS = ", else ".join(f"`{name}/`" for name in TEST_SPLITS)
-LAYOUTS = (
-    ("`digits`", "scikit-learn", "four fifths of 1,797 pictures", "the rest"),
-    ("`mnist:`", "torchvision", "`MNIST/raw/train-*-ubyte`, gzipped or not", "`t10k-*-ubyte`"),
-    ("`cifar10:`", "folders or a tar file, pictures of one size", "`train/CLASS/*`", f"`CLASS/*` in {_SPLITS}"),
-    ("`folder:`", "folders, pictures of any size", "`train/CLASS/*`", f"`CLASS/*` in {_SPLITS}"),
-    ("`hfds/`", "the library datasets", "`train`", ", else ".join(f"`{name}`" for name in TEST_SPLITS)),
-    ("`wds/`", "WebDataset, with timm's `_info.json`", "`train`", ", else ".join(f"`{name}`" for name in TEST_SPLITS)),
-)
-"""What is read: (source, who writes it, where training pictures are, where those are that are tested on)."""
 
 
 def load_data(name: str, image_size: int | None = None) -> Data:

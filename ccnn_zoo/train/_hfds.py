@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import look, read
 
-from ._images import TEST_SPLITS, photographs
+from ._images import photographs
+from .layouts import TEST_SPLITS
 
 
 class ReaderImages(Dataset[tuple[Image.Image, int]]):

@@ -17,9 +17,6 @@ from torch.utils.data import Dataset
 from ccnn_zoo.errors import ImageError
 from ccnn_zoo.pictures import LeftOut, look, read
 
-TEST_SPLITS = ("test", "validation", "valid", "val")
-"""What libraries of data sets call the test part, the first that is there."""
-
 
 class ArrayImages(Dataset[tuple[Image.Image, int]]):
     """Images of one size, decoded and held in memory as uint8.

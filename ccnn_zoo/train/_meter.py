@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ccnn_zoo.errors import NonFiniteLossError
 
-from ._task import Outcome
+from .tasks import Outcome
 
 Sums: TypeAlias = tuple[float, int, int]
 """Loss times images, misses, and images."""

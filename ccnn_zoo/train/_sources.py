@@ -20,7 +20,8 @@ from ccnn_zoo._files import why_unreadable
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import SUFFIXES, LeftOut, folders_in, pictures_in, read
 
-from ._images import TEST_SPLITS, ArrayImages, FileImages, photographs, stacked
+from ._images import ArrayImages, FileImages, photographs, stacked
+from .layouts import TEST_SPLITS
 
 _MNIST_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnn_zoo._sealed import read_sealed, write_sealed
+from ccnn_zoo._files.sealed import read_sealed, write_sealed
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
 from ._history import EpochResult, History

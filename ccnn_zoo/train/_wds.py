@@ -26,7 +26,8 @@ from ccnn_zoo._files import read_text, why_unreadable
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import SUFFIXES, LeftOut, look, read
 
-from ._images import TEST_SPLITS, photographs
+from ._images import photographs
+from .layouts import TEST_SPLITS
 
 _INFO = ("_info.json", "info.json")
 _HEADER = 2**16

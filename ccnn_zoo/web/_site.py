@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ccnn_zoo._folders import replacing_folder
+from ccnn_zoo._files.folders import replacing_folder
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.metadata import ModelMetadata
 

@@ -22,8 +22,8 @@ from ccnn_zoo.analysis import branch_diversity
 from ccnn_zoo.analysis._diversity import calibrated_layers
 from ccnn_zoo.errors import NonFiniteLossError
 from ccnn_zoo.train import Data, History, Images, Recipe, build_model, load_data, train
-from ccnn_zoo.train._batches import loader_of, view_of
 from ccnn_zoo.train._network import Builder
+from ccnn_zoo.train.tasks import loader_of, view_of
 
 from . import _others
 from ._cells import Record

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from ccnn_zoo._files import replacing
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import Data, Images, Recipe, build_model
-from ccnn_zoo.train._batches import loader_of, view_of
+from ccnn_zoo.train.tasks import loader_of, view_of
 
 from ._beyond import beyond
 from ._cells import finish, key_of

@@ -20,7 +20,7 @@ from timm.models import PretrainedCfg, _builder, _factory, _features, _helpers, 
 from torchvision.models.detection import FasterRCNN, faster_rcnn
 
 from ccnn_zoo._arguments import ARGUMENTS, DETECTOR, PREPROCESSING
-from ccnn_zoo._sealed import write_sealed
+from ccnn_zoo._files.sealed import write_sealed
 from ccnn_zoo.checkpoint import config_json, load_checkpoint, load_repository
 from ccnn_zoo.detection import create_detector, detector_config, load_detector
 from ccnn_zoo.errors import CCNNError

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import ccnn_zoo
 from ccnn_zoo import analysis, hub, runtime
-from ccnn_zoo._sealed import write_sealed
+from ccnn_zoo._files.sealed import write_sealed
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_repository, save_checkpoint
 from ccnn_zoo.cli import app
 from ccnn_zoo.detection import create_detector, detector_config, load_detector, save_detector

@@ -75,6 +75,8 @@ CALLS: dict[str, list[list[str]]] = {
     "detect-demo": [["--data", HOSTILE], ["--data", f"voc:{HOSTILE}"], ["--data", f"coco:{HOSTILE}"]],
     "serve": [[HOSTILE], ["x", "--name", f"{HOSTILE}#"], ["NETWORK", "--host", HOSTILE]],
     "analyze": [[HOSTILE]],
+    "web": [[HOSTILE], [f"local:{HOSTILE}"], [f"o/{HOSTILE}"], ["o/n", "--precision", HOSTILE],
+            ["NETWORK", "--runtime", HOSTILE]],
     "doctor": [["--provider", HOSTILE]],
     "list": [[HOSTILE], ["--hub", f"o/{HOSTILE}"], ["--hub", HOSTILE]],
 }  # fmt: skip
@@ -84,7 +86,7 @@ CALLS: dict[str, list[list[str]]] = {
 def test_no_name_commands_the_terminal(command, network, ccnn, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("ccnn_zoo.runtime._doctor.BUILT_IN", {"cpu": "ccnn_zoo.runtime._onnxruntime:Cpu"})
+    monkeypatch.setattr("ccnn_zoo.runtime.doctor.BUILT_IN", {"cpu": "ccnn_zoo.runtime._onnxruntime:Cpu"})
     (tmp_path / "file").write_text("is no folder")
     for arguments in [*CALLS[command], ["--nonsense", HOSTILE], [f"--{HOSTILE}"]]:
         code, said = ccnn(command, *[str(network) if each == "NETWORK" else each for each in arguments])

@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from ccnn_zoo._apply import apply
-from ccnn_zoo._branches import BranchConv2d, BranchLinear
-from ccnn_zoo._options import ConversionOptions
-from ccnn_zoo._probe import Probe, make_probe, private_randomness, settle, traced, tracking_norms
-from ccnn_zoo._survey import Survey
+from ccnn_zoo._compat import tree_leaves
+from ccnn_zoo._conversion.apply import apply
+from ccnn_zoo._conversion.options import ConversionOptions
+from ccnn_zoo._conversion.probe import Probe, make_probe, private_randomness, settle, traced, tracking_norms
+from ccnn_zoo._conversion.survey import Survey
 from ccnn_zoo._wrapped import usual_settings
 from ccnn_zoo.errors import CalibrationError
-from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 _TOLERANCE = 1e-4
 """Relative, of norms. One module in float32 gives about 1e-6, branches in the wrong place about 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ccnn_zoo._conversions import (
+from ccnn_zoo._conversion.kinds import (
     branch_conv,
     branch_linear,
     calibrated_conv,
@@ -14,10 +14,10 @@ from ccnn_zoo._conversions import (
     is_per_channel,
     tile_per_channel,
 )
-from ccnn_zoo._known_blocks import keep_branches_apart
-from ccnn_zoo._network import become_calibrated, scale_declared_widths
-from ccnn_zoo._options import ConversionOptions
-from ccnn_zoo._survey import Survey
+from ccnn_zoo._conversion.known_blocks import keep_branches_apart
+from ccnn_zoo._conversion.network import become_calibrated, scale_declared_widths
+from ccnn_zoo._conversion.options import ConversionOptions
+from ccnn_zoo._conversion.survey import Survey
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def apply(found: Survey, model: nn.Module, options: ConversionOptions) -> None:
     """Calibrate ``model`` in place, unchecked.
 
     Args:
-        found: what :func:`ccnn_zoo._survey.survey` found in it, or in a network of which it is a copy.
+        found: what :func:`ccnn_zoo._conversion.survey.survey` found in it, or in a network of which it is a copy.
         model: a plain network; its weights become the shared weights w.
         options: how.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._survey import Survey
+from ccnn_zoo._conversion.survey import Survey
 from ccnn_zoo.errors import CalibrationError
 
 _FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)

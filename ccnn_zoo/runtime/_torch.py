@@ -1,6 +1,6 @@
 """The runtime's reference backend: a repository's trained weights in torch, through timm.
 
-It lies outside of ``ccnn_zoo.runtime``, which never imports torch; there it is known by name only.
+The one module of the runtime that imports torch, and only when it is asked for: the registry knows it by name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from ccnn_zoo.errors import ConfigurationError, DeviceError
-from ccnn_zoo.runtime._backend import Backend, OpenOptions, Problem, Session, reason, taken
-from ccnn_zoo.runtime._header import parse_header
+
+from ._backend import Backend, OpenOptions, Problem, Session, reason, taken
+from ._header import parse_header
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,8 @@
-"""What the trainer leaves to the kind of task: data, network, loss, figures of quality."""
+"""What the trainer leaves to the kind of task: data, network, loss, figures of quality.
+
+Another kind is a class with the methods of :class:`Task`, given to :func:`ccnn_zoo.train.train`. Its order and what it
+draws come from here, so that its runs go on from any step to the bit, as those of classifiers do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from ccnn_zoo.checkpoint import TrainingRecord
 
+from ._batches import Draw, ShuffledOrder, derived_seed, loader_of, view_of
 from ._recipe import Recipe
+
+__all__ = [
+    "Draw",
+    "MakeTask",
+    "Outcome",
+    "ShuffledOrder",
+    "Task",
+    "TrainingView",
+    "derived_seed",
+    "loader_of",
+    "view_of",
+]
 
 
 class TrainingView(Protocol):

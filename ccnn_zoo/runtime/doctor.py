@@ -1,6 +1,6 @@
 """Trying every backend, each in a process of its own: what crashes there is named, and takes nothing else along.
 
-``python -m ccnn_zoo.runtime._doctor NAME`` tries one and prints what it found as JSON.
+``python -m ccnn_zoo.runtime.doctor NAME`` tries one and prints what it found as JSON.
 """
 
 from __future__ import annotations

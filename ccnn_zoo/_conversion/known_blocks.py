@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnn_zoo._branches import concat_branches
-from ccnn_zoo._mixed import Mixin, mix_in
-from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo._conversion.mixed import Mixin, mix_in
+from ccnn_zoo.layers import CalibratedConv2d, concat_branches
 
 
 def qualified_name(module: nn.Module) -> str:

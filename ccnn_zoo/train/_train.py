@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from ._classification import Classification
 from ._network import Builder, build_model
 from ._recipe import Recipe
 from ._trainer import Trainer, TrainingResult
+from .tasks import MakeTask
 
 
 def train(
@@ -18,7 +20,9 @@ def train(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
+    pictures: bool = True,
     build: Builder = build_model,
+    task: MakeTask | None = None,
 ) -> TrainingResult:
     """Train a network, on whatever devices accelerate was launched on.
 
@@ -35,9 +39,11 @@ def train(
         resume: go on from the newest whole state in ``output``, to the bit on a CPU; without one, begin.
         progress: show progress on stderr.
         tensorboard: log the history for TensorBoard too, in the folder ``tensorboard`` of ``output``.
+        pictures: draw them at the end; they take a second or two, which many short runs save.
         build: makes the initial network, the same for the same recipe; what is compared with ours is trained by it.
             A network that gives in training the logits of M members, member-major (M * N, classes), trains each
             member on all images.
+        task: another kind of task than classification, made for the recipe; ``build`` is not for it.
 
     Raises:
         ConfigurationError: the data cannot be had or do not fit the recipe, the state to resume is another recipe's,
@@ -51,8 +57,5 @@ def train(
             What only decoding finds, a file that is cut off, ends the run later.
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
-
-    def task(recipe: Recipe) -> Classification:
-        return Classification(recipe, build, progress=progress)
-
-    return Trainer(recipe, Path(output), tensorboard, task).run(resume, progress)
+    make = task or partial(Classification, build=build, progress=progress)
+    return Trainer(recipe, Path(output), tensorboard, make).run(resume, progress, pictures)

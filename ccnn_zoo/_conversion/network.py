@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._branches import BranchConv2d, BranchLinear
-from ccnn_zoo._conversions import is_linear, new_classifier
-from ccnn_zoo._known_blocks import keep_branches_apart
-from ccnn_zoo._mixed import Mixin, mix_in
-from ccnn_zoo._options import ConversionOptions
+from ccnn_zoo._conversion.kinds import is_linear, new_classifier
+from ccnn_zoo._conversion.known_blocks import keep_branches_apart
+from ccnn_zoo._conversion.mixed import Mixin, mix_in
+from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 GENERIC = "ccnn"
 """timm name of a network that is another one's, calibrated; which one says its argument ``base``."""

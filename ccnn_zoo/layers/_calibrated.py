@@ -1,4 +1,4 @@
-"""The calibrated convolution; with the classifier that lets its branches meet, from ``_branches``.
+"""The calibrated convolution.
 
 Source: "Calibrated Stochastic Gradient Descent for Convolutional Neural Networks", AAAI 2019, Eq. 1-4.
 Features are branch-major: channel ``k * C + c`` is channel c of branch k.
@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnn_zoo._branches import FEATURE_MERGES as FEATURE_MERGES
-from ccnn_zoo._branches import MERGES as MERGES
-from ccnn_zoo._branches import BranchConv2d as BranchConv2d
-from ccnn_zoo._branches import BranchLinear as BranchLinear
-from ccnn_zoo._branches import check_branches, check_diversity, check_input_scale, check_mixing
-from ccnn_zoo._branches import check_merge as check_merge
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
+
+from ._branches import check_branches, check_diversity, check_input_scale, check_mixing
 
 
 class CalibratedConv2d(nn.Conv2d):

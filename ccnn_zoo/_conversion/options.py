@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ccnn_zoo._branches import check_branches, check_diversity, check_input_scale, check_merge, check_mixing
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.layers import check_branches, check_diversity, check_input_scale, check_merge, check_mixing
 
 _START = {"decides": "the first weights only"}
 

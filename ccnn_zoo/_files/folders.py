@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from ._locks import HeldError, held
-from .errors import CCNNError, RepositoryError
+from ccnn_zoo.errors import CCNNError, RepositoryError
+
+from .locks import HeldError, held
 
 T = TypeVar("T")
 

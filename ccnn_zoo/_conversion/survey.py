@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ccnn_zoo._branches import BranchConv2d
-from ccnn_zoo._conversions import is_calibratable_conv, is_linear, is_per_channel, refuse_attachments
-from ccnn_zoo._options import ConversionOptions
+from ccnn_zoo._conversion.kinds import is_calibratable_conv, is_linear, is_per_channel, refuse_attachments
+from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError
-from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 # Without parameters, or with so small an effect that comparing outputs would not tell.
 _MIXES_CHANNELS = {
