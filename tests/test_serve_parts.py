@@ -234,3 +234,19 @@ def test_an_application_names_what_it_does_not_know():
         application({"model": "x.onnx", "replica": 2})
     with pytest.raises(ConfigurationError, match="model is missing"):
         application({})
+
+
+def test_the_description_is_valid_wherever_the_service_lies_and_its_page_names_all_of_it():
+    from openapi_spec_validator import validate
+
+    from ccnn_zoo.serve._openapi import document, page
+
+    for root in ("", "/pets"):
+        described = document(root)
+        validate(described)
+        assert described["servers"] == [{"url": root or "/"}]
+    text = page(described)
+    for path, operations in described["paths"].items():
+        assert all(f"{method.upper()} {path}" in text for method in operations)
+    assert all(f'id="{name}"' in text for name in described["components"]["schemas"])
+    assert "<script" not in text
