@@ -13,6 +13,8 @@ from ccnn_zoo._conversion.network import CalibratedNetwork as CalibratedNetwork
 from ccnn_zoo._conversion.network import timm_name as timm_name
 from ccnn_zoo._conversion.options import OPTIONS
 from ccnn_zoo._conversion.options import ConversionOptions as ConversionOptions
+from ccnn_zoo._conversion.parts import Split as Split
+from ccnn_zoo._conversion.parts import check_branches_can_part, taken_apart
 from ccnn_zoo._conversion.selfcheck import checked
 from ccnn_zoo._conversion.survey import survey
 from ccnn_zoo._wrapped import unwrapped, usual_settings
@@ -122,3 +124,34 @@ def fold_(model: nn.Module) -> None:
             if module not in folded:
                 folded[module] = module.fuse()
             model.set_submodule(name, folded[module])
+
+
+@usual_settings()
+def split(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> Split:
+    """Return K plain networks, one for each branch of a calibrated network, and what merges their outputs.
+
+    Network k holds the effective kernels H_k in plain ``nn.Conv2d``, and what the normalisation layers have for branch
+    k; of what :func:`calibrate` made it has the plain class again. It ends where the branches meet: before the
+    classifier, which ``merge`` of the result holds. Called with images, the result gives what ``model`` gives; in eval
+    mode, or batch normalisation and dropout differ. It is tried on two random images before it is returned.
+
+    >>> apart = ccnn_zoo.split(model)
+    >>> features = [network(images) for network in apart.branches]  # anywhere, in any order
+    >>> logits = apart.merge(features)
+
+    Args:
+        model: what :func:`calibrate` or ``timm.create_model("ccnn_...")`` made, folded or not, with grouped mixing;
+            it is left untouched. The copies have its mode, dtype and device.
+        input_size: (channels, height, width) to try with; by default 64x64, or what the network declares.
+
+    Returns:
+        A module of the parts, :class:`Split`.
+
+    Raises:
+        ConfigurationError: ``model`` is no calibrated network, its branches read each other (``mixing="dense"``), or it
+            is a wrapper of one; torch.compile is looked through.
+        CalibrationError: a module that was put in later has parameters, or mixes channels; or behind the classifier is
+            more than a chain of modules. Names it and the remedy.
+    """
+    check_branches_can_part(unwrapped(model))
+    return taken_apart(fold(model), input_size)
