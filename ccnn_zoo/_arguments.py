@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ccnn_zoo._checks import is_integer
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import INPUT_SCALES, MERGES, MIXINGS, SCALED_LAYERS
 
@@ -41,7 +42,7 @@ def one_of(*allowed: object) -> Kind:
 
 def whole(least: int, most: int) -> Kind:
     """An integer in a range."""
-    return Kind(f"an integer in [{least}, {most}]", lambda value: _is_whole(value) and least <= value <= most)
+    return Kind(f"an integer in [{least}, {most}]", lambda value: is_integer(value) and least <= value <= most)
 
 
 def number(least: float, most: float) -> Kind:
@@ -223,13 +224,9 @@ def named(values: object, what: str) -> Mapping[str, Any]:
     return values
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
     # Comparing first: an integer too long for a float cannot be asked whether it is finite.
-    return (_is_whole(value) or isinstance(value, float)) and abs(value) < 1e30 and math.isfinite(value)
+    return (is_integer(value) or isinstance(value, float)) and abs(value) < 1e30 and math.isfinite(value)
 
 
 def _is_text(value: Any, most: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 NAMES = {
@@ -23,6 +24,18 @@ NAMES = {
     "TorchDispatchMode": "torch.utils._python_dispatch:TorchDispatchMode",
     # Tensors of whatever a forward returns; torch's own code takes this everywhere.
     "tree_leaves": "torch.utils._pytree:tree_leaves",
+    # What all kinds of batch normalisation are, and those of instances too: torch's own code asks so.
+    "BatchNorm": "torch.nn.modules.batchnorm:_BatchNorm",
+    "BatchOrInstanceNorm": "torch.nn.modules.batchnorm:_NormBase",
+    # How torch's own optimizers step many tensors at once, and keep themselves out of torch.compile.
+    "disable_dynamo": "torch:_disable_dynamo",
+    "foreach_add_": "torch:_foreach_add_",
+    "foreach_copy_": "torch:_foreach_copy_",
+    "foreach_mul_": "torch:_foreach_mul_",
+    # Reads torchvision's weights of VGG as timm does.
+    "vgg_weights": "timm.models.vgg:_filter_fn",
+    # Called, it lets the next Accelerator of this process have another precision, which accelerate refuses.
+    "forget_accelerators": "accelerate.state:AcceleratorState._reset_state",
 }
 
 
@@ -31,14 +44,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = NAMES[name].partition(":")
     found = import_module(module)
-    return getattr(found, attribute) if attribute else found
-
-
-def forget_accelerators() -> None:
-    """Let the next ``Accelerator`` of this process have another precision, which accelerate refuses."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
+    return attrgetter(attribute)(found) if attribute else found
 
 
 def hub_client_factory() -> Callable[[], Any] | None:

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo.errors import CalibrationError, ConfigurationError
+from ccnn_zoo._checks import check_integer
+from ccnn_zoo._compat import BatchNorm
+from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 
 
@@ -39,8 +41,7 @@ class Branchwise(nn.Module):
 
     def __init__(self, model: nn.Module, at_once: int = 4) -> None:
         super().__init__()
-        if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
-            raise ConfigurationError(f"at_once must be an integer of at least 1, got {at_once!r}")
+        check_integer("at_once", at_once)
         self.model = model
         self.at_once = at_once
         self._merge = _find_merge(model)
@@ -126,7 +127,7 @@ def _per_branch_tensors(module: nn.Module) -> list[str]:
     names = ()
     if isinstance(module, CalibratedConv2d):
         names = ("calibration", "input_scale")
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, BatchNorm):
         names = ("weight", "bias", "running_mean", "running_var")
     return [name for name in names if getattr(module, name) is not None]
 

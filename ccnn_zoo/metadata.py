@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ccnn_zoo._checks import is_integer
 from ccnn_zoo.errors import MetadataError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ModelMetadata:
 
     def __post_init__(self) -> None:
         _require(self, "architecture", is_label, _TEXT)
-        _require(self, "branches", lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
+        _require(self, "branches", lambda value: is_integer(value, 1), "an integer of at least 1")
         _require(self, "labels", lambda value: _all(value, is_label) and len(value) > 0, _TEXTS)
         _require(self, "input_size", _is_size, f"(1 or 3, height, width) of at most {_MAX_PIXELS} pixels")
         numbers = f"{self.input_size[0]} finite numbers, one per channel"
@@ -154,7 +155,7 @@ class DetectorMetadata:
         _require(self, "architecture", is_label, _TEXT)
         _require(self, "labels", lambda value: _all(value, is_label) and len(value) > 0, _TEXTS)
         for name in ("branches", "min_size", "max_size"):
-            _require(self, name, lambda value: _is_integer(value) and value >= 1, "an integer of at least 1")
+            _require(self, name, lambda value: is_integer(value, 1), "an integer of at least 1")
 
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""
@@ -233,16 +234,12 @@ def is_label(value: Any) -> bool:
     return isinstance(value, str) and not _CONTROLS.search(value)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_finite(value: Any) -> bool:
     # Comparing first: an integer too long for a float cannot be asked whether it is finite.
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
 
 
 def _is_size(value: Any) -> bool:
-    if not _all(value, _is_integer) or len(value) != 3 or min(value) < 1:
+    if not _all(value, is_integer) or len(value) != 3 or min(value) < 1:
         return False
     return value[0] in (1, 3) and value[1] * value[2] <= _MAX_PIXELS

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ccnn_zoo._checks import is_integer
 from ccnn_zoo._chosen import chosen_branches
 from ccnn_zoo._conversion.network import CalibratedNetwork
 from ccnn_zoo._files import replacing, sha256_of
@@ -152,7 +153,7 @@ def _check(model: nn.Module, first: int, options: dict[str, Any]) -> None:
     if unknown := sorted(name for name in options if name in _REFUSED):
         raise ConfigurationError(f"a cascade is exported in fp32 as it is: leave out {', '.join(unknown)}")
     branches = model.conversion.branches if isinstance(model, CalibratedNetwork) else 1
-    if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first < branches:
+    if not is_integer(first, 1) or first >= branches:
         raise ConfigurationError(
             f"first must be at least 1 and less than the network's {branches} branches, got {first}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ccnn_zoo._checks import check_choice, check_integer, is_integer
 from ccnn_zoo.errors import ConfigurationError
 
 from ._images import ImageBatches
@@ -39,12 +40,11 @@ class ExportOptions:
     held_out: ImageBatches | None = None
 
     def __post_init__(self) -> None:
-        if not _is_integer(self.opset, DEFAULT_OPSET):
-            raise ConfigurationError(f"opset must be an integer of at least {DEFAULT_OPSET}, got {self.opset!r}")
-        if self.batch is not None and not _is_integer(self.batch, 1):
-            raise ConfigurationError(f"batch must be an integer of at least 1, or None for any, got {self.batch!r}")
+        check_integer("opset", self.opset, DEFAULT_OPSET)
+        if self.batch is not None:
+            check_integer("batch", self.batch, note=", or None for any")
         sides = self.size if isinstance(self.size, tuple | list) else ()
-        if self.size not in (None, ANY) and not (len(sides) == 2 and all(_is_integer(side, 1) for side in sides)):
+        if self.size not in (None, ANY) and not (len(sides) == 2 and all(is_integer(side, 1) for side in sides)):
             raise ConfigurationError(f"size must be (height, width), {ANY!r} or None, got {self.size!r}")
         if self.size == ANY and self.preprocess:
             raise ConfigurationError(
@@ -58,9 +58,4 @@ def check_precision(precision: str) -> None:
     Raises:
         ConfigurationError: it is none of :data:`FILES`.
     """
-    if precision not in FILES:
-        raise ConfigurationError(f"precision must be one of {', '.join(FILES)}, got {precision!r}")
-
-
-def _is_integer(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    check_choice("precision", precision, FILES)

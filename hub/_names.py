@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from ccnn_zoo._checks import check_choice
 from ccnn_zoo._named import PICKLES
 from ccnn_zoo.errors import ConfigurationError
 
@@ -53,8 +54,7 @@ def check_precision(precision: str) -> None:
     Raises:
         ConfigurationError: it is none of :data:`PRECISIONS`.
     """
-    if precision not in PRECISIONS:
-        raise ConfigurationError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
 
 
 def local_folder(repo_id: str) -> Path | None:

@@ -20,7 +20,7 @@ from ccnn_zoo.detection import create_detector, save_detector
 LABELS = ["red", "green", "blue"]
 RECORD = TrainingRecord(data="seeded", seed=0, epochs=0, metrics={"test_map_percent": 12.5})
 _SMALL = {"num_classes": 3, "labels": LABELS, "min_size": 96, "max_size": 160, "representation_size": 32}
-_THIN = {"backbone_kwargs": {"channels": [8, 8, 16, 16]}}
+_THIN = {"backbone_kwargs": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from ccnn_zoo.layers import BranchLinear
 
 def network(branches: int, merge: str = "mean") -> nn.Module:
     torch.manual_seed(branches)
-    model = timm.create_model("ccnn_resnet18_cifar", branches=branches, merge=merge, in_chans=1).double()
+    shallow = {"layers": (1, 1, 1, 1), "in_chans": 1}
+    model = timm.create_model("ccnn_resnet18_cifar", branches=branches, merge=merge, **shallow).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
@@ -48,7 +49,7 @@ def test_equals_all_branches_at_once(branches, at_once, merge):
 
 def test_layers_that_sort_channels_know_how_many_branches_a_pass_has():
     torch.manual_seed(0)
-    whole = timm.create_model("ccnn_resnet20_cifar", branches=4).double().train()
+    whole = timm.create_model("ccnn_resnet20_cifar", layers=(1, 1, 1), branches=4).double().train()
     pictures = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(Branchwise(deepcopy(whole), 2)(pictures), whole(pictures))
 
@@ -77,7 +78,7 @@ def test_networks_whose_branches_are_not_known_to_be_independent_are_refused():
 
 
 def test_checkpointed_layers_are_refused():
-    model = timm.create_model("ccnn_resnet18_cifar", branches=4).train()
+    model = timm.create_model("ccnn_resnet18_cifar", layers=(1, 1, 1, 1), branches=4).train()
     model.set_grad_checkpointing()
     with pytest.raises(CalibrationError, match=r"set_grad_checkpointing\(False\)"):
         Branchwise(model, at_once=2)(torch.randn(2, 3, 32, 32))

@@ -29,7 +29,9 @@ OVERLAY = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,), "label_nam
 
 
 def network(name: str = "ccnn_resnet20_cifar", **arguments: object) -> torch.nn.Module:
-    given = {"branches": K, "num_classes": CLASSES, "in_chans": 1, "pretrained_cfg_overlay": OVERLAY, **arguments}
+    shallow = {"layers": (1, 1, 1)} if name == "ccnn_resnet20_cifar" else {}
+    given = {"branches": K, "num_classes": CLASSES, "in_chans": 1, "pretrained_cfg_overlay": OVERLAY}
+    given |= {**shallow, **arguments}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return randomize(timm.create_model(name, **given)).eval()

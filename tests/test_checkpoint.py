@@ -33,7 +33,8 @@ RECORD = TrainingRecord(
 
 def network(seed: int = 0, **kwargs) -> nn.Module:
     torch.manual_seed(seed)
-    model = timm.create_model("ccnn_resnet18_cifar", **{"channels": (4, 4, 4, 4), "num_classes": 10, **kwargs})
+    given = {"layers": (1, 1, 1, 1), "channels": (4, 4, 4, 4), "num_classes": 10, **kwargs}
+    model = timm.create_model("ccnn_resnet18_cifar", **given)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):

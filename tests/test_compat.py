@@ -17,6 +17,7 @@ from huggingface_hub.utils import get_session
 from ccnn_zoo import _compat
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTED = {("os", "_exit")}  # in spite of its name
 
 
 def test_indices_of_features_count_from_the_end_too():
@@ -36,8 +37,8 @@ def test_an_optimizer_of_the_registry_is_made_by_its_name():
     class Mine(torch.optim.SGD):
         pass
 
-    _compat.optimizer_registry.register(timm.optim.OptimInfo(name="of_this_test", opt_class=Mine, has_eps=False))
-    made = timm.optim.create_optimizer_v2(torch.nn.Linear(2, 2), opt="of_this_test", lr=0.1)
+    _compat.optimizer_registry.register(timm.optim.OptimInfo(name="ofthistest", opt_class=Mine, has_eps=False))
+    made = timm.optim.create_optimizer_v2(torch.nn.Linear(2, 2), opt="ofthistest", lr=0.1)
     assert type(made) is Mine
 
 
@@ -63,6 +64,35 @@ def test_a_dispatch_mode_sees_every_operator():
 def test_leaves_of_nested_outputs_are_found():
     outputs = {"logits": torch.zeros(1), "more": [torch.ones(1), (torch.ones(2), None)]}
     assert sum(isinstance(leaf, torch.Tensor) for leaf in _compat.tree_leaves(outputs)) == 3
+
+
+def test_batch_normalisation_is_known_by_its_base():
+    kinds = torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm
+    assert all(issubclass(kind, _compat.BatchNorm) for kind in kinds)
+    assert issubclass(torch.nn.InstanceNorm2d, _compat.BatchOrInstanceNorm)
+    assert not issubclass(torch.nn.InstanceNorm2d, _compat.BatchNorm)
+
+
+def test_many_tensors_are_stepped_at_once():
+    one, other = [torch.ones(2), torch.ones(3)], [torch.full((2,), 2.0), torch.full((3,), 5.0)]
+    _compat.foreach_mul_(one, 3.0)
+    _compat.foreach_add_(one, other, alpha=2.0)
+    assert [tensor.tolist() for tensor in one] == [[7.0] * 2, [13.0] * 3]
+    _compat.foreach_copy_(one, other)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_dynamo_is_kept_out_of_runs_as_it_is():
+    compiled = torch.compile(
+        lambda x: _compat.disable_dynamo(lambda y: y + torch.compiler.is_compiling())(x), backend="eager"
+    )
+    assert compiled(torch.zeros(1)).item() == 0
+
+
+def test_weights_of_vgg_are_torchvisions_under_timms_names():
+    theirs = {"classifier.0.weight": torch.zeros(4096, 25088), "features.0.bias": torch.zeros(1)}
+    ours = _compat.vgg_weights(theirs)
+    assert ours["pre_logits.fc1.weight"].shape == (4096, 512, 7, 7)
 
 
 def test_a_process_takes_another_precision_after_forgetting():
@@ -109,7 +139,7 @@ def private_names(file: Path) -> list[str]:
             root = node.value
             while isinstance(root, ast.Attribute):
                 root = root.value
-            if isinstance(root, ast.Name) and root.id in foreign:
+            if isinstance(root, ast.Name) and root.id in foreign and (root.id, node.attr) not in DOCUMENTED:
                 found.append(f"{root.id} … {node.attr}")
     return found
 

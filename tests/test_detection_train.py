@@ -32,7 +32,7 @@ from ccnn_zoo.train._meter import Meter
 from ccnn_zoo.train._network import build_optimizer, build_scheduler
 from ccnn_zoo.train._trainer import Trainer
 
-NARROW = {"channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
+NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
 TINY = Recipe(
     model="ccnn_resnet18",
     branches=2,

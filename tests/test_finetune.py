@@ -31,7 +31,7 @@ PLAIN = Recipe(
 def plain(tmp_path_factory) -> Path:
     """The folder of a plain network of timm's, trained on digits."""
     folder = tmp_path_factory.mktemp("plain")
-    result = train(PLAIN, folder, progress=False)
+    result = train(PLAIN, folder, progress=False, pictures=False)
     assert result.record.metrics["test_error_percent"] < 50, "it must have learnt something"
     return folder
 
@@ -76,7 +76,7 @@ def test_the_error_at_the_start_is_that_of_the_plain_network(plain):
 def test_new_classes_are_learnt_from_the_plain_network_and_deployed(as_pictures, tmp_path):
     parity = as_pictures("parity", lambda target: "odd" if target % 2 else "even")
     plain = replace(PLAIN, data=as_pictures("digits", str), image_size=8)
-    train(plain, tmp_path / "plain", progress=False)
+    train(plain, tmp_path / "plain", progress=False, pictures=False)
     recipe = replace(
         plain,
         branches=2,
@@ -86,7 +86,7 @@ def test_new_classes_are_learnt_from_the_plain_network_and_deployed(as_pictures,
         noise_std=1e-4,
         calibration_lr=0.1,
     )
-    result = train(recipe, tmp_path / "run", progress=False)
+    result = train(recipe, tmp_path / "run", progress=False, pictures=False)
     assert result.record.metrics["test_error_percent"] < 30
     assert (result.model.branches, result.model.num_classes) == (2, 2)
     repository = f"local:{tmp_path}/hub/parity"
@@ -100,7 +100,7 @@ def test_new_classes_are_learnt_from_the_plain_network_and_deployed(as_pictures,
 
 def test_training_starts_from_the_plain_weights_near_their_function(plain, tmp_path):
     recipe = replace(PLAIN, branches=2, start_from=str(plain), lr=0.0, calibration_lr=0.0, epochs=1)
-    result = train(recipe, tmp_path, progress=False)
+    result = train(recipe, tmp_path, progress=False, pictures=False)
     network, _ = load_checkpoint(plain / "last.safetensors")
     torch.testing.assert_close(result.model.layer1[0].conv1.weight, 2 * network.layer1[0].conv1.weight)
     spread = result.model.layer1[0].conv1.calibration.std(0)
@@ -113,8 +113,8 @@ def test_training_starts_from_trained_weights_by_their_timm_name(tmp_path):
         PLAIN, model="ccnn_resnet18_cifar", branches=shipped.branches, model_kwargs={}, lr=0.0, calibration_lr=0.0,
         epochs=1, start_from="ccnn_resnet18_cifar.mnist",
     )  # fmt: skip
-    result = train(recipe, tmp_path, progress=False)
+    result = train(recipe, tmp_path, progress=False, pictures=False)
     torch.testing.assert_close(result.model.conv1.weight, shipped.conv1.weight)
     torch.testing.assert_close(result.model.layer4[0].conv1.calibration, shipped.layer4[0].conv1.calibration)
     with pytest.raises(ConfigurationError, match=r"resnet18\.no_tag is no file, and timm cannot get"):
-        train(replace(PLAIN, start_from="resnet18.no_tag"), tmp_path, progress=False)
+        train(replace(PLAIN, start_from="resnet18.no_tag"), tmp_path, progress=False, pictures=False)

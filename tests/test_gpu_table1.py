@@ -69,13 +69,13 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What the trainer makes of the recipe."""
-    return train(recipe(), tmp_path_factory.mktemp("trained"), progress=False)
+    return train(recipe(), tmp_path_factory.mktemp("trained"), progress=False, pictures=False)
 
 
 @pytest.mark.parametrize("way", [Way(), Way(apart=True), Way(channels_last=True)], ids=lambda way: way.name)
 def test_steps_are_the_trainers(way, trained, tmp_path):
     if way.channels_last:  # another noise, which is laid out as the weights are
-        trained = train(recipe(channels_last=True), tmp_path, progress=False)
+        trained = train(recipe(channels_last=True), tmp_path, progress=False, pictures=False)
     ours, data = run(network(recipe(), way)), load_data("digits")
     assert ours.done == STEPS
     assert_same(ours.model.state_dict(), trained.model.state_dict())
@@ -199,7 +199,7 @@ def test_the_page_says_what_the_trainer_measures_even_if_it_took_several_calls(t
         assert measured["iterations"] == STEPS
         if seed == 0:
             wanted = recipe(noise_std=0.0, seed=seed, branches=k)
-            (last,) = train(wanted, tmp_path / str(k), progress=False).history[-1:]
+            (last,) = train(wanted, tmp_path / str(k), progress=False, pictures=False).history[-1:]
             assert measured["test"]["error_percent"] == pytest.approx(last.test_error_percent, abs=0.3)
             assert measured["validation"]["error_percent"] == pytest.approx(last.validation_error_percent, abs=0.4)
         errors.setdefault(k, []).append(measured["test"]["error_percent"])

@@ -20,6 +20,8 @@ LAYERS = {
     "dense": {"mixing": "dense"},
 }
 
+SHALLOW = {"layers": (1, 1, 1)}
+
 
 def kernels_by_loops(conv: CalibratedConv2d) -> torch.Tensor:
     """Return H as its definition says: one kernel after another."""
@@ -52,22 +54,24 @@ def test_effective_kernels_are_scaled_and_fold_to_the_bit(kind, input_scale):
 
 
 def test_only_what_is_learned_is_a_parameter_and_it_is_not_decayed():
-    fixed = timm.create_model("ccnn_resnet20_cifar", branches=2, input_scale="signs")
-    learned = timm.create_model("ccnn_resnet20_cifar", branches=2, input_scale="learned")
+    fixed = timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=2, input_scale="signs")
+    learned = timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=2, input_scale="learned")
     assert not any(name.endswith("input_scale") for name, _ in fixed.named_parameters())
     assert "conv1.input_scale" in dict(fixed.named_buffers())
     assert "conv1.input_scale" in dict(learned.named_parameters())
     assert "conv1.input_scale" in learned.no_weight_decay()
-    one = timm.create_model("ccnn_resnet20_cifar", branches=1, input_scale="learned")
+    one = timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=1, input_scale="learned")
     assert not any(name.endswith("input_scale") for name in one.state_dict())
-    first = timm.create_model("ccnn_resnet20_cifar", branches=2, input_scale="learned", scaled_layers="first")
+    first = timm.create_model(
+        "ccnn_resnet20_cifar", **SHALLOW, branches=2, input_scale="learned", scaled_layers="first"
+    )
     assert [n for n, _ in first.named_parameters() if n.endswith("input_scale")] == ["conv1.input_scale"]
 
 
 @torch.no_grad()
 def test_branches_equal_separate_networks_and_the_network_folds_to_the_bit():
-    model = timm.create_model("ccnn_resnet20_cifar", branches=2, input_scale="signs").eval()
-    plain = timm.create_model("ccnn_resnet20_cifar", branches=1).eval()
+    model = timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=2, input_scale="signs").eval()
+    plain = timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=1).eval()
     images = torch.randn(2, 3, 32, 32)
     state = model.state_dict()
     for k, said in enumerate(model.forward_branches(images)):
@@ -99,7 +103,7 @@ def test_calibrating_trained_weights_keeps_their_function():
 
 def test_a_few_branches_at_a_time_have_the_same_gradients():
     torch.manual_seed(0)
-    model = timm.create_model("ccnn_resnet20_cifar", branches=3, input_scale="learned").double().train()
+    model = timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=3, input_scale="learned").double().train()
     images, targets = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.arange(4)
     gradients = []
     for run in (model, Branchwise(model, 2)):
@@ -119,4 +123,4 @@ def test_a_few_branches_at_a_time_have_the_same_gradients():
 )
 def test_unknown_scales_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        timm.create_model("ccnn_resnet20_cifar", branches=2, **options)
+        timm.create_model("ccnn_resnet20_cifar", **SHALLOW, branches=2, **options)

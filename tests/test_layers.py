@@ -190,7 +190,7 @@ def test_branches_below_one_are_refused_by_value(branches: object) -> None:
 
 @pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])
 def test_diversity_outside_its_range_is_refused(diversity: float) -> None:
-    with pytest.raises(ConfigurationError, match=f"between 0 and 1, got {diversity}"):
+    with pytest.raises(ConfigurationError, match=rf"diversity must be in \[0, 1\], got {diversity}"):
         layer(2, kernel_size=3).reset_calibration(diversity)
 
 

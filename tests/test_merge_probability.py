@@ -53,7 +53,7 @@ def test_calibrating_keeps_the_probabilities_and_folding_every_bit():
 
 
 def test_every_branch_gets_a_new_classifier():
-    model = timm.create_model("ccnn_resnet20_cifar", branches=3, merge="probability")
+    model = timm.create_model("ccnn_resnet20_cifar", layers=(1, 1, 1), branches=3, merge="probability")
     model.reset_classifier(7)
     assert model.fc.weight.shape == (21, 64)
     assert model.fc.out_features == model.num_classes == 7

@@ -35,7 +35,7 @@ FREE_OF_STATISTICS = Recipe(
 )
 LONG = Recipe(
     model="ccnn_resnet18_cifar",
-    model_kwargs={"channels": [4, 4, 8, 8]},
+    model_kwargs={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
     branches=2,
     data="digits",
     epochs=10_000,

@@ -44,7 +44,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits are th
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> TrainingResult:
     """A run that nothing interrupted."""
-    return train(TINY, tmp_path_factory.mktemp("whole"), progress=False)
+    return train(TINY, tmp_path_factory.mktemp("whole"), progress=False, pictures=False)
 
 
 def stop_at(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
@@ -62,7 +62,7 @@ def interrupted(recipe: Recipe, output: Path, monkeypatch, *steps: int, number: 
     for step in steps:
         stop_at(monkeypatch, step, number)
         with pytest.raises(TrainingInterrupted, match=rf"after step {step} of {STEPS} .*--resume"):
-            train(recipe, output, resume=True, progress=False)
+            train(recipe, output, resume=True, progress=False, pictures=False)
     monkeypatch.undo()
     return output
 
@@ -117,7 +117,7 @@ def untimed(output: Path) -> list[dict[str, str]]:
 )
 def test_a_run_stopped_after_any_step_ends_like_one_that_was_not(whole, tmp_path, monkeypatch, steps):
     output = interrupted(TINY, tmp_path, monkeypatch, *steps)
-    result = train(TINY, output, resume=True, progress=False)
+    result = train(TINY, output, resume=True, progress=False, pictures=False)
     require_same(output, whole.checkpoint.parent)
     assert result.record == whole.record
     assert [replace(r, images_per_second=0) for r in result.history] == [
@@ -141,12 +141,12 @@ def test_a_run_stopped_after_any_step_ends_like_one_that_was_not(whole, tmp_path
 )
 def test_every_kind_of_training_resumes_to_the_bit(tmp_path, monkeypatch, options):
     recipe = replace(TINY, **{"epochs": 2, **options})
-    train(recipe, tmp_path / "whole", progress=False)
+    train(recipe, tmp_path / "whole", progress=False, pictures=False)
     stop_at(monkeypatch, 10)
     with pytest.raises(TrainingInterrupted):
-        train(recipe, tmp_path / "stopped", progress=False)
+        train(recipe, tmp_path / "stopped", progress=False, pictures=False)
     monkeypatch.undo()
-    train(recipe, tmp_path / "stopped", resume=True, progress=False)
+    train(recipe, tmp_path / "stopped", resume=True, progress=False, pictures=False)
     require_same(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -155,7 +155,7 @@ def test_an_interrupt_says_where_it_stopped_and_is_no_exception_that_scripts_swa
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stop_at(monkeypatch, 5, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=r"stopped by SIGINT after step 5 of 24 \(epoch 1 of 3\)") as caught:
-        train(TINY, tmp_path, progress=False)
+        train(TINY, tmp_path, progress=False, pictures=False)
     assert caught.value.signal == signal.SIGINT
     assert not isinstance(caught.value, Exception)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -172,7 +172,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt) as caught:
-            train(TINY, tmp_path, progress=False)
+            train(TINY, tmp_path, progress=False, pictures=False)
     finally:
         signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, TrainingInterrupted)
@@ -233,7 +233,7 @@ def test_of_a_damaged_state_the_one_before_is_used(whole, tmp_path, monkeypatch,
     assert (older.stem, newest.stem) == ("step-00000016", "step-00000017")
     damage(newest)
     with pytest.warns(RuntimeWarning, match=r"step-00000017\.safetensors.* The state before it is used"):
-        train(TINY, output, resume=True, progress=False)
+        train(TINY, output, resume=True, progress=False, pictures=False)
     require_same(output, whole.checkpoint.parent)
 
 
@@ -244,7 +244,7 @@ def test_where_all_states_are_damaged_nothing_is_trained(tmp_path, monkeypatch):
         torn(path)
     before = (output / "last.safetensors").read_bytes()
     with pytest.warns(RuntimeWarning), pytest.raises(IntegrityError, match=r"all 2 states .* damaged; train anew"):
-        train(TINY, output, resume=True, progress=False)
+        train(TINY, output, resume=True, progress=False, pictures=False)
     assert (output / "last.safetensors").read_bytes() == before
 
 
@@ -266,9 +266,9 @@ def test_a_full_disk_keeps_the_last_state_from_which_the_run_goes_on(whole, tmp_
     output = interrupted(TINY, tmp_path, monkeypatch, 10)
     before = {path: path.read_bytes() for path in output.rglob("*.safetensors")}
     with full_disk(3000), pytest.raises(RepositoryError, match=r"cannot write .* free some space"):
-        train(TINY, output, resume=True, progress=False)
+        train(TINY, output, resume=True, progress=False, pictures=False)
     assert {path: path.read_bytes() for path in output.rglob("*.safetensors")} == before
-    train(TINY, output, resume=True, progress=False)
+    train(TINY, output, resume=True, progress=False, pictures=False)
     require_same(output, whole.checkpoint.parent)
 
 
@@ -276,14 +276,14 @@ def test_a_full_disk_keeps_the_last_state_from_which_the_run_goes_on(whole, tmp_
 
 
 def test_without_a_state_a_run_begins(whole, tmp_path):
-    train(TINY, tmp_path, resume=True, progress=False)
+    train(TINY, tmp_path, resume=True, progress=False, pictures=False)
     require_same(tmp_path, whole.checkpoint.parent)
 
 
 def test_a_finished_run_has_nothing_left_to_train(whole, tmp_path):
     output = shutil.copytree(whole.checkpoint.parent, tmp_path / "run")
     before = {path: path.read_bytes() for path in output.rglob("*") if path.suffix in (".csv", ".safetensors")}
-    result = train(TINY, output, resume=True, progress=False)
+    result = train(TINY, output, resume=True, progress=False, pictures=False)
     assert (result.record, result.history) == (whole.record, whole.history)
     assert {path: path.read_bytes() for path in before} == before
     for name, value in whole.model.state_dict().items():
@@ -293,12 +293,12 @@ def test_a_finished_run_has_nothing_left_to_train(whole, tmp_path):
 def test_another_recipes_state_is_refused_with_what_differs(whole, tmp_path):
     output = shutil.copytree(whole.checkpoint.parent, tmp_path / "run")
     with pytest.raises(ConfigurationError, match=r"of a run with epochs=3, not 4, lr=0\.1, not 0\.2\. Resume"):
-        train(replace(TINY, lr=0.2, epochs=4), output, resume=True, progress=False)
+        train(replace(TINY, lr=0.2, epochs=4), output, resume=True, progress=False, pictures=False)
 
 
 def test_values_that_decide_nothing_may_change(whole, tmp_path):
     output = shutil.copytree(whole.checkpoint.parent, tmp_path / "run")
-    train(replace(TINY, workers=1, save_every=None, keep=5), output, resume=True, progress=False)
+    train(replace(TINY, workers=1, save_every=None, keep=5), output, resume=True, progress=False, pictures=False)
 
 
 def test_a_run_that_begins_anew_removes_the_states_of_the_old_one_when_it_has_its_own(whole, tmp_path, monkeypatch):
@@ -306,19 +306,19 @@ def test_a_run_that_begins_anew_removes_the_states_of_the_old_one_when_it_has_it
     anew = replace(TINY, seed=9, save_every=None)
     stop_at(monkeypatch, 2)
     with pytest.raises(TrainingInterrupted):
-        train(anew, output, progress=False)
+        train(anew, output, progress=False, pictures=False)
     assert [path.stem for path in (output / "resume").iterdir()] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_last_states_are_kept(tmp_path, keep):
-    train(replace(TINY, epochs=1, keep=keep), tmp_path, progress=False)
+    train(replace(TINY, epochs=1, keep=keep), tmp_path, progress=False, pictures=False)
     names = sorted(path.stem for path in (tmp_path / "resume").iterdir())
     assert names == ["step-00000003", "step-00000006", "step-00000008"][-keep:]
 
 
 def test_the_best_network_is_the_one_with_the_lowest_error_on_held_out_images(tmp_path):
-    result = train(replace(TINY, epochs=6, scheduler="constant", lr=0.5), tmp_path, progress=False)
+    result = train(replace(TINY, epochs=6, scheduler="constant", lr=0.5), tmp_path, progress=False, pictures=False)
     errors = [epoch.validation_error_percent for epoch in result.history]
     _, record = load_checkpoint(tmp_path / "best.safetensors")
     assert record.epochs == 1 + errors.index(min(errors))
@@ -328,5 +328,5 @@ def test_the_best_network_is_the_one_with_the_lowest_error_on_held_out_images(tm
 
 def test_without_held_out_images_no_network_is_called_the_best(whole, tmp_path):
     output = shutil.copytree(whole.checkpoint.parent, tmp_path / "run")
-    train(replace(TINY, validation=0.0, epochs=1), output, progress=False)
+    train(replace(TINY, validation=0.0, epochs=1), output, progress=False, pictures=False)
     assert not (output / "best.safetensors").exists()

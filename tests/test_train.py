@@ -41,7 +41,7 @@ from ccnn_zoo.train._network import build_optimizer, build_scheduler
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",
-    model_kwargs={"channels": [4, 4, 8, 8]},
+    model_kwargs={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
     branches=2,
     data="digits",
     epochs=2,
@@ -175,20 +175,20 @@ def test_calibration_kernels_are_learned_and_stay_normalised(tiny):
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(tiny, tmp_path):
     torch.rand(3)  # whatever was drawn before does not matter
-    again = train(TINY, tmp_path, progress=False)
+    again = train(TINY, tmp_path, progress=False, pictures=False)
     assert same_weights(again.model, tiny.model)
     untimed = [replace(result, images_per_second=0) for result in again.history]
     assert untimed == [replace(result, images_per_second=0) for result in tiny.history]
 
 
 def test_another_seed_gives_other_weights(tiny, tmp_path):
-    other = train(replace(TINY, seed=1, epochs=1), tmp_path, progress=False)
+    other = train(replace(TINY, seed=1, epochs=1), tmp_path, progress=False, pictures=False)
     assert not torch.equal(other.model.conv1.weight, tiny.model.conv1.weight)
 
 
 def test_iterations_end_a_run_in_the_middle_of_an_epoch(tiny, tmp_path):
     recipe = replace(TINY, epochs=None, iterations=13, scheduler="constant")
-    result = train(recipe, tmp_path, progress=False)
+    result = train(recipe, tmp_path, progress=False, pictures=False)
     assert [r.step for r in result.history] == [11, 13]
 
 
@@ -200,7 +200,7 @@ def test_a_plain_network_by_sgd_takes_the_steps_of_torchs_sgd(tmp_path):
     recipe = replace(
         TINY, branches=1, optimizer="sgd", epochs=1, scheduler="constant", crop_padding=0, batch_size=479, seed=3
     )
-    result = train(recipe, tmp_path, progress=False)
+    result = train(recipe, tmp_path, progress=False, pictures=False)
 
     data = load_data("digits")
     model = build_model(recipe, data)
@@ -224,14 +224,14 @@ def test_a_plain_network_by_sgd_takes_the_steps_of_torchs_sgd(tmp_path):
 
 def test_csgd_without_noise_trains_a_plain_network_as_sgd_does(tmp_path):
     plain = replace(TINY, branches=1, epochs=1, noise_std=0.0)
-    by_csgd = train(plain, tmp_path / "csgd", progress=False)
-    by_sgd = train(replace(plain, optimizer="sgd"), tmp_path / "sgd", progress=False)
+    by_csgd = train(plain, tmp_path / "csgd", progress=False, pictures=False)
+    by_sgd = train(replace(plain, optimizer="sgd"), tmp_path / "sgd", progress=False, pictures=False)
     assert same_weights(by_csgd.model, by_sgd.model)
 
 
 def test_sgd_leaves_the_calibration_kernels_as_they_were_drawn(tmp_path):
     recipe = replace(TINY, optimizer="sgd", epochs=1)
-    result = train(recipe, tmp_path, progress=False)
+    result = train(recipe, tmp_path, progress=False, pictures=False)
     start = dict(build_model(recipe, load_data("digits")).named_parameters())
     for name, value in result.model.named_parameters():
         assert torch.equal(value, start[name]) == name.endswith("calibration")
@@ -276,7 +276,7 @@ def test_learning_rates_follow_the_schedule():
 
 
 def test_validation_images_are_evaluated_and_not_trained_on(tmp_path):
-    result = train(replace(TINY, validation=0.5, epochs=1), tmp_path, progress=False)
+    result = train(replace(TINY, validation=0.5, epochs=1), tmp_path, progress=False, pictures=False)
     assert result.history[0].step == 5  # 718 images are 5 whole batches
     assert result.record.metrics["validation_loss"] > 0
     assert "validation_error_percent" in result.record.metrics
@@ -284,7 +284,7 @@ def test_validation_images_are_evaluated_and_not_trained_on(tmp_path):
 
 @pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"channels_last": True}], ids=str)
 def test_other_precisions_and_layouts_train(tiny, tmp_path, options):
-    result = train(replace(TINY, epochs=1, **options), tmp_path, progress=False)
+    result = train(replace(TINY, epochs=1, **options), tmp_path, progress=False, pictures=False)
     assert result.model.conv1.weight.dtype == torch.float32
     assert result.history[0].train_loss == pytest.approx(tiny.history[0].train_loss, abs=0.1)
 
@@ -294,17 +294,17 @@ def test_other_precisions_and_layouts_train(tiny, tmp_path, options):
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_step_and_keeps_the_last_checkpoint(tmp_path):
     recipe = replace(TINY, epochs=3, lr=1e30, warmup=0.5, noise_std=0.0)
-    train(replace(TINY, epochs=1), tmp_path, progress=False)
+    train(replace(TINY, epochs=1), tmp_path, progress=False, pictures=False)
     before = (tmp_path / "last.safetensors").read_bytes()
     with pytest.raises(NonFiniteLossError, match=r"loss became .* in epoch 1 at step \d+\. Lower lr"):
-        train(recipe, tmp_path, progress=False)
+        train(recipe, tmp_path, progress=False, pictures=False)
     assert (tmp_path / "last.safetensors").read_bytes() == before
     load_checkpoint(tmp_path / "last.safetensors")
 
 
 def test_a_last_step_that_ruins_the_network_is_seen_before_it_is_saved(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"evaluation loss became .* in epoch 1 at step 1"):
-        train(replace(TINY, batch_size=1437, epochs=1, lr=1e30), tmp_path, progress=False)
+        train(replace(TINY, batch_size=1437, epochs=1, lr=1e30), tmp_path, progress=False, pictures=False)
     assert sorted(os.listdir(tmp_path)) == ["environment.json", "recipe.yaml"]
 
 
@@ -326,18 +326,18 @@ def test_divergence_in_a_later_epoch_keeps_the_epochs_before(tmp_path, monkeypat
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="batch_size=2000 exceeds the 1437"):
-        train(replace(TINY, batch_size=2000), tmp_path, progress=False)
+        train(replace(TINY, batch_size=2000), tmp_path, progress=False, pictures=False)
 
 
 def test_arguments_that_the_network_does_not_know_are_named(tmp_path):
     with pytest.raises(ConfigurationError, match="wings"):
-        train(replace(TINY, model_kwargs={"wings": 2}), tmp_path, progress=False)
+        train(replace(TINY, model_kwargs={"wings": 2}), tmp_path, progress=False, pictures=False)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RepositoryError, match="cannot write"):
-        train(TINY, tmp_path / "file" / "run", progress=False)
+        train(TINY, tmp_path / "file" / "run", progress=False, pictures=False)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
@@ -365,7 +365,7 @@ def test_the_command_ends_on_ctrl_c_with_its_state_saved_and_a_word_how_to_go_on
 
 
 def test_progress_is_off_when_asked(tmp_path, capfd):
-    train(replace(TINY, epochs=1), tmp_path, progress=False)
+    train(replace(TINY, epochs=1), tmp_path, progress=False, pictures=False)
     assert capfd.readouterr() == ("", "")
 
 
@@ -415,7 +415,7 @@ def test_a_file_that_is_no_history_is_refused(tmp_path, content):
 def test_a_network_that_no_file_could_give_back_is_refused_before_the_first_step(tmp_path):
     recipe = replace(TINY, model="resnet18", model_kwargs={"act_layer": nn.SiLU})
     with pytest.raises(ConfigurationError, match="act_layer"):
-        train(recipe, tmp_path / "run", progress=False)
+        train(recipe, tmp_path / "run", progress=False, pictures=False)
     assert not list(tmp_path.rglob("*.safetensors")), "not one step was taken"
 
 
@@ -425,7 +425,7 @@ def test_weights_of_a_network_of_somebody_elses_making_load_into_such_a_network(
         return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 10))
 
     recipe = replace(TINY, optimizer="sgd", epochs=1)
-    result = train(recipe, tmp_path / "run", progress=False, build=build)
+    result = train(recipe, tmp_path / "run", progress=False, pictures=False, build=build)
     fresh = build(replace(recipe, seed=1), None)
     loaded, record = load_checkpoint(result.checkpoint, into=fresh)
     assert loaded is fresh

@@ -17,7 +17,7 @@ from ccnn_zoo.train._progress import TrainingProgress
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",
-    model_kwargs={"channels": [4, 4, 8, 8]},
+    model_kwargs={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
     branches=2,
     data="digits",
     iterations=3,
@@ -62,7 +62,7 @@ def test_a_second_training_of_any_kind_is_refused_by_folder_and_holder(tmp_path,
             said.extend(map(json.loads, done.stdout.splitlines()))
 
     monkeypatch.setattr(TrainingProgress, "show_step", show_step)
-    train(TINY, output, progress=False)
+    train(TINY, output, progress=False, pictures=False)
     assert len(said) == 3
     for error in said:
         assert error.startswith(f"process {os.getpid()} on ")

@@ -46,30 +46,35 @@ FREE_OF_STATISTICS = Recipe(
 
 
 def test_a_second_stage_starts_from_the_weights_of_the_first(tmp_path):
-    first = train(TINY, tmp_path / "first", progress=False)
+    first = train(TINY, tmp_path / "first", progress=False, pictures=False)
     still = replace(TINY, lr=0.0, calibration_lr=0.0, noise_std=0.0, seed=1, start_from=str(tmp_path / "first"))
-    second = train(replace(still, ema_decay=0.9), tmp_path / "second", progress=False)
+    second = train(replace(still, ema_decay=0.9), tmp_path / "second", progress=False, pictures=False)
     for (name, value), wanted in zip(second.model.named_parameters(), first.model.parameters(), strict=True):
         assert torch.allclose(value, wanted, atol=1e-6), name  # R is projected, which rounds
     save_checkpoint(tmp_path / "other.safetensors", relabelled(first.model), first.record)
-    moved = train(replace(still, start_from=str(tmp_path / "other.safetensors")), tmp_path / "moved", progress=False)
+    moved = train(
+        replace(still, start_from=str(tmp_path / "other.safetensors")),
+        tmp_path / "moved",
+        progress=False,
+        pictures=False,
+    )
     untrained = build_model(replace(TINY, seed=1), load_data("digits"))
     assert torch.equal(moved.model.fc.weight, untrained.fc.weight)
     assert torch.allclose(moved.model.conv1.weight, first.model.conv1.weight, atol=1e-6)
     with pytest.raises(ConfigurationError, match=r"start_from=.*first.* is another network .*bn1\.bias and \d+ more"):
-        train(replace(still, branches=3), tmp_path / "third", progress=False)
+        train(replace(still, branches=3), tmp_path / "third", progress=False, pictures=False)
     with pytest.raises(RepositoryError, match=r"no checkpoint at .*nowhere"):
-        train(replace(still, start_from="nowhere"), tmp_path / "third", progress=False)
+        train(replace(still, start_from="nowhere"), tmp_path / "third", progress=False, pictures=False)
 
 
 def test_a_run_that_goes_on_needs_its_start_no_more(tmp_path):
-    train(TINY, tmp_path / "first", progress=False)
+    train(TINY, tmp_path / "first", progress=False, pictures=False)
     recipe = replace(TINY, epochs=2, start_from=str(tmp_path / "first"))
-    whole = train(recipe, tmp_path / "second", progress=False)
+    whole = train(recipe, tmp_path / "second", progress=False, pictures=False)
     shutil.rmtree(tmp_path / "first")
     newest = max((tmp_path / "second" / "resume").glob("step-*"))
     newest.unlink()
-    again = train(recipe, tmp_path / "second", resume=True, progress=False)
+    again = train(recipe, tmp_path / "second", resume=True, progress=False, pictures=False)
     for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -96,8 +101,8 @@ def test_epochs_without_evaluation_change_no_weight(tmp_path):
     recipe = replace(TINY, epochs=3, validation=0.2)
     (tmp_path / "rare").mkdir()
     (tmp_path / "rare" / "best.safetensors").write_bytes(b"of an earlier run")
-    always = train(recipe, tmp_path / "always", progress=False)
-    rare = train(replace(recipe, evaluate_every=2), tmp_path / "rare", progress=False)
+    always = train(recipe, tmp_path / "always", progress=False, pictures=False)
+    rare = train(replace(recipe, evaluate_every=2), tmp_path / "rare", progress=False, pictures=False)
     for value, wanted in zip(rare.model.parameters(), always.model.parameters(), strict=True):
         assert torch.equal(value, wanted)
     assert [r.test_error_percent for r in rare.history] == [
@@ -112,8 +117,10 @@ def test_epochs_without_evaluation_change_no_weight(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_several_passes_make_the_step_of_one(tmp_path, accumulate):
-    whole = train(FREE_OF_STATISTICS, tmp_path / "whole", progress=False)
-    parts = train(replace(FREE_OF_STATISTICS, accumulate=accumulate), tmp_path / "parts", progress=False)
+    whole = train(FREE_OF_STATISTICS, tmp_path / "whole", progress=False, pictures=False)
+    parts = train(
+        replace(FREE_OF_STATISTICS, accumulate=accumulate), tmp_path / "parts", progress=False, pictures=False
+    )
     assert [r.step for r in parts.history] == [r.step for r in whole.history] == [4]
     for value, wanted in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(value, wanted, atol=1e-6, rtol=0)
@@ -126,7 +133,7 @@ def test_several_passes_make_the_step_of_one(tmp_path, accumulate):
 )
 def test_a_batch_that_cannot_be_shared_by_the_passes_is_refused(tmp_path, options, message):
     with pytest.raises(ConfigurationError, match=message):
-        train(replace(TINY, **options), tmp_path, progress=False)
+        train(replace(TINY, **options), tmp_path, progress=False, pictures=False)
 
 
 def test_the_average_of_the_weights_is_what_is_saved_and_evaluated(tmp_path):
@@ -143,7 +150,7 @@ def test_the_average_of_the_weights_is_what_is_saved_and_evaluated(tmp_path):
     steps: list[list[torch.Tensor]] = []
     handle = register_optimizer_step_post_hook(note)
     try:
-        result = train(recipe, tmp_path, progress=False)
+        result = train(recipe, tmp_path, progress=False, pictures=False)
     finally:
         handle.remove()
     saved, _ = load_checkpoint(tmp_path / "last.safetensors")
@@ -252,8 +259,8 @@ def test_synchronised_batch_norm_is_the_same_function_with_the_same_parameters()
 @pytest.mark.slow
 def test_a_compiled_network_trains_as_it_is(tmp_path):
     recipe = replace(TINY, iterations=3, epochs=None, lr=0.01, noise_std=0.0)
-    plain = train(recipe, tmp_path / "plain", progress=False)
-    compiled = train(replace(recipe, compile=True), tmp_path / "compiled", progress=False)
+    plain = train(recipe, tmp_path / "plain", progress=False, pictures=False)
+    compiled = train(replace(recipe, compile=True), tmp_path / "compiled", progress=False, pictures=False)
     for value, wanted in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-3)
     load_checkpoint(tmp_path / "compiled" / "last.safetensors")
@@ -267,8 +274,8 @@ def test_compiling_and_passes_by_branches_exclude_each_other():
 def test_tensorboard_shows_the_history(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recipe = replace(TINY, epochs=2)
-    result = train(recipe, tmp_path, progress=False, tensorboard=True)
-    train(recipe, tmp_path, resume=True, progress=False, tensorboard=True)
+    result = train(recipe, tmp_path, progress=False, pictures=False, tensorboard=True)
+    train(recipe, tmp_path, resume=True, progress=False, pictures=False, tensorboard=True)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     for name in ("train_loss", "test_error_percent", "lr"):
@@ -280,7 +287,7 @@ def test_missing_tensorboard_is_named_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'ccnn-zoo\[tensorboard\]'"):
-        train(TINY, tmp_path / "run", progress=False, tensorboard=True)
+        train(TINY, tmp_path / "run", progress=False, pictures=False, tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -30,7 +30,12 @@ def image_folder(root: Path, count: int = 6) -> Path:
 
 
 def recipe(root: Path, **changes: object) -> Recipe:
-    usual = {"model": "ccnn_resnet18_cifar", "model_kwargs": {"channels": [4, 4, 8, 8]}, "branches": 2, "epochs": 1}
+    usual = {
+        "model": "ccnn_resnet18_cifar",
+        "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
+        "branches": 2,
+        "epochs": 1,
+    }
     return Recipe(**{**usual, "data": f"folder:{root}", "image_size": 8, "batch_size": 4, **changes})
 
 
@@ -53,7 +58,7 @@ def test_all_unreadable_pictures_are_named_before_anything_is_trained(tmp_path):
     spoiled = spoil(root)
     told = r"^4 pictures .*skip_unreadable=true \(ccnn train --skip-unreadable\)"
     with pytest.raises(ImageError, match=told) as caught:
-        train(recipe(root), tmp_path / "run", progress=False)
+        train(recipe(root), tmp_path / "run", progress=False, pictures=False)
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == len(spoiled)
     for line, (name, told) in zip(lines, spoiled.items(), strict=True):
@@ -65,11 +70,11 @@ def test_all_unreadable_pictures_are_named_before_anything_is_trained(tmp_path):
 def test_unreadable_pictures_are_left_out_where_that_is_asked(tmp_path):
     root = image_folder(tmp_path / "data")
     without = recipe(root)
-    expected = train(without, tmp_path / "whole", progress=False)
+    expected = train(without, tmp_path / "whole", progress=False, pictures=False)
     for name in ("a.png", "z.png"):
         (root / "train" / "cat" / name).write_bytes(b"no picture")
     with pytest.warns(UserWarning, match=r"2 pictures or folders of data left out:\n.*a\.png is not an image"):
-        found = train(recipe(root, skip_unreadable=True), tmp_path / "run", progress=False)
+        found = train(recipe(root, skip_unreadable=True), tmp_path / "run", progress=False, pictures=False)
     for ours, theirs in zip(found.model.parameters(), expected.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -81,7 +86,7 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path):
         pytest.warns(UserWarning, match="left out"),
         pytest.raises(ConfigurationError, match="no training picture of cat in data can be read"),
     ):
-        train(recipe(root, skip_unreadable=True), tmp_path / "run", progress=False)
+        train(recipe(root, skip_unreadable=True), tmp_path / "run", progress=False, pictures=False)
 
 
 def test_the_switch_changes_nothing_of_runs_that_did_not_know_it(tmp_path):

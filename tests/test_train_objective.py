@@ -30,7 +30,7 @@ STEP = Recipe(
 
 def one_step(recipe, folder):
     """Return by how much the weights of a training fell in its one step, and its loss."""
-    result = train(recipe, folder, progress=False)
+    result = train(recipe, folder, progress=False, pictures=False)
     before = build_model(recipe, load_data("digits"))
     steps = {
         n: (a - b).detach() for (n, a), b in zip(before.named_parameters(), result.model.parameters(), strict=True)
@@ -85,7 +85,9 @@ def test_a_step_follows_the_gradient_of_the_objective(tmp_path, objective, merge
 def test_branches_that_agree_have_the_joint_loss_whatever_the_targets(tmp_path, changes):
     same = replace(STEP, **changes, model_kwargs={**STEP.model_kwargs, "diversity": 0.0}, batch_size=128, lr=0.0)
     losses = [
-        train(replace(same, objective=objective), tmp_path / str(objective), progress=False).history[-1].train_loss
+        train(replace(same, objective=objective), tmp_path / str(objective), progress=False, pictures=False)
+        .history[-1]
+        .train_loss
         for objective in ("joint", "branches", 0.5)
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
@@ -94,7 +96,9 @@ def test_branches_that_agree_have_the_joint_loss_whatever_the_targets(tmp_path, 
 def test_one_branch_has_one_objective(tmp_path):
     plain = replace(STEP, branches=1, batch_size=128)
     weights = [
-        train(replace(plain, objective=objective), tmp_path / objective, progress=False).model.state_dict()
+        train(
+            replace(plain, objective=objective), tmp_path / objective, progress=False, pictures=False
+        ).model.state_dict()
         for objective in ("joint", "branches")
     ]
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
@@ -110,7 +114,7 @@ def test_networks_whose_branches_have_no_classifier_are_refused(tmp_path):
     network = {"model": "ccnn_alexnet", "branches": 2, "image_size": 64}
     recipe = Recipe(**network, data="digits", batch_size=4, iterations=1, objective="branches")
     with pytest.raises(ConfigurationError, match=r"meet in a linear classifier.*objective='joint'"):
-        train(recipe, tmp_path, progress=False)
+        train(recipe, tmp_path, progress=False, pictures=False)
 
 
 def test_runs_from_before_the_objective_stay_the_same_runs():
@@ -119,7 +123,7 @@ def test_runs_from_before_the_objective_stay_the_same_runs():
 
 
 def test_a_student_follows_the_labels_and_its_teachers_probabilities(tmp_path):
-    teacher = train(replace(STEP, batch_size=128, lr=0.1), tmp_path / "teacher", progress=False).model
+    teacher = train(replace(STEP, batch_size=128, lr=0.1), tmp_path / "teacher", progress=False, pictures=False).model
     student = replace(STEP, branches=1, seed=1, teacher=str(tmp_path / "teacher"), teacher_share=0.75)
     steps, loss = one_step(student, tmp_path / "student")
     data = load_data("digits")
@@ -139,8 +143,13 @@ def test_a_student_follows_the_labels_and_its_teachers_probabilities(tmp_path):
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):
-    result = train(replace(STEP, batch_size=128), tmp_path / "teacher", progress=False)
+    result = train(replace(STEP, batch_size=128), tmp_path / "teacher", progress=False, pictures=False)
     result.model.pretrained_cfg["label_names"] = list("abcdefghij")
     save_checkpoint(tmp_path / "other.safetensors", result.model, result.record)
     with pytest.raises(ConfigurationError, match=r"teacher='.*other\.safetensors' has other classes"):
-        train(replace(STEP, teacher=str(tmp_path / "other.safetensors")), tmp_path / "student", progress=False)
+        train(
+            replace(STEP, teacher=str(tmp_path / "other.safetensors")),
+            tmp_path / "student",
+            progress=False,
+            pictures=False,
+        )

@@ -61,7 +61,7 @@ def test_a_run_on_shards_goes_on_exactly(tmp_path):
     root = write_shards(tmp_path / "shards", {"train": 24, "test": 6})
     recipe = Recipe(
         model="ccnn_resnet18_cifar",
-        model_kwargs={"channels": [4, 4, 8, 8]},
+        model_kwargs={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
         branches=2,
         data=f"wds/{root}",
         image_size=12,
@@ -70,9 +70,9 @@ def test_a_run_on_shards_goes_on_exactly(tmp_path):
         flip=0.5,
         workers=1,
     )
-    whole = train(recipe, tmp_path / "run", progress=False)
+    whole = train(recipe, tmp_path / "run", progress=False, pictures=False)
     max((tmp_path / "run" / "resume").glob("step-*")).unlink()
-    again = train(replace(recipe, workers=0), tmp_path / "run", resume=True, progress=False)
+    again = train(replace(recipe, workers=0), tmp_path / "run", resume=True, progress=False, pictures=False)
     for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -75,7 +75,12 @@ def branched(tmp_path_factory) -> Path:
     }
     torch.manual_seed(0)
     model = timm.create_model(
-        "ccnn_resnet20_cifar", branches=K, num_classes=CLASSES, in_chans=1, pretrained_cfg_overlay=overlay
+        "ccnn_resnet20_cifar",
+        layers=(1, 1, 1),
+        branches=K,
+        num_classes=CLASSES,
+        in_chans=1,
+        pretrained_cfg_overlay=overlay,
     )
     path = tmp_path_factory.mktemp("branched") / "network.onnx"
     to_onnx(randomize(model).eval(), path, branch_outputs=True)

@@ -16,7 +16,7 @@ from ccnn_zoo.layers import BranchLinear
 # One of each class, small: name, arguments, size of the image.
 SMALL = {
     "bottleneck": ("ccnn_resnet50", {"layers": (1, 1, 1, 1), "channels": (4, 4, 8, 8)}, 64),
-    "padded resnet": ("ccnn_resnet20_cifar", {}, 16),
+    "padded resnet": ("ccnn_resnet20_cifar", {"layers": (2, 1, 1)}, 16),
     "wide resnet": ("ccnn_wrn28_4", {"depth": 10, "width": 1}, 16),
     "alexnet": ("ccnn_alexnet", {"drop_rate": 0.0}, 64),
     "nin": ("ccnn_nin", {"drop_rate": 0.0}, 16),

@@ -16,10 +16,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 # One of each class, small: name, arguments, size of the image.
 SMALL = {
-    "resnet": ("ccnn_resnet18", {"channels": (8, 8, 16, 16)}, 64),
-    "small resnet": ("ccnn_resnet18_cifar", {}, 16),
-    "padded resnet": ("ccnn_resnet20_cifar", {}, 16),
-    "padded resnet, concatenated pooling": ("ccnn_resnet20_cifar", {"global_pool": "catavgmax"}, 16),
+    "resnet": ("ccnn_resnet18", {"layers": (2, 1, 1, 1), "channels": (8, 8, 16, 16)}, 64),
+    "small resnet": ("ccnn_resnet18_cifar", {"layers": (2, 1, 1, 1)}, 16),
+    "padded resnet": ("ccnn_resnet20_cifar", {"layers": (2, 1, 1)}, 16),
+    "padded resnet, concatenated pooling": (
+        "ccnn_resnet20_cifar",
+        {"layers": (2, 1, 1), "global_pool": "catavgmax"},
+        16,
+    ),
     "wide resnet": ("ccnn_wrn28_4", {"depth": 10, "width": 1}, 16),
     "alexnet": ("ccnn_alexnet", {}, 64),
     "nin": ("ccnn_nin", {}, 16),
@@ -172,7 +176,7 @@ def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
 @torch.no_grad()
 def test_padded_resnet_is_that_of_he_et_al():
     """Section 4.2: identity shortcuts in all cases, of which zero padding adds the channels."""
-    model, images = build("padded resnet", branches=1)
+    model, images = build("padded resnet", branches=1, layers=(3, 3, 3))
     state = model.state_dict()
     x = F.relu(norm(F.conv2d(images, state["conv1.weight"], padding=1), state, "bn1"))
     for stage in (1, 2, 3):

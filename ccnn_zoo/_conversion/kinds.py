@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from ccnn_zoo._compat import BatchOrInstanceNorm
 from ccnn_zoo._conversion.known_blocks import CalibratedConv2dSame, qualified_name
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError
@@ -31,7 +32,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_normalisation(module: nn.Module) -> bool:
     """Tell whether ``module`` takes away the scale of each channel or group of channels."""
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm)
+    return isinstance(module, BatchOrInstanceNorm | nn.GroupNorm)
 
 
 def is_per_channel(module: nn.Module) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from ccnn_zoo._compat import BatchNorm
 from ccnn_zoo._rebuild import created
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import merge_features
@@ -79,7 +79,7 @@ class DetectorBackbone(nn.Module):
         return self
 
     def _norms(self) -> list[nn.Module]:
-        return [module for module in self.body.modules() if isinstance(module, _BatchNorm)]
+        return [module for module in self.body.modules() if isinstance(module, BatchNorm)]
 
 
 def _features(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -17,6 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 
 from ccnn_zoo._arguments import ARGUMENTS, DETECTOR, checked
+from ccnn_zoo._checks import check_integer
 from ccnn_zoo._rebuild import refused_by
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import FEATURE_MERGES, CalibratedConv2d, check_branches, check_merge
@@ -194,8 +195,7 @@ def _anchors(features: DetectorBackbone, sizes: Sequence[int] | None) -> AnchorG
 
 
 def _check_classes(num_classes: int, labels: Sequence[str] | None) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ConfigurationError(f"num_classes must be an integer of at least 1, got {num_classes!r}")
+    check_integer("num_classes", num_classes)
     if labels is not None and len(labels) != num_classes:
         raise ConfigurationError(f"labels must name num_classes={num_classes} kinds of objects, got {len(labels)}")
 

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from ._pictures import AnnotatedPicture
 
@@ -127,11 +129,7 @@ def _match(overlaps: NDArray[np.float64], ignored: NDArray[np.bool_]) -> NDArray
 
 def iou(one: NDArray, other: NDArray) -> NDArray[np.float64]:
     """Return intersections over unions of boxes (n, 4) and (m, 4) as (n, m)."""
-    one, other = np.asarray(one, np.float64)[:, None], np.asarray(other, np.float64)[None]
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    shared = sides.clip(min=0).prod(-1)
-    union = (one[..., 2:] - one[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1) - shared
-    return shared / union
+    return box_iou(*(torch.as_tensor(np.asarray(boxes, np.float64)).reshape(-1, 4) for boxes in (one, other))).numpy()
 
 
 def _mean_percent(values: tuple[float, ...]) -> float:

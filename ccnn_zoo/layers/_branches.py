@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo._checks import check_choice, check_integer, check_number
 
 FEATURE_MERGES = ("mean", "max", "concat")
 """How features of branches meet."""
 MERGES = (*FEATURE_MERGES, "probability")
 """How branches meet before or, with ``"probability"``, behind the classifier."""
 MIXINGS = ("grouped", "dense")
+"""Which features a branch reads: its own, or those of all branches."""
 INPUT_SCALES = ("none", "signs", "learned")
+"""Factors of the channels that a branch reads."""
 SCALED_LAYERS = ("first", "all")
+"""Layers that have such factors."""
 
 
 def check_branches(branches: int) -> int:
@@ -30,11 +32,7 @@ def check_branches(branches: int) -> int:
     Raises:
         ConfigurationError: it is not an integer of at least 1.
     """
-    if isinstance(branches, bool) or not isinstance(branches, int) or branches < 1:
-        raise ConfigurationError(
-            f"branches must be an integer of at least 1 (1 is the plain network), got {branches!r}"
-        )
-    return branches
+    return check_integer("branches", branches, note=" (1 is the plain network)")
 
 
 def check_merge(merge: str, allowed: Sequence[str] = MERGES) -> str:
@@ -43,9 +41,7 @@ def check_merge(merge: str, allowed: Sequence[str] = MERGES) -> str:
     Raises:
         ConfigurationError: it is not one of those that are ``allowed``.
     """
-    if merge not in allowed:
-        raise ConfigurationError(f"merge must be one of {', '.join(allowed)}, got {merge!r}")
-    return merge
+    return check_choice("merge", merge, allowed)
 
 
 def check_mixing(mixing: str) -> str:
@@ -54,9 +50,7 @@ def check_mixing(mixing: str) -> str:
     Raises:
         ConfigurationError: it is not one of :data:`MIXINGS`.
     """
-    if mixing not in MIXINGS:
-        raise ConfigurationError(f"mixing must be one of {', '.join(MIXINGS)}, got {mixing!r}")
-    return mixing
+    return check_choice("mixing", mixing, MIXINGS)
 
 
 def check_diversity(diversity: float) -> float:
@@ -65,9 +59,7 @@ def check_diversity(diversity: float) -> float:
     Raises:
         ConfigurationError: it is no number in [0, 1].
     """
-    if isinstance(diversity, bool) or not isinstance(diversity, Real) or not 0 <= diversity <= 1:
-        raise ConfigurationError(f"diversity must be between 0 and 1, got {diversity!r}")
-    return diversity
+    return check_number("diversity", diversity, 0, 1)
 
 
 def check_input_scale(input_scale: str, layers: str = "all") -> str:
@@ -76,11 +68,8 @@ def check_input_scale(input_scale: str, layers: str = "all") -> str:
     Raises:
         ConfigurationError: it is not one of :data:`INPUT_SCALES`, or ``layers`` not one of :data:`SCALED_LAYERS`.
     """
-    if input_scale not in INPUT_SCALES:
-        raise ConfigurationError(f"input_scale must be one of {', '.join(INPUT_SCALES)}, got {input_scale!r}")
-    if layers not in SCALED_LAYERS:
-        raise ConfigurationError(f"scaled_layers must be one of {', '.join(SCALED_LAYERS)}, got {layers!r}")
-    return input_scale
+    check_choice("scaled_layers", layers, SCALED_LAYERS)
+    return check_choice("input_scale", input_scale, INPUT_SCALES)
 
 
 def concat_branches(tensors: Sequence[Tensor], branches: int) -> Tensor:

@@ -14,7 +14,7 @@ from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo._checks import check_choice
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
 from ccnn_zoo.models._tapped import TappedFeatures
@@ -91,8 +91,7 @@ class AlexNet(TappedFeatures, torchvision.models.AlexNet):
         self._set_head(num_classes, self.avgpool.pool_type if global_pool is None else global_pool)
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
-        if global_pool not in POOLS:
-            raise ConfigurationError(f"global_pool must be one of {POOLS} for AlexNet, got {global_pool!r}")
+        check_choice("global_pool", global_pool, POOLS)
         if not global_pool:
             self._drop_hidden_layers()
         size = 6 if self.has_hidden_layers() else 1

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vgg import VGG, _filter_fn, cfgs
+from timm.models.vgg import VGG, cfgs
 from torch import nn
 
+from ccnn_zoo._compat import vgg_weights
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
 from ccnn_zoo.models._tapped import TappedFeatures
@@ -31,5 +32,5 @@ def ccnn_vgg16(pretrained: bool = False, **kwargs: Any) -> CalibratedVGG:
     features = {"flatten_sequential": True, "out_indices": (0, 1, 2, 3, 4, 5)}
     arguments = {"model_cfg": cfgs["vgg16"], "norm_layer": nn.BatchNorm2d, "branches": 2, **kwargs}
     return build_model_with_cfg(
-        CalibratedVGG, "ccnn_vgg16", pretrained, feature_cfg=features, pretrained_filter_fn=_filter_fn, **arguments
+        CalibratedVGG, "ccnn_vgg16", pretrained, feature_cfg=features, pretrained_filter_fn=vgg_weights, **arguments
     )

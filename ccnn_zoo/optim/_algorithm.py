@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from ccnn_zoo._compat import foreach_add_
+
 from ._sharded import place, whole
 
 CALIBRATION_UPDATES = ("descent", "ascent")
@@ -115,7 +117,7 @@ def csgd_together(
         maximize=maximize,
     )
     for weights, values, std in noise:
-        torch._foreach_add_(weights, values, alpha=std)
+        foreach_add_(weights, values, alpha=std)
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, calibration in enumerate(calibrations):
         alike[len(calibration), calibration.device, calibration.dtype].append(i)

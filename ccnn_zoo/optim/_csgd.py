@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from ccnn_zoo._checks import check_choice
+from ccnn_zoo._compat import foreach_add_, foreach_mul_
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT
 from ccnn_zoo.errors import ConfigurationError
 
@@ -185,15 +187,15 @@ class CSGD(Optimizer):
         for batch, noise in self._noise.batches(weights):
             std = self._noise_std(group, batch[0].device)
             if isinstance(std, Tensor):
-                torch._foreach_mul_(noise, std)
+                foreach_mul_(noise, std)
                 std = 1.0
             yield batch, noise, std
 
     def _with_noise(self, grads: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         sums = {}
         for batch, noise in self._noise.batches(grads):
-            torch._foreach_mul_(noise, self._noise_std(group, batch[0].device))
-            torch._foreach_add_(noise, batch)
+            foreach_mul_(noise, self._noise_std(group, batch[0].device))
+            foreach_add_(noise, batch)
             sums.update(zip(map(id, batch), noise, strict=True))
         return [sums[id(grad)] for grad in grads]
 
@@ -258,7 +260,6 @@ def _check_group(group: dict[str, Any]) -> None:
         if not group[name] >= 0:
             raise ConfigurationError(f"{name} must be 0 or above, got {group[name]!r}")
     for name, allowed in (("calibration_update", CALIBRATION_UPDATES), ("noise", NOISES)):
-        if group[name] not in allowed:
-            raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {group[name]!r}")
+        check_choice(name, group[name], allowed)
     if group["fused"] and group["foreach"]:
         raise ConfigurationError("fused=True and foreach=True exclude each other; drop one")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccnn_zoo._compat import disable_dynamo
 from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role, layers_with_roles, set_role
 from ccnn_zoo.errors import ConfigurationError
 
@@ -88,7 +89,7 @@ def _looks_like_r(param: Tensor) -> bool:
 
 
 # Dynamo cannot trace identities of tensors.
-@torch._disable_dynamo
+@disable_dynamo
 def check_known(layers: Sequence[tuple[str, nn.Module]], groups: Sequence[dict[str, Any]]) -> None:
     """Refuse to step where a layer learns by parameters that no group holds: they were replaced after the optimizer
     was built.

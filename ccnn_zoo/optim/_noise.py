@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccnn_zoo._compat import disable_dynamo
+
 from ._sharded import is_sharded, part_of
 
 NOISES = ("weight", "gradient")
@@ -44,7 +46,7 @@ class NoiseSource:
                 yield batch, [part_of(noise, tensor) for noise, tensor in zip(self._normal(batch), batch, strict=True)]
 
     # Dynamo cannot trace a generator. (torch.compiler.disable would import all of dynamo with this module.)
-    @torch._disable_dynamo
+    @disable_dynamo
     def _normal(self, tensors: list[Tensor]) -> list[Tensor]:
         # Contiguous float32 whatever the tensors are: torch fills only that by vector instructions on the CPU.
         device, sizes = tensors[0].device, [t.numel() for t in tensors]

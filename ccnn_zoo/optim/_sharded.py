@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from ccnn_zoo._compat import foreach_copy_
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -35,4 +36,4 @@ def place(value: Tensor | Sequence[Tensor], target: Tensor | Sequence[Tensor]) -
         for one, other in zip(value, target, strict=True):
             place(one, other)
     else:
-        torch._foreach_copy_(target, value)
+        foreach_copy_(target, value)

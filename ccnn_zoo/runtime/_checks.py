@@ -1,8 +1,6 @@
-"""Checks of a graph against its metadata, of batches against the graph, and of plain arguments."""
+"""Checks of a graph against its metadata, and of batches against the graph."""
 
 from __future__ import annotations
-
-import operator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +12,6 @@ from ._header import Header, Tensor
 
 _FLOATS = ("float32", "float16")
 BRANCH_OUTPUT = "branch_logits"
-
-
-def at_least_one(name: str, value: int) -> int:
-    """Return ``value``, an integer of at least 1.
-
-    Raises:
-        ConfigurationError: it is not; names the argument.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ConfigurationError(f"{name} must be an integer of at least 1, got {value!r}")
-    return number
 
 
 def check_graph(header: Header, metadata: ModelMetadata, source: str) -> None:

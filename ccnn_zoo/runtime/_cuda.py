@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ccnn_zoo._checks import check_choice, check_integer
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from . import _nvidia
@@ -51,10 +52,7 @@ class Cuda(Backend):
     name = "cuda"
 
     def __post_init__(self) -> None:
-        if self.conv_search not in (*CONV_SEARCHES, "measure"):
-            raise ConfigurationError(
-                f"conv_search must be one of {(*CONV_SEARCHES, 'measure')}, got {self.conv_search!r}"
-            )
+        check_choice("conv_search", self.conv_search, (*CONV_SEARCHES, "measure"))
         _check_gpu(self.device_id, self.stream)
 
     def problem(self) -> Problem | None:
@@ -279,8 +277,7 @@ def _require(problem: Problem | None, title: str) -> None:
 
 
 def _check_gpu(device_id: int, stream: int | None) -> None:
-    if not isinstance(device_id, int) or device_id < 0:
-        raise ConfigurationError(f"device_id must be an integer of at least 0, got {device_id!r}")
+    check_integer("device_id", device_id, least=0)
     # 0, 1 and 2 stand for default streams, on which nothing can be recorded or told apart.
     if stream is not None and (not isinstance(stream, int) or stream <= 2):
         raise ConfigurationError(

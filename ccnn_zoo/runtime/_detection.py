@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ccnn_zoo import pictures
+from ccnn_zoo._checks import check_integer, check_number
 from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata
 from ccnn_zoo.pictures import ImageInput
 
 from ._backend import Backend, OpenOptions, Session
-from ._checks import at_least_one
 from ._header import Header
 from ._loading import locate, path_of, read_safely, reopening
 from ._registry import check_device, open_session
@@ -125,10 +125,8 @@ class ObjectDetector:
         Raises:
             ConfigurationError: ``workers`` is out of range, and all that :meth:`detect` raises.
         """
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise ConfigurationError(f"score must be a number in [0, 1], got {score!r}")
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-            raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
+        check_number("score", score, 0, 1)
+        check_integer("workers", workers, least=0)
         return self._stream(pictures.iterate(images), float(score), workers)
 
     def predict(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
@@ -209,7 +207,7 @@ def load_detector(
         ConfigurationError: an argument is outside its range.
     """
     if threads is not None:
-        at_least_one("threads", threads)
+        check_integer("threads", threads)
     check_device(device)
 
     def opened() -> ObjectDetector:

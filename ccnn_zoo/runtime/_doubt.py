@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ccnn_zoo._checks import check_integer
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import doubt, prediction_sets, probabilities
 
-from ._checks import at_least_one
 from ._results import Classification, OutOfDistribution, most_probable
 
 
@@ -39,7 +39,7 @@ class Asked:
     sets: str = "lac"
 
     def __post_init__(self) -> None:
-        at_least_one("top_k", self.top_k)
+        check_integer("top_k", self.top_k)
         numbers = self.metadata.confidence
         for name in ("coverage", "max_risk"):
             if getattr(self, name) is not None and numbers is None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ccnn_zoo._checks import check_integer
 from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo._files.onnx_contents import checked_content
 from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
@@ -16,7 +17,7 @@ from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DETECTION, ModelMetadata
 
 from ._backend import Backend, OpenOptions
-from ._checks import at_least_one, check_graph, usual_shape
+from ._checks import check_graph, usual_shape
 from ._header import Header, parse_header
 from ._registry import AUTO, check_device, find, open_session
 from ._session import ImageClassifier
@@ -75,8 +76,8 @@ def load(
         ConfigurationError: an argument is outside its range, or the name is of weights that are to be exported first.
     """
     if threads is not None:
-        at_least_one("threads", threads)
-    at_least_one("batch_size", batch_size)
+        check_integer("threads", threads)
+    check_integer("batch_size", batch_size)
     check_device(device)
     if cascade and branches is not None:
         raise ConfigurationError(f"cascade=True chooses branches by itself: leave branches={branches!r} out")

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,7 +214,7 @@ def _driver_release() -> str | None:
     return text.value.decode() if status == 0 else None
 
 
-def _cuda_version(function: ctypes._CFuncPtr | None) -> str | None:
+def _cuda_version(function: Callable[..., int] | None) -> str | None:
     number = ctypes.c_int()
     if function is None or function(ctypes.byref(number)) != 0 or number.value == 0:
         return None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
-from ccnn_zoo.errors import ConfigurationError, DeviceError, IntegrityError
+from ccnn_zoo._checks import check_choice
+from ccnn_zoo.errors import DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Problem, Session, reason
 from ._onnxruntime import check_readable
@@ -40,8 +41,7 @@ class OpenVino(Backend):
     name = "openvino"
 
     def __post_init__(self) -> None:
-        if self.hint not in _HINTS:
-            raise ConfigurationError(f"hint must be one of {_HINTS}, got {self.hint!r}")
+        check_choice("hint", self.hint, _HINTS)
 
     def problem(self) -> Problem | None:
         return None if find_spec("openvino") else Problem("the package openvino is not installed.", INSTALL)

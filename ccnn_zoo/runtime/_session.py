@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccnn_zoo import pictures
+from ccnn_zoo._checks import check_integer
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.pictures import ImageInput
 
 from ._backend import Session, like
-from ._checks import at_least_one, branch_output, checked_batch, checked_tensor
+from ._checks import branch_output, checked_batch, checked_tensor
 from ._doubt import Asked
 from ._header import Header
 from ._preprocess import preprocess, whole_picture
@@ -52,7 +53,7 @@ class ImageClassifier:
         self.device = session.device
         self._session = session
         self.source = source
-        self._batch_size = at_least_one("batch_size", batch_size)
+        self._batch_size = check_integer("batch_size", batch_size)
         self._input = header.inputs[0]
         self._output = header.outputs[0].name
         self._branch_output = branch_output(header, metadata)
@@ -123,8 +124,7 @@ class ImageClassifier:
             top_k, coverage, max_risk, sets: likewise.
             workers: threads that decode up to two batches ahead of the network; 0 decodes when the batch is due.
         """
-        if not isinstance(workers, int) or workers < 0:
-            raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
+        check_integer("workers", workers, least=0)
         asked = Asked(self.metadata, top_k, coverage, max_risk, sets)
         return self._stream(pictures.iterate(images), asked, workers)
 

@@ -10,11 +10,12 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from ccnn_zoo._checks import check_integer
 from ccnn_zoo._files import parsed_yaml
 from ccnn_zoo.errors import ConfigurationError
 
 from ._front import DEPLOYMENT, Front
-from ._options import ServeOptions, check_count
+from ._options import ServeOptions
 from ._replica import Replica
 
 _SERVES_OWN = ("host", "port", "address", "name")
@@ -43,7 +44,7 @@ def application(args: dict[str, Any]) -> Application:
         )
     values = {key: _parsed(key, value) if known[key] != "str" else value for key, value in args.items()}
     ingresses = values.pop("ingresses", 1)
-    check_count("ingresses", ingresses)
+    check_integer("ingresses", ingresses)
     options = ServeOptions(**values)
     ingress = serve.deployment(
         serve.ingress()(Ingress),

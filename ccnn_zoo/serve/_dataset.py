@@ -15,11 +15,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ccnn_zoo import runtime
-from ccnn_zoo.errors import ConfigurationError, DeviceError
+from ccnn_zoo._checks import check_integer
+from ccnn_zoo.errors import DeviceError
 from ccnn_zoo.runtime import Asked, Classification, OutOfDistribution, Prediction
 
 from . import _ray
-from ._options import GPU_DEVICES, check_count, check_flag, threads_each
+from ._options import GPU_DEVICES, check_flag, threads_each
 
 PICTURES_A_JOB = 100_000
 """Names that one job holds in memory; more pictures are further jobs, one after another."""
@@ -62,7 +63,7 @@ class RayClassifier:
         address: str = _ray.LOCAL,
     ) -> None:
         _ray.require("ray", "pyarrow", address=address)
-        check_count("processes", processes)
+        check_integer("processes", processes)
         self._processes = processes
         self._threads = threads_each(processes) if threads is None else threads
         self._gpus = int(device in GPU_DEVICES)
@@ -100,8 +101,7 @@ class RayClassifier:
             DeviceError: the processes do not start, or their device fails.
             RepositoryError: there is no Ray cluster at the address.
         """
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-            raise ConfigurationError(f"workers must be an integer of at least 0, got {workers!r}")
+        check_integer("workers", workers, least=0)
         asked = Asked(self.metadata, top_k, coverage, max_risk, sets)  # refuses now what no process could keep
         import ray.data  # noqa: F401, before the handler below: those that were registered last run first
 

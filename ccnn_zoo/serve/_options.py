@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 
+from ccnn_zoo._checks import check_integer, is_integer
 from ccnn_zoo.errors import ConfigurationError
 
 from ._ray import LOCAL
@@ -68,10 +69,10 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         for name in ("replicas", "max_batch_size", "max_bytes", "max_pixels", "max_pending"):
-            check_count(name, getattr(self, name))
+            check_integer(name, getattr(self, name))
         check_flag("token", self.token)
         if self.threads is not None:
-            check_count("threads", self.threads)
+            check_integer("threads", self.threads)
         for name, value in self.promises.items():
             if not _is_number(value) or not 0 < value < 1:
                 raise ConfigurationError(f"{name} must be a share between 0 and 1, got {value!r}")
@@ -81,7 +82,7 @@ class ServeOptions:
             value = getattr(self, name)
             if not _is_number(value) or value <= 0:
                 raise ConfigurationError(f"{name} must be more than 0 seconds, got {value!r}")
-        if not _is_integer(self.port) or not 0 <= self.port < 2**16:
+        if not is_integer(self.port) or not 0 <= self.port < 2**16:
             raise ConfigurationError(f"port must be from 0 to 65535, got {self.port!r}")
         if not self.name or "#" in self.name:
             raise ConfigurationError(f"name must be text without '#', got {self.name!r}")
@@ -108,16 +109,6 @@ def threads_each(processes: int) -> int:
     return max(1, (os.cpu_count() or 1) // processes)
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuse what is no integer of at least 1.
-
-    Raises:
-        ConfigurationError: names the argument.
-    """
-    if not _is_integer(value) or value < 1:
-        raise ConfigurationError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
 def check_flag(name: str, value: object) -> None:
     """Refuse what is neither True nor False: a token itself would be kept among what Ray knows of a deployment.
 
@@ -128,9 +119,5 @@ def check_flag(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be True or False: the stored token is sent, or none")
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: object) -> bool:
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))

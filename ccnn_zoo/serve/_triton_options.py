@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ccnn_zoo._checks import check_choice, check_integer, is_integer
 from ccnn_zoo.errors import ConfigurationError
 
 KINDS = ("auto", "cpu", "gpu")
@@ -44,16 +45,14 @@ class TritonOptions:
     def __post_init__(self) -> None:
         for name, least in (("max_batch_size", 1), ("queue_delay_us", 0), ("instances", 1), ("threads", 1)):
             value = getattr(self, name)
-            optional = name in ("max_batch_size", "threads")
-            if not (optional and value is None) and not _is_integer(value, least):
-                raise ConfigurationError(f"{name} must be an integer of at least {least}, got {value!r}")
+            if value is not None or name not in ("max_batch_size", "threads"):
+                check_integer(name, value, least)
         for name, choices in (("kind", KINDS), ("accelerator", ACCELERATORS)):
-            if getattr(self, name) not in choices:
-                raise ConfigurationError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), choices)
         for name in ("fp16", "cuda_graph"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if isinstance(self.gpus, str) or not all(_is_integer(gpu, 0) for gpu in _listed(self.gpus)):
+        if isinstance(self.gpus, str) or not all(is_integer(gpu, 0) for gpu in _listed(self.gpus)):
             raise ConfigurationError(f"gpus must be a list of GPU numbers such as [0, 1], got {self.gpus!r}")
         self._check_together()
 
@@ -78,7 +77,3 @@ class TritonOptions:
 
 def _listed(values: object) -> Sequence[object]:
     return values if isinstance(values, (list, tuple)) else (values,)
-
-
-def _is_integer(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

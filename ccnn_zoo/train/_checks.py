@@ -1,30 +1,10 @@
-"""Checks of single values of a recipe."""
+"""Checks of what timm is given."""
 
 from __future__ import annotations
-
-from numbers import Real
 
 from timm.data import create_transform
 
 from ccnn_zoo.errors import ConfigurationError
-
-
-def require_integer(name: str, value: object, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigurationError(f"{name} must be an integer of at least {at_least}, got {value!r}")
-
-
-def require_number(
-    name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False
-) -> None:
-    """Refuse what is no number from ``low`` to ``high``; ``above`` and ``below`` leave the ends out."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) else ""
-        raise ConfigurationError(f"{name} must be a number, got {value!r}{hint}")
-    inside = low <= value <= high and value != float("inf")
-    if not inside or (above and value == low) or (below and value == high):
-        interval = f"{'(' if above else '['}{low}, {high}{')' if below or high == float('inf') else ']'}"
-        raise ConfigurationError(f"{name} must be in {interval}, got {value!r}")
 
 
 def check_auto_augment(policy: object) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import timm
 import yaml
 
+from ccnn_zoo._checks import check_integer, check_number
 from ccnn_zoo._files import parsed_yaml, read_text, replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge
 from ccnn_zoo.models import zoo_name
 from ccnn_zoo.optim import CALIBRATION_UPDATES, NOISES
 
-from ._checks import check_auto_augment, require_integer, require_number
+from ._checks import check_auto_augment
 
 OPTIMIZERS = ("csgd", "sgd")
 SCHEDULERS = ("cosine", "multistep", "step", "constant")
@@ -178,7 +179,7 @@ class Recipe:
         check_merge(self.merge)
         if not isinstance(self.objective, str) or self.objective not in _JOINT_SHARES:
             named = " or ".join(map(repr, _JOINT_SHARES))
-            require_number(f"objective, which is {named} or a share,", self.objective, 0, 1)
+            check_number(f"objective, which is {named} or a share,", self.objective, 0, 1)
         for name in ("start_from", "teacher"):
             path = getattr(self, name)
             if path is not None and (not isinstance(path, str) or not path):
@@ -195,25 +196,25 @@ class Recipe:
     def _check_numbers(self) -> None:
         for name in ("epochs", "iterations", "image_size", "branches_at_once", "save_every"):
             if getattr(self, name) is not None:
-                require_integer(name, getattr(self, name), at_least=1)
+                check_integer(name, getattr(self, name), least=1)
         for name in ("batch_size", "accumulate", "evaluate_every", "keep"):
-            require_integer(name, getattr(self, name), at_least=1)
+            check_integer(name, getattr(self, name), least=1)
         for name in ("crop_padding", "workers", "seed"):
-            require_integer(name, getattr(self, name), at_least=0)
+            check_integer(name, getattr(self, name), least=0)
         at_least_0 = "lr", "momentum", "weight_decay", "noise_std", "calibration_lr", "color_jitter", "mixup", "cutmix"
         for name in at_least_0:
-            require_number(name, getattr(self, name), 0, float("inf"))
+            check_number(name, getattr(self, name), 0, float("inf"))
         for name in ("validation", "warmup", "label_smoothing"):
-            require_number(name, getattr(self, name), 0, 1, below=True)
+            check_number(name, getattr(self, name), 0, 1, below=True)
         for name in ("flip", "random_erasing", "teacher_share"):
-            require_number(name, getattr(self, name), 0, 1)
+            check_number(name, getattr(self, name), 0, 1)
         if self.ema_decay is not None:
-            require_number("ema_decay", self.ema_decay, 0, 1, below=True)
-        require_number("decay_rate", self.decay_rate, 0, 1, above=True)
+            check_number("ema_decay", self.ema_decay, 0, 1, below=True)
+        check_number("decay_rate", self.decay_rate, 0, 1, above=True)
         if not isinstance(self.decay_at, tuple) or not self.decay_at:
             raise ConfigurationError(f"decay_at must list shares of the run, as [0.5, 0.75], got {self.decay_at!r}")
         for share in self.decay_at:
-            require_number("decay_at", share, 0, 1, above=True, below=True)
+            check_number("decay_at", share, 0, 1, above=True, below=True)
         if self.scheduler == "step" and len(self.decay_at) != 1:
             raise ConfigurationError(f"scheduler='step' takes one decay_at, its interval; got {self.decay_at!r}")
 
@@ -238,7 +239,7 @@ class Recipe:
             if not isinstance(self.crop_scale, tuple) or len(self.crop_scale) != 2:
                 raise ConfigurationError(f"crop_scale must be two shares, such as [0.08, 1.0], got {self.crop_scale!r}")
             for share in self.crop_scale:
-                require_number("crop_scale", share, 0, 1, above=True)
+                check_number("crop_scale", share, 0, 1, above=True)
             if self.crop_padding:
                 raise ConfigurationError(
                     f"crop_padding={self.crop_padding} and crop_scale={self.crop_scale} exclude each other; drop one"

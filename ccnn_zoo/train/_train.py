@@ -20,6 +20,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     tensorboard: bool = False,
+    pictures: bool = True,
     build: Builder = build_model,
     task: MakeTask | None = None,
 ) -> TrainingResult:
@@ -38,6 +39,7 @@ def train(
         resume: go on from the newest whole state in ``output``, to the bit on a CPU; without one, begin.
         progress: show progress on stderr.
         tensorboard: log the history for TensorBoard too, in the folder ``tensorboard`` of ``output``.
+        pictures: draw them at the end; they take a second or two, which many short runs save.
         build: makes the initial network, the same for the same recipe; what is compared with ours is trained by it.
             A network that gives in training the logits of M members, member-major (M * N, classes), trains each
             member on all images.
@@ -56,4 +58,4 @@ def train(
         TrainingInterrupted: SIGINT or SIGTERM came; the state after the last step is saved.
     """
     make = task or partial(Classification, build=build, progress=progress)
-    return Trainer(recipe, Path(output), tensorboard, make).run(resume, progress)
+    return Trainer(recipe, Path(output), tensorboard, make).run(resume, progress, pictures)

@@ -103,12 +103,12 @@ class Trainer:
         if self.average is not None:
             self.deployed = self.lasting["average"] = self.average.to(self.accelerator.device).module
 
-    def run(self, resume: bool, progress: bool) -> TrainingResult:
+    def run(self, resume: bool, progress: bool, pictures: bool) -> TrainingResult:
         """Train to the end, from the newest state if asked."""
         with alone(self.output, self.accelerator):
-            return self._run(resume, progress)
+            return self._run(resume, progress, pictures)
 
-    def _run(self, resume: bool, progress: bool) -> TrainingResult:
+    def _run(self, resume: bool, progress: bool, pictures: bool) -> TrainingResult:
         main = self.accelerator.is_main_process
         title = f"{self.recipe.model} K={self.recipe.branches}"
         if resume:
@@ -137,13 +137,13 @@ class Trainer:
                     self.logs.add(result)
                     shown.show_epoch(result)
         finally:
-            if main and self.history:
+            if main and self.history and pictures:
                 plot_curves({title: self.history}, self.output / CURVES)
         self.accelerator.wait_for_everyone()
         # Built anew: neither compiled, nor synchronised, nor wrapped by accelerate.
         model = self.task.build_model().eval()
         model.load_state_dict(self.deployed.state_dict())
-        if main:
+        if main and pictures:
             self.task.draw(model, self.accelerator.device, self.output)
         return TrainingResult(model, self._record(self.history[-1]), self.history, self.output / CHECKPOINT)
 

@@ -7,11 +7,12 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ccnn_zoo._checks import is_integer
 from ccnn_zoo.errors import ConfigurationError, MetadataError
 
 from ._fit import fit
@@ -56,10 +57,10 @@ class Cascade:
     version: int = _VERSION
 
     def __post_init__(self) -> None:
-        _require("version", self.version, _is_integer(self.version) and self.version == _VERSION, str(_VERSION))
-        several = _is_integer(self.branches) and 2 <= self.branches <= _MOST_BRANCHES
+        _require("version", self.version, is_integer(self.version) and self.version == _VERSION, str(_VERSION))
+        several = is_integer(self.branches) and 2 <= self.branches <= _MOST_BRANCHES
         _require("branches", self.branches, several, "an integer of at least 2")
-        some = _is_integer(self.first) and 1 <= self.first < self.branches
+        some = is_integer(self.first) and 1 <= self.first < self.branches
         _require("first", self.first, some, "fewer than branches, at least 1")
         _require("merge", self.merge, self.merge in MERGES, f"one of {', '.join(MERGES)}")
         inside = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
@@ -204,7 +205,3 @@ def fit_cascade(
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise MetadataError(f"cascade: {name} must be {expected}, got {reprlib.repr(value)}; export it again")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

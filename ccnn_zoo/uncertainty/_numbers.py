@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
+from ccnn_zoo._checks import check_choice
 from ccnn_zoo.errors import ConfigurationError, MetadataError
 
 VERSION = 1
@@ -101,9 +102,7 @@ class Confidence:
         Raises:
             ConfigurationError: none was fitted for it.
         """
-        if kind not in self.sets:
-            raise ConfigurationError(f"sets must be one of {', '.join(self.sets)}, got {kind!r}")
-        return _fitted(self.sets[kind], "coverage", coverage)
+        return _fitted(self.sets[check_choice("sets", kind, self.sets)], "coverage", coverage)
 
     def threshold_of_decision(self, max_risk: float) -> float:
         """Return the lowest top probability at which a decision keeps a risk; above 1 where none does.
