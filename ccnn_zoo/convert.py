@@ -1,12 +1,15 @@
-"""From a plain network to a calibrated one (calibrate) and back to a plain one (fold)."""
+"""From a plain network to a calibrated one (calibrate), back to a plain one (fold), and to its branches (split)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
 
+from ccnn_zoo._checks import is_integer
 from ccnn_zoo._conversion.apply import apply
 from ccnn_zoo._conversion.kinds import plain_classifier
 from ccnn_zoo._conversion.network import CalibratedNetwork as CalibratedNetwork
@@ -14,10 +17,11 @@ from ccnn_zoo._conversion.network import timm_name as timm_name
 from ccnn_zoo._conversion.options import OPTIONS
 from ccnn_zoo._conversion.options import ConversionOptions as ConversionOptions
 from ccnn_zoo._conversion.parts import Split as Split
-from ccnn_zoo._conversion.parts import check_branches_can_part, taken_apart
+from ccnn_zoo._conversion.parts import check_branches_can_part, checked_branches, taken_apart
 from ccnn_zoo._conversion.selfcheck import checked
 from ccnn_zoo._conversion.survey import survey
 from ccnn_zoo._wrapped import unwrapped, usual_settings
+from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 
@@ -155,3 +159,29 @@ def split(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -
     """
     check_branches_can_part(unwrapped(model))
     return taken_apart(fold(model), input_size)
+
+
+@usual_settings()
+def chosen_branches(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
+    """Return a folded network of some branches of a calibrated one, which costs as many parts of the time.
+
+    It is on the CPU, in float32 and in eval mode. On random images each branch must say what it says in the whole.
+
+    Args:
+        model: a calibrated network with a classifier, of grouped mixing.
+        chosen: numbers of different branches, from 0.
+
+    Raises:
+        ConfigurationError: it is no such network, or there are no such branches.
+        CalibrationError: they do not say alone what they say in the whole network; see :func:`split`.
+    """
+    model, chosen = unwrapped(model), list(chosen)
+    check_branches_can_part(model, all_of_them=True)
+    count, known = model.conversion.branches, all(map(is_integer, chosen))
+    if not known or not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):
+        raise ConfigurationError(
+            f"there are branches 0 to {count - 1}, some of which were to be chosen, got {chosen!r}"
+        )
+    check_branches_can_part(model, all_of_them=len(chosen) == count)
+    whole = fold(model).to("cpu", torch.float32).eval()
+    return whole if len(chosen) == count else checked_branches(whole, chosen)

@@ -6,7 +6,7 @@
 What each precision may differ from torch, and why, stands in ``ccnn_zoo.export._compare``.
 """
 
-from ccnn_zoo._chosen import chosen_branches
+from ccnn_zoo.convert import chosen_branches
 
 from ._cascade import CascadeReport, cascade_to_onnx
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference

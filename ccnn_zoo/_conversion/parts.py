@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnn_zoo._conversion.kinds import branch_axes, count_branches, is_calibratable_conv
-from ccnn_zoo._conversion.network import become_plain, have_branches, meeting_layer
+from ccnn_zoo._conversion.network import CalibratedNetwork, become_plain, have_branches, meeting_layer
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo._conversion.probe import FAILURES, likely_sizes, private_randomness
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
@@ -69,8 +69,12 @@ class Split(nn.Module):
         return self.merge([branch(images) for branch in self.branches])
 
 
-def check_branches_can_part(model: nn.Module) -> None:
+def check_branches_can_part(model: nn.Module, *, all_of_them: bool = False) -> None:
     """Refuse a network of which no branch can run alone.
+
+    Args:
+        model: the network.
+        all_of_them: it is to keep all its branches, which may then read each other.
 
     Raises:
         ConfigurationError: it was not calibrated, or its branches read each other.
@@ -81,7 +85,7 @@ def check_branches_can_part(model: nn.Module) -> None:
             f"{type(model).__name__} has no branches to take apart: pass what ccnn_zoo.calibrate or "
             'timm.create_model("ccnn_...") made'
         )
-    if options.mixing == "dense" and options.branches > 1:
+    if options.mixing == "dense" and options.branches > 1 and not all_of_them:
         raise ConfigurationError(
             f"{type(model).__name__} has mixing='dense': each branch reads all the others, so none can run without "
             "them; take a network of mixing='grouped'"
@@ -110,8 +114,31 @@ def taken_apart(folded: nn.Module, input_size: tuple[int, int, int] | None) -> S
         result = Split(branches, Merge(*deepcopy((meeting, [folded.get_submodule(name) for name in behind]))))
         for module in (result, result.branches, result.merge, result.merge.behind):
             module.training = folded.training
-        _check_same(result, images, expected, type(folded).__name__)
+        _check_same(to_run(result), images, expected, folded, range(len(branches)))
     return result
+
+
+@torch.no_grad()
+def checked_branches(folded: nn.Module, chosen: Sequence[int]) -> nn.Module:
+    """Return a network of the branches ``chosen``, whose logits are those of these branches in the whole.
+
+    Args:
+        folded: the whole network, on the CPU, in float32 and in eval mode; it is left as it is.
+        chosen: numbers of branches.
+
+    Raises:
+        ConfigurationError: it has no classifier.
+        CalibrationError: a branch does not say alone what it says in the whole network.
+    """
+    part = some_branches(folded, chosen)
+    meeting = meeting_layer(part)[1]
+    if meeting is not None and meeting.merge == "concat":  # a sum over branches, of which there are fewer now
+        meeting.weight.mul_(folded.conversion.branches / len(chosen))
+    with private_randomness():
+        images, expected = tried(folded, partial(CalibratedNetwork.forward_branches, folded))
+        alone = partial(CalibratedNetwork.forward_branches, part)  # which a graph of torch.fx has not
+        _check_same(alone, images, expected[list(chosen)], folded, chosen)
+    return part
 
 
 def some_branches(folded: nn.Module, chosen: Sequence[int], ends: Collection[nn.Module] = ()) -> nn.Module:
@@ -236,14 +263,16 @@ def _followed(network: nn.Module, images: Tensor) -> tuple[Tensor, list[str]]:
     return output, behind
 
 
-def _check_same(split: Split, images: Tensor, expected: Tensor, kind: str) -> None:
+def _check_same(
+    alone: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor, whole: nn.Module, branches: Sequence[int]
+) -> None:
     why = ""
     try:
-        same = agree(to_run(split)(images), expected)
+        same = agree(alone(images), expected)
     except FAILURES as error:
         same, why = False, f" ({error})"
     if not same:
         raise CalibrationError(
-            f"the {len(split.branches)} branches of {kind} do not give alone what they give in it{why}, so it cannot "
-            "be split; split it as it was when it was calibrated"
+            f"branches {', '.join(map(str, branches))} of {type(whole).__name__} do not give alone what they give in "
+            f"it{why}; take the network as it was when it was calibrated"
         )
