@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from ccnn_zoo._files.figures import save_figure
 from ccnn_zoo.layers import CalibratedConv2d
 
 _MOST_LAYERS, _MOST_BRANCHES = 8, 8
@@ -42,8 +42,7 @@ def draw_calibration(model: nn.Module, path: Path) -> None:
     for branch in range(rows):
         grid[branch][0].set_ylabel(f"branch {branch}", fontsize=7)
     figure.colorbar(image, ax=grid, label="R", shrink=0.8)
-    path.parent.mkdir(exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)
+    save_figure(figure, path)
 
 
 def _kernels(model: nn.Module) -> dict[str, NDArray[np.float32]]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from ccnn_zoo._files import replacing
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "why.md"
 PAYS, DIGITS = "results/pays_medium_cifar10_16.md", "results/ablation_small_digits.md"
-NETWORKS = {"CIFAR-10": "ccnn_resnet18_cifar.cifar10", "MNIST": "ccnn_resnet18_cifar.mnist"}
+DATA = ("CIFAR-10", "MNIST")
 ASKED = {
     "error of the network, %": "error, %",
-    "coverage asked 95 %: kept, %": "lac, coverage asked 95 %: kept, %",
-    "classes in such a set": "lac, coverage asked 95 %: classes in a set",
+    "coverage asked 95 %: kept, %": "asked 95 %: sets hold, %",
+    "classes in such a set": "asked 95 %: classes in a set",
     "risk asked 5 %: wrong of what was decided, %": "risk asked 5 %: wrong of them, %",
     "decided, %": "risk asked 5 %: decided, %",
 }
@@ -25,14 +26,18 @@ ASKED = {
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    page = DOCS / "why.md"
-    text = page.read_text(encoding="utf-8")
+    text = renewed(PAGE.read_text(encoding="utf-8"))
+    with replacing(PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def renewed(text: str) -> str:
+    """Return the text of the page with the figures that the other pages hold now."""
     for name, lines in (("confidence", confidence()), ("branches", branches()), ("cost", cost())):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         before, _, rest = text.partition(begin)
         text = "\n".join([before + begin, *lines, end + rest.partition(end)[2]])
-    with replacing(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return text
 
 
 def rows(page: str, section: str = "") -> list[list[str]]:
@@ -45,9 +50,13 @@ def rows(page: str, section: str = "") -> list[list[str]]:
 
 def confidence() -> list[str]:
     """Return what was asked of the files, and what they kept."""
-    found = [dict(row[:2] for row in rows("uncertainty_figures.md", name)) for name in NETWORKS.values()]
-    lines = [f"| | {' | '.join(NETWORKS)} |", "|---|---|---|"]
-    return lines + [f"| {name} | {' | '.join(each[row] for each in found)} |" for name, row in ASKED.items()]
+    kept: dict[str, dict[str, str]] = {}
+    for data in DATA:
+        heading, _, *table = rows("uncertainty_figures.md", data)
+        for column, network in enumerate(heading[1:], start=1):
+            kept[f"{data}, {network}"] = {row[0]: row[column] for row in table}
+    lines = [f"| | {' | '.join(kept)} |", f"|---|{'---|' * len(kept)}"]
+    return lines + [f"| {name} | {' | '.join(of[row] for of in kept.values())} |" for name, row in ASKED.items()]
 
 
 def branches() -> list[str]:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class User:
             "HF_ENDPOINT": self.server.url,
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_XET": "1",
+            "TORCH_HOME": str(self.home / "torch"),
             "COLUMNS": "200",
             "MPLBACKEND": "agg",
             "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_S),
@@ -70,20 +71,31 @@ class User:
             **settings,
         }
 
-    def run(self, program: str, token: str | None = None, **settings: str) -> str:
+    def run(
+        self,
+        program: str,
+        token: str | None = None,
+        *,
+        arguments: Sequence[object] = (),
+        folder: Path | None = None,
+        **settings: str,
+    ) -> str:
         """Return what a program printed.
 
         Args:
             program: Python.
             token: the user's.
+            arguments: the program's.
+            folder: where it runs, here if None.
             settings: environment variables, for which the program gets a process without anything imported.
         """
         identity = {"HF_TOKEN": token} if token else {}
         if settings:
+            command = [sys.executable, "-c", program, *map(str, arguments)]
             environment = self.environment(**identity, **settings)
-            run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+            run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         else:
-            run = _forks(self).run(program, **identity)
+            run = _forks(self).run(program, arguments, folder, **identity)
         status, output, self.errors = run.returncode, run.stdout, run.stderr
         assert status == 0, self.errors
         assert self.server.token not in output + self.errors

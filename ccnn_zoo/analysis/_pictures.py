@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files.figures import save_figure
 
 from ._diversity import Diversity
 from ._theorem import BoundReport
@@ -38,7 +37,7 @@ def draw_calibrations(calibrations: Mapping[str, Tensor], path: str | os.PathLik
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         figure.colorbar(image, ax=axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_bounds(bound: BoundReport, path: str | os.PathLike[str]) -> None:
@@ -53,7 +52,7 @@ def draw_bounds(bound: BoundReport, path: str | os.PathLike[str]) -> None:
     against.step(np.sort(bound.measured_sums), shares, where="pre", marker=".", label="measured, share of runs")
     against.set(xscale="log", xlabel=r"deviation, $\sum \lambda_i$", ylabel="probability", title="Theorem and runs")
     against.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_diversity(
@@ -71,9 +70,4 @@ def draw_diversity(
     errors.bar([*names, "network"], [*diversity.branch_error_percent, diversity.error_percent])
     errors.set(ylabel="error (%)", title=f"two branches disagree on {100 * diversity.disagreement:.2f} %")
     errors.tick_params(axis="x", rotation=60)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_figure(figure, path)

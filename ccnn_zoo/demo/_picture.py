@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files.figures import save_figure
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.runtime import Classification
 from ccnn_zoo.train import Data, History, TrainingResult, draw_curves
@@ -41,8 +41,7 @@ def draw(
     axes.set_title(f"{data.name}: training and test error")
     _draw_digits(digits, data, results)
     _draw_calibration(bottom, calibrated)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)
 
 
 def _draw_digits(figure: SubFigure, data: Data, results: Sequence[Classification]) -> None:

@@ -35,9 +35,17 @@ class TappedFeatures:
         starts = [0, *(end + 1 for end in self.feature_ends[:-1])]
         return [self.features[start : end + 1] for start, end in zip(starts, self.feature_ends, strict=True)]
 
-    def _cut_features(self, indices: int | list[int]) -> list[int]:
-        """Drop the layers after the last tap of ``indices``; return them, counted from the first."""
+
+class CutAtTaps(TappedFeatures):
+    """The same for networks that are not timm's, which brings its own way to cut them."""
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Cut the layers after the last tap of ``indices``, as timm's feature extractors ask."""
         taken, last = feature_take_indices(len(self.feature_ends), indices)
         self.features = self.features[: self.feature_ends[last] + 1]
         self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head or max(taken) < len(self.feature_ends) - 1:
+            self.reset_classifier(0, "")
         return taken

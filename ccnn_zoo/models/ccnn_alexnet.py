@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ccnn_zoo._checks import check_choice
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
-from ccnn_zoo.models._tapped import TappedFeatures
+from ccnn_zoo.models._tapped import CutAtTaps
 
 __all__ = ["CalibratedAlexNet"]
 
@@ -26,7 +26,7 @@ LOGITS = 6
 """Index of the last linear layer in torchvision's ``classifier``."""
 
 
-class AlexNet(TappedFeatures, torchvision.models.AlexNet):
+class AlexNet(CutAtTaps, torchvision.models.AlexNet):
     """torchvision's ``AlexNet`` with the methods of a timm network; the keys of its weights are torchvision's.
 
     Args:
@@ -105,15 +105,6 @@ class AlexNet(TappedFeatures, torchvision.models.AlexNet):
     def _drop_hidden_layers(self) -> None:
         for i in range(LOGITS):
             self.classifier[i] = nn.Identity().train(self.training)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Cut the layers after the last tap of ``indices``, as timm's feature extractors ask."""
-        taken = self._cut_features(indices)
-        if prune_head or max(taken) < len(self.feature_ends) - 1:
-            self.reset_classifier(0, "")
-        return taken
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of unpooled features, or what the last linear layer reads."""

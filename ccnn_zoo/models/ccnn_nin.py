@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
-from ccnn_zoo.models._tapped import TappedFeatures
+from ccnn_zoo.models._tapped import CutAtTaps
 
 __all__ = ["CalibratedNIN"]
 
 
-class NIN(TappedFeatures, nn.Module):
+class NIN(CutAtTaps, nn.Module):
     """Network in Network: three mlpconv layers, that is a convolution and 1x1 convolutions, each with a ReLU.
 
     The paper's last 1x1 convolution, to the classes, stands before its global average pooling. A mean and a linear
@@ -87,15 +87,6 @@ class NIN(TappedFeatures, nn.Module):
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Cut the layers after the last tap of ``indices``, as timm's feature extractors ask."""
-        taken = self._cut_features(indices)
-        if prune_head or max(taken) < len(self.feature_ends) - 1:
-            self.reset_classifier(0, "")
-        return taken
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of unpooled features, or the pooled features."""

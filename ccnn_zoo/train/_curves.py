@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files.figures import save_figure
 from ccnn_zoo.errors import ConfigurationError
 
 from ._history import History
@@ -33,8 +32,7 @@ def plot_curves(histories: Mapping[str, History], path: str | os.PathLike[str]) 
         raise ConfigurationError("plot_curves needs at least one history with one epoch, got none")
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     draw_curves(figure.add_subplot(), histories)
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    save_figure(figure, path)
 
 
 def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:

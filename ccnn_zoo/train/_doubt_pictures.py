@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ccnn_zoo._files import replacing
+from ccnn_zoo._files.figures import save_figure
 from ccnn_zoo._printable import printable
 from ccnn_zoo.uncertainty import Confidence, auroc, probabilities, reliability, risk_coverage
 
@@ -69,7 +68,7 @@ def draw_confidence(
     if numbers is not None:
         fitted = f"fitted on {numbers.pictures:,} held-out pictures"
     figure.suptitle(f"{len(targets):,} test pictures; {fitted}", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_doubtful(pictures: Sequence[Doubtful], path: str | os.PathLike[str]) -> None:
@@ -93,7 +92,7 @@ def draw_doubtful(pictures: Sequence[Doubtful], path: str | os.PathLike[str]) ->
     axes.set(xlim=(0, 2 * _COLUMNS), ylim=(rows, 0), aspect="auto")
     axes.set_axis_off()
     axes.set_title("The test pictures that are most in doubt, by entropy: class, answer, answers of the branches")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _told(picture: Doubtful) -> str:
@@ -150,8 +149,3 @@ def _draw_strange(axes: Axes, scores: Strange) -> None:
     axes.set(xlabel=scores.name, ylabel="share (%)")
     axes.set_title(f"Strange pictures: AUROC {100 * area:.1f} %", fontsize=10)
     axes.legend(fontsize=8)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)

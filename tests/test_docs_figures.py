@@ -1,0 +1,32 @@
+"""Figures that a page takes from other pages are theirs: whoever renews those renews it too."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def why_figures():
+    spec = importlib.util.spec_from_file_location("why_figures", ROOT / "scripts" / "why_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_why_says_what_the_results_say_today(why_figures):
+    text = why_figures.PAGE.read_text(encoding="utf-8")
+    assert why_figures.renewed(text) == text, "run scripts/why_figures.py"
+
+
+def test_the_short_table_of_uncertainty_is_of_the_long_one():
+    text = (ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+    short = text.partition("<!-- figures:begin -->")[2].partition("<!-- figures:end -->")[0]
+    long = (ROOT / "docs" / "uncertainty_figures.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in short.splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in long] == []
