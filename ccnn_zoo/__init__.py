@@ -13,8 +13,10 @@ _HOMES = {
     "CSGD": "optim",
     "BranchLinear": "layers",
     "CalibratedConv2d": "layers",
+    "Split": "convert",
     "calibrate": "convert",
     "fold": "convert",
+    "split": "convert",
 }
 _MODULES = (
     *("analysis", "checkpoint", "detection", "errors", "export", "hub", "metadata", "models", "runtime", "serve"),

@@ -10,8 +10,10 @@ from . import runtime as runtime
 from . import serve as serve
 from . import train as train
 from . import uncertainty as uncertainty
+from .convert import Split as Split
 from .convert import calibrate as calibrate
 from .convert import fold as fold
+from .convert import split as split
 from .layers import BranchLinear as BranchLinear
 from .layers import CalibratedConv2d as CalibratedConv2d
 from .optim import CSGD as CSGD
@@ -21,6 +23,7 @@ __all__ = [
     "CSGD",
     "BranchLinear",
     "CalibratedConv2d",
+    "Split",
     "analysis",
     "calibrate",
     "checkpoint",
@@ -33,6 +36,7 @@ __all__ = [
     "models",
     "runtime",
     "serve",
+    "split",
     "train",
     "uncertainty",
 ]

@@ -1,21 +1,27 @@
-"""From a plain network to a calibrated one (calibrate) and back to a plain one (fold)."""
+"""From a plain network to a calibrated one (calibrate), back to a plain one (fold), and to its branches (split)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
 
+from ccnn_zoo._checks import is_integer
 from ccnn_zoo._conversion.apply import apply
 from ccnn_zoo._conversion.kinds import plain_classifier
 from ccnn_zoo._conversion.network import CalibratedNetwork as CalibratedNetwork
 from ccnn_zoo._conversion.network import timm_name as timm_name
 from ccnn_zoo._conversion.options import OPTIONS
 from ccnn_zoo._conversion.options import ConversionOptions as ConversionOptions
+from ccnn_zoo._conversion.parts import Split as Split
+from ccnn_zoo._conversion.parts import check_branches_can_part, checked_branches, taken_apart
 from ccnn_zoo._conversion.selfcheck import checked
 from ccnn_zoo._conversion.survey import survey
 from ccnn_zoo._wrapped import unwrapped, usual_settings
+from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 
 
@@ -122,3 +128,60 @@ def fold_(model: nn.Module) -> None:
             if module not in folded:
                 folded[module] = module.fuse()
             model.set_submodule(name, folded[module])
+
+
+@usual_settings()
+def split(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> Split:
+    """Return K plain networks, one for each branch of a calibrated network, and what merges their outputs.
+
+    Network k holds the effective kernels H_k in plain ``nn.Conv2d``, and what the normalisation layers have for branch
+    k; of what :func:`calibrate` made it has the plain class again. It ends where the branches meet: before the
+    classifier, which ``merge`` of the result holds. Called with images, the result gives what ``model`` gives; in eval
+    mode, or batch normalisation and dropout differ. It is tried on two random images before it is returned.
+
+    >>> apart = ccnn_zoo.split(model)
+    >>> features = [network(images) for network in apart.branches]  # anywhere, in any order
+    >>> logits = apart.merge(features)
+
+    Args:
+        model: what :func:`calibrate` or ``timm.create_model("ccnn_...")`` made, folded or not, with grouped mixing;
+            it is left untouched. The copies have its mode, dtype and device.
+        input_size: (channels, height, width) to try with; by default 64x64, or what the network declares.
+
+    Returns:
+        A module of the parts, :class:`Split`.
+
+    Raises:
+        ConfigurationError: ``model`` is no calibrated network, its branches read each other (``mixing="dense"``), or it
+            is a wrapper of one; torch.compile is looked through.
+        CalibrationError: a module that was put in later has parameters, or mixes channels; or behind the classifier is
+            more than a chain of modules. Names it and the remedy.
+    """
+    check_branches_can_part(unwrapped(model))
+    return taken_apart(fold(model), input_size)
+
+
+@usual_settings()
+def chosen_branches(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
+    """Return a folded network of some branches of a calibrated one, which costs as many parts of the time.
+
+    It is on the CPU, in float32 and in eval mode. On random images each branch must say what it says in the whole.
+
+    Args:
+        model: a calibrated network with a classifier, of grouped mixing.
+        chosen: numbers of different branches, from 0.
+
+    Raises:
+        ConfigurationError: it is no such network, or there are no such branches.
+        CalibrationError: they do not say alone what they say in the whole network; see :func:`split`.
+    """
+    model, chosen = unwrapped(model), list(chosen)
+    check_branches_can_part(model, all_of_them=True)
+    count, known = model.conversion.branches, all(map(is_integer, chosen))
+    if not known or not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):
+        raise ConfigurationError(
+            f"there are branches 0 to {count - 1}, some of which were to be chosen, got {chosen!r}"
+        )
+    check_branches_can_part(model, all_of_them=len(chosen) == count)
+    whole = fold(model).to("cpu", torch.float32).eval()
+    return whole if len(chosen) == count else checked_branches(whole, chosen)

@@ -6,7 +6,7 @@
 What each precision may differ from torch, and why, stands in ``ccnn_zoo.export._compare``.
 """
 
-from ccnn_zoo._chosen import chosen_branches
+from ccnn_zoo.convert import chosen_branches
 
 from ._cascade import CascadeReport, cascade_to_onnx
 from ._compare import BATCH_SIZES, HALF_TOLERANCE, INT8_LOSS, INT8_TOLERANCE, TOLERANCE, BatchDifference
@@ -14,12 +14,13 @@ from ._detection import DetectionReport, detector_metadata_of, detector_to_onnx
 from ._detection_compare import BOX_TOLERANCE, SCORE_TOLERANCE, PictureDifference
 from ._export import to_folder, to_onnx
 from ._foreign import describe
+from ._graph import DEFAULT_OPSET
 from ._images import ImageBatches
 from ._measure import Timing
 from ._metadata import metadata_of
-from ._options import DEFAULT_OPSET, FILES
 from ._preprocess import PreprocessingDifference
 from ._report import ExportReport
+from ._steps import FILES
 from ._uncertainty import add_confidence
 from ._wrap import add_preprocessing
 

@@ -22,6 +22,9 @@ from ccnn_zoo.metadata import ModelMetadata
 
 from ._graph import BATCH, BRANCH_OUTPUT, INPUT, OUTPUT, ConvolutionKey
 
+LARGEST_FILE = 2**31 - 1
+"""Bytes that protobuf, the format of an ONNX file, can hold in one message."""
+
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
@@ -45,8 +48,9 @@ def convert(
         any_size: leave height and width open too.
 
     Raises:
-        ExportError: the network has something that torch.onnx cannot translate.
+        ExportError: the network has something that torch.onnx cannot translate, or is larger than one file can be.
     """
+    _check_size(network)
     # Two images: of one, torch.export would take the batch size for fixed.
     example = torch.zeros(2, *metadata.input_size)
     outputs = [OUTPUT, BRANCH_OUTPUT] if branch_outputs else [OUTPUT]
@@ -63,6 +67,15 @@ def convert(
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
+
+
+def _check_size(folded: nn.Module) -> None:
+    size = sum(tensor.nbytes for tensor in folded.state_dict().values())
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"the folded network holds {size / 1e9:.2f} GB of weights, one ONNX file at most "
+            f"{LARGEST_FILE / 1e9:.2f} GB. Use fewer branches, grouped mixing or a narrower network."
+        )
 
 
 def translate(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
+from ccnn_zoo._checks import check_integer
 from ccnn_zoo._files import replacing
 from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.convert import fold
@@ -23,7 +24,7 @@ from ccnn_zoo.metadata import DetectorMetadata
 from ._detection_checks import check_detector_file, convolutions_of
 from ._detection_compare import PictureDifference, compare_detections
 from ._detection_graph import convert_detector
-from ._options import DEFAULT_OPSET, ExportOptions
+from ._graph import DEFAULT_OPSET
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def detector_to_onnx(
         RepositoryError: the file cannot be written.
     """
     path = Path(path)
-    ExportOptions(opset=opset)  # refuses one that is out of range
+    check_integer("opset", opset, DEFAULT_OPSET)
     if path.is_dir():
         raise RepositoryError(f"{path} is a folder. Pass a file name, e.g. {path / 'detector.onnx'}.")
     detector = unwrapped(detector)

@@ -14,10 +14,10 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
+from ._graph import DEFAULT_OPSET
 from ._images import ImageBatches
-from ._options import DEFAULT_OPSET, FILES, ExportOptions, check_precision
 from ._report import ExportReport
-from ._steps import Exporter
+from ._steps import FILES, Exporter, ExportOptions, check_precision
 
 
 def to_onnx(
@@ -88,13 +88,13 @@ def to_onnx(
     """
     path = Path(path)
     options = ExportOptions(
-        images,
-        int8_images,
-        labels,
-        opset,
-        branch_outputs,
-        batch,
-        size,
+        images=images,
+        int8_images=int8_images,
+        labels=labels,
+        opset=opset,
+        branch_outputs=branch_outputs,
+        batch=batch,
+        size=size,
         preprocess=preprocess,
         measure=measure,
         held_out=held_out,

@@ -23,6 +23,9 @@ from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
 ConvolutionKey = tuple[tuple[int, ...], int]
 """Shape of a convolution's weight, and its groups."""
 
+DEFAULT_OPSET = 18
+"""The version torch.onnx is written for, and the oldest it gives: the most runtimes read it."""
+
 INPUT, OUTPUT, BRANCH_OUTPUT, BATCH = "image", "logits", "branch_logits", "batch"
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ccnn_zoo._files import replacing
-from ccnn_zoo.uncertainty import Confidence, Measured
+import numpy as np
 
-from ._compare import BatchDifference
+from ccnn_zoo._files import replacing
+from ccnn_zoo.uncertainty import Confidence, Measured, measure
+
+from ._compare import BatchDifference, Comparison
 from ._measure import Timing
 from ._preprocess import PreprocessingDifference
 
@@ -116,6 +118,39 @@ class ExportReport:
             yield "confidence fitted on", f"{fitted.pictures} images; temperature {fitted.temperature:.3f}"
         if self.measured is not None:
             yield from _measured_rows(self.measured)
+
+
+def reported(
+    path: Path, precision: str, written: Path, comparison: Comparison, figures: Mapping[str, Any]
+) -> ExportReport:
+    """Return the report of one file.
+
+    Args:
+        path: what it is called.
+        precision: its precision.
+        written: where it lies.
+        comparison: with torch.
+        figures: what else is known of it, by its names in the report.
+    """
+    images, confidence = comparison.images, figures.get("confidence")
+    measured = None
+    if confidence is not None and comparison.targets:  # what it is worth on images that it was not fitted on
+        measured = measure(np.concatenate(comparison.logits), np.concatenate(comparison.targets), confidence)
+    return ExportReport(
+        path=path,
+        precision=precision,
+        file_size=written.stat().st_size,
+        max_difference=max(difference.maximum for difference in comparison.differences),
+        mean_difference=comparison.differences[-1].mean,
+        differences=tuple(comparison.differences),
+        branch_difference=comparison.branch_difference,
+        images=images,
+        agreement=comparison.agreeing / images if images else None,
+        accuracy=None if comparison.correct is None else 100 * comparison.correct / images,
+        torch_accuracy=None if comparison.torch_correct is None else 100 * comparison.torch_correct / images,
+        measured=measured,
+        **figures,
+    )
 
 
 def _timing_rows(timing: Timing) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,14 @@
-"""The steps of an export, from the network to checked files."""
+"""An export: what may be asked of it, and its steps from the network to checked files."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,40 +16,92 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ccnn_zoo._checks import check_choice, check_integer, is_integer
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.layers import CalibratedConv2d
-from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.uncertainty import Confidence, Measured, measure
 
 from ._compare import BATCH_SIZES, Comparison, Run, compare, runner, session_of
 from ._convert import convert, count_convolutions
-from ._graph import BATCH, INPUT, Expected, GraphSummary, check_file, check_graph, summary_of
+from ._graph import BATCH, DEFAULT_OPSET, INPUT, Expected, check_file, check_graph, summary_of
 from ._half import choose_kept, emulate, to_half
-from ._images import Probe
-from ._measure import Timing, choose_fp32, choose_int8, timer
+from ._images import ImageBatches, Probe
+from ._measure import choose_fp32, choose_int8, timer
 from ._metadata import metadata_of
-from ._options import ANY, ExportOptions, check_precision
-from ._preprocess import PreprocessingDifference, check_supported, measure_preprocessing, with_preprocessing
+from ._preprocess import check_supported, measure_preprocessing, with_preprocessing
 from ._quantize import Quantizer, images_for_ranges
-from ._report import ExportReport
+from ._report import ExportReport, reported
 from ._uncertainty import add_confidence, fitted
 
-LARGEST_FILE = 2**31 - 1
-"""Bytes that protobuf, the format of an ONNX file, can hold in one message."""
+FILES = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
+"""Precision to the name of its file in a folder, as the Hub's convention has it."""
+
+ANY = "any"
+"""The size of the images is left open."""
 
 _TIMED_BATCH = 8
 
 
 @dataclass(frozen=True)
-class _Variant:
-    """The network's graph in one precision, and what became known while it was made."""
+class ExportOptions:
+    """The arguments of :func:`ccnn_zoo.export.to_onnx` besides network, path and precision.
 
+    Raises:
+        ConfigurationError: one is out of range, or two contradict each other.
+    """
+
+    images: ImageBatches | None = None
+    int8_images: ImageBatches | None = None
+    labels: Sequence[str] | None = None
+    opset: int = DEFAULT_OPSET
+    branch_outputs: bool = False
+    batch: int | None = None
+    size: tuple[int, int] | str | None = None
+    preprocess: bool = False
+    measure: bool = False
+    held_out: ImageBatches | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("opset", self.opset, DEFAULT_OPSET)
+        if self.batch is not None:
+            check_integer("batch", self.batch, note=", or None for any")
+        sides = self.size if isinstance(self.size, tuple | list) else ()
+        if self.size not in (None, ANY) and not (len(sides) == 2 and all(is_integer(side, 1) for side in sides)):
+            raise ConfigurationError(f"size must be (height, width), {ANY!r} or None, got {self.size!r}")
+        if self.size == ANY and self.preprocess:
+            raise ConfigurationError(
+                "preprocess=True resizes every picture to one size, which size='any' would leave open. Leave one out."
+            )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that there is not.
+
+    Raises:
+        ConfigurationError: it is none of :data:`FILES`.
+    """
+    check_choice("precision", precision, FILES)
+
+
+@dataclass
+class _File:
+    """A file in the making.
+
+    Attributes:
+        precision: its precision.
+        path: where it is written.
+        graph: the network's graph.
+        emulated: what is judged in its place, None for itself; see :mod:`ccnn_zoo.export._half`.
+        figures: what became known while it was made, by its names in the report.
+        run: what runs it on preprocessed images, once it is written.
+    """
+
+    precision: str
+    path: Path
     graph: ModelProto
-    judged: ModelProto | None = None  # what is compared in the file's place: see _half
-    kept: dict[str, str] | None = None
-    int8_images: int | None = None
-    timing: Timing | None = None
+    emulated: ModelProto | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    run: Run | None = None
 
 
 class Exporter:
@@ -77,8 +130,10 @@ class Exporter:
                 f"branch_outputs=True needs a network with forward_branches, {type(model).__name__} has none. Make it "
                 'with timm.create_model("ccnn_...") or ccnn_zoo.calibrate, or leave branch_outputs out.'
             )
-        self._precisions, self._options = precisions, options
-        self._metadata = _sized(metadata_of(model, options.labels), options)
+        self._options = options
+        self._metadata = metadata_of(model, options.labels)
+        if options.size not in (None, ANY):
+            self._metadata = replace(self._metadata, input_size=(self._metadata.input_size[0], *options.size))
         if options.preprocess:
             check_supported(self._metadata)
         self._batch_sizes = BATCH_SIZES if options.batch is None else (options.batch,)
@@ -94,11 +149,11 @@ class Exporter:
                 raise ConfigurationError("held_out must be images with their classes: pairs (images, classes)")
         self._network = deepcopy(model).to("cpu", torch.float32).eval()
 
-    def write(self, files: Mapping[str, Path], named: Mapping[str, Path]) -> dict[str, ExportReport]:
+    def write(self, paths: Mapping[str, Path], named: Mapping[str, Path]) -> dict[str, ExportReport]:
         """Write and check the file of every precision.
 
         Args:
-            files: by precision, where to write.
+            paths: by precision, where to write.
             named: by precision, what the report calls the file.
 
         Raises:
@@ -106,73 +161,55 @@ class Exporter:
         """
         # A network may draw random numbers in eval mode too; the caller's go on as if nothing had run.
         with torch.random.fork_rng(devices=[]), ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ccnn-export-")))
-            if self._options.size == ANY:
-                self._check_any_size()
-            core, expected, summary = self._translate(folder)
-            if set(files) != {"fp32"}:
+            core, expected, parameters = self._translated(stack)
+            if set(paths) != {"fp32"}:
                 self._compare({"fp32": runner(core)}, every_image=False)
-            if self._options.size == ANY:
-                compare(self._network, {"fp32": runner(core)}, self._other_size(), batch_sizes=(2,))
-            variants = {precision: self._variant(precision, core, stack) for precision in files}
-            preprocessing = self._measure_preprocessing(core)
-            graphs, judged, own = {}, {}, {}
-            for precision, variant in variants.items():
-                graphs[precision], judged[precision], own[precision] = self._save(
-                    precision, variant, files[precision], expected
-                )
-            found = self._compare(judged)
-            numbers = {} if self._held_out is None else fitted(own, self._held_out)
-            for precision, confidence in numbers.items():
-                add_confidence(files[precision], confidence, outputs=True)
-                graphs[precision] = summary_of(files[precision])
+            files = [self._made(precision, path, core, stack) for precision, path in paths.items()]
+            together = {"parameters": parameters}
+            if self._options.preprocess:
+                found = measure_preprocessing(self._metadata, self._options.opset, core.ir_version)
+                together["preprocessing"] = found
+            judges = {file.precision: self._saved(file, expected) for file in files}
+            compared = self._compare(judges)
+            if self._held_out is not None:
+                self._add_confidence(files)
             return {
-                precision: _report(
-                    named[precision],
-                    precision,
-                    replace(graphs[precision], parameters=summary.parameters),
-                    found[precision],
-                    files[precision].stat().st_size,
-                    variants[precision],
-                    preprocessing,
-                    numbers.get(precision),
+                file.precision: reported(
+                    named[file.precision], file.precision, file.path, compared[file.precision], file.figures | together
                 )
-                for precision in files
+                for file in files
             }
 
-    def _translate(self, folder: Path) -> tuple[ModelProto, Expected, GraphSummary]:
-        """Return the folded network's graph in float32, what it must hold, and what it holds."""
+    def _translated(self, stack: ExitStack) -> tuple[ModelProto, Expected, int]:
+        """Return the folded network's graph in float32, what it must hold, and how many weights it does."""
         options = self._options
+        any_size = options.size == ANY
+        if any_size:
+            self._check_any_size()
         convolutions = count_convolutions(self._network, self._probe.batch[:1])
         folded = fold(self._network)
-        _check_size(folded)
-        any_size = options.size == ANY
         core = convert(folded, self._metadata, options.opset, branch_outputs=options.branch_outputs, any_size=any_size)
-        calibrations = tuple(
-            module.calibration.detach().numpy()
-            for module in self._network.modules()
-            if isinstance(module, CalibratedConv2d)
-        )
-        size = ("height", "width") if any_size else None
+        calibrated = (module for module in self._network.modules() if isinstance(module, CalibratedConv2d))
         expected = Expected(
-            self._metadata, options.opset, convolutions, calibrations, options.branch_outputs, size=size
+            self._metadata,
+            options.opset,
+            convolutions,
+            tuple(module.calibration.detach().numpy() for module in calibrated),
+            options.branch_outputs,
+            size=("height", "width") if any_size else None,
         )
-        onnx.save(core, folder / "core.onnx")
-        return core, expected, check_graph(folder / "core.onnx", expected)
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ccnn-export-")), "core.onnx")
+        onnx.save(core, path)
+        summary = check_graph(path, expected)
+        if any_size:
+            compare(self._network, {"fp32": runner(core)}, self._other_size(), batch_sizes=(2,))
+        return core, expected, summary.parameters
 
-    def _variant(self, precision: str, core: ModelProto, stack: ExitStack) -> _Variant:
-        timed = self._probe.batch[: self._options.batch or _TIMED_BATCH].numpy()
-        if precision == "int8":
-            return self._quantised(core, timed, stack)
+    def _made(self, precision: str, path: Path, core: ModelProto, stack: ExitStack) -> _File:
+        """Return the file of one precision, yet unwritten."""
         if precision == "fp16":  # for GPUs: what this machine's CPU prefers says nothing of them
             kept = choose_kept(core, self._probe.batch)
-            return _Variant(to_half(core, kept), emulate(core, kept), kept)
-        if not self._options.measure:
-            return _Variant(core)
-        graph, timing = choose_fp32(core, timer(timed), len(timed), self._metadata.branches)
-        return _Variant(graph, timing=timing)
-
-    def _quantised(self, core: ModelProto, timed: np.ndarray, stack: ExitStack) -> _Variant:
+            return _File(precision, path, to_half(core, kept), emulate(core, kept), {"kept_fp32": kept})
         images = self._int8_images
 
         def quantizer_of(graph: ModelProto) -> Quantizer:
@@ -180,41 +217,47 @@ class Exporter:
             stack.callback(quantizer.close)
             return quantizer
 
+        figures: dict[str, Any] = {"int8_images": len(images)} if precision == "int8" else {}
         if not self._options.measure:
-            return _Variant(quantizer_of(core)(), int8_images=len(images))
-        graph, timing = choose_int8(core, quantizer_of, timer(timed), len(timed), self._metadata.branches)
-        return _Variant(graph, int8_images=len(images), timing=timing)
+            graph = quantizer_of(core)() if precision == "int8" else core
+            return _File(precision, path, graph, figures=figures)
+        timed = self._probe.batch[: self._options.batch or _TIMED_BATCH].numpy()
+        how = (timer(timed), len(timed), self._metadata.branches)
+        chosen = choose_int8(core, quantizer_of, *how) if precision == "int8" else choose_fp32(core, *how)
+        graph, figures["timing"] = chosen
+        return _File(precision, path, graph, figures=figures)
 
-    def _measure_preprocessing(self, core: ModelProto) -> PreprocessingDifference | None:
-        if not self._options.preprocess:
-            return None
-        return measure_preprocessing(self._metadata, self._options.opset, core.ir_version)
-
-    def _save(self, precision: str, variant: _Variant, path: Path, expected: Expected) -> tuple[GraphSummary, Run, Run]:
-        """Write the finished file; return what it holds, what is judged in its place, and what runs it.
-
-        Both run preprocessed images.
-        """
-        options = self._options
+    def _saved(self, file: _File, expected: Expected) -> Run:
+        """Write a finished file; return what runs that by which it is judged, on preprocessed images."""
+        options, path = self._options, file.path
         graph = ModelProto()
-        graph.CopyFrom(variant.graph)
+        graph.CopyFrom(file.graph)
         if options.batch is not None:
             _fix_batch(graph, options.batch)
-        judged = graph
+        core = graph
         metadata = replace(self._metadata, preprocessing_in_graph=options.preprocess)
         if options.preprocess:
             graph = with_preprocessing(graph, self._metadata)
-        properties = metadata.to_props() | ({} if precision == "fp32" else {"precision": precision})
+        properties = metadata.to_props() | ({} if file.precision == "fp32" else {"precision": file.precision})
         onnx.helper.set_model_props(graph, properties)
         onnx.save(graph, path)
         summary = check_file(path, replace(expected, metadata=metadata, batch=options.batch or BATCH))
+        file.figures |= vars(summary)
         if options.preprocess:
             self._check_pictures(path)
-        own = runner(judged if options.preprocess else path)
-        if variant.judged is None:
-            return summary, own, own
-        self._compare({precision: own}, every_image=False)
-        return summary, runner(variant.judged), own
+        file.run = runner(core if options.preprocess else path)
+        if file.emulated is None:
+            return file.run
+        self._compare({file.precision: file.run}, every_image=False)
+        return runner(file.emulated)
+
+    def _add_confidence(self, files: Sequence[_File]) -> None:
+        """Fit numbers of confidence for each file by its own logits, and write them into it."""
+        found = fitted({file.precision: file.run for file in files}, self._held_out)
+        for file in files:
+            confidence = found[file.precision]
+            add_confidence(file.path, confidence, outputs=True)
+            file.figures |= {**vars(summary_of(file.path)), "confidence": confidence}
 
     def _check_pictures(self, path: Path) -> None:
         """Run a file that takes pictures on a grey one."""
@@ -249,67 +292,9 @@ class Exporter:
             ) from error
 
 
-def _report(
-    path: Path,
-    precision: str,
-    graph: GraphSummary,
-    comparison: Comparison,
-    file_size: int,
-    variant: _Variant,
-    preprocessing: PreprocessingDifference | None,
-    confidence: Confidence | None,
-) -> ExportReport:
-    images = comparison.images
-    correct, torch_correct = comparison.correct, comparison.torch_correct
-    return ExportReport(
-        path=path,
-        nodes=graph.nodes,
-        parameters=graph.parameters,
-        max_difference=max(difference.maximum for difference in comparison.differences),
-        mean_difference=comparison.differences[-1].mean,
-        differences=tuple(comparison.differences),
-        agreement=comparison.agreeing / images if images else None,
-        images=images,
-        file_size=file_size,
-        opset=graph.opset,
-        branch_difference=comparison.branch_difference,
-        precision=precision,
-        accuracy=None if correct is None else 100 * correct / images,
-        torch_accuracy=None if torch_correct is None else 100 * torch_correct / images,
-        kept_fp32=variant.kept,
-        int8_images=variant.int8_images,
-        preprocessing=preprocessing,
-        timing=variant.timing,
-        confidence=confidence,
-        measured=_measured(comparison, confidence),
-    )
-
-
-def _measured(comparison: Comparison, confidence: Confidence | None) -> Measured | None:
-    """Measure the numbers that were fitted on the images of the comparison, where these came with classes."""
-    if confidence is None or not comparison.targets:
-        return None
-    return measure(np.concatenate(comparison.logits), np.concatenate(comparison.targets), confidence)
-
-
-def _sized(metadata: ModelMetadata, options: ExportOptions) -> ModelMetadata:
-    if options.size in (None, ANY):
-        return metadata
-    return replace(metadata, input_size=(metadata.input_size[0], *options.size))
-
-
 def _fix_batch(graph: ModelProto, batch: int) -> None:
     for value in (*graph.graph.input, *graph.graph.output):
         for side in value.type.tensor_type.shape.dim:
             if side.dim_param == BATCH:
                 side.dim_value = batch
     del graph.graph.value_info[:]
-
-
-def _check_size(folded: nn.Module) -> None:
-    size = sum(tensor.nbytes for tensor in folded.state_dict().values())
-    if size > LARGEST_FILE:
-        raise ExportError(
-            f"the folded network holds {size / 1e9:.2f} GB of weights, one ONNX file at most "
-            f"{LARGEST_FILE / 1e9:.2f} GB. Use fewer branches, grouped mixing or a narrower network."
-        )

@@ -17,9 +17,8 @@ from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import Confidence, doubt, fit, probabilities
 
 from ._compare import Run, session_of
-from ._graph import BRANCH_OUTPUT, OUTPUT, read_network
+from ._graph import BRANCH_OUTPUT, DEFAULT_OPSET, OUTPUT, read_network
 from ._images import Probe
-from ._options import DEFAULT_OPSET
 
 PROPERTY = "confidence"
 OUTPUTS = ("probabilities", "branch_probabilities", "uncertainty", "ood_score")

@@ -13,8 +13,7 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 
-from ._graph import INPUT, read_network
-from ._options import DEFAULT_OPSET
+from ._graph import DEFAULT_OPSET, INPUT, read_network
 from ._preprocess import check_supported, measure_preprocessing, with_preprocessing
 
 

@@ -28,7 +28,7 @@ DOOR = {"__init__", "__main__"}
 CORE = ("layers", "convert", "branchwise", "_conversion")
 ROOMS = {
     "core": CORE,
-    "networks in files": ("checkpoint", "_arguments", "_chosen", "_rebuild"),
+    "networks in files": ("checkpoint", "_arguments", "_rebuild"),
     "names": ("_named", "_deployed"),
     "metadata": ("metadata",),
     "base": ("errors", "_checks", "_compat", "_files", "_printable", "_roles", "_wrapped"),

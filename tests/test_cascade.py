@@ -18,10 +18,9 @@ from scipy.special import logsumexp, softmax
 from separate_networks import randomize
 
 from ccnn_zoo import runtime, uncertainty
-from ccnn_zoo._chosen import chosen_branches
 from ccnn_zoo.checkpoint import TrainingRecord, save_checkpoint
 from ccnn_zoo.errors import CCNNError, ConfigurationError, IntegrityError, MetadataError, RepositoryError
-from ccnn_zoo.export import CascadeReport, cascade_to_onnx
+from ccnn_zoo.export import CascadeReport, cascade_to_onnx, chosen_branches
 from ccnn_zoo.uncertainty import Cascade, cascade_curve, fit_cascade
 
 K, CLASSES = 3, 5
@@ -92,7 +91,7 @@ def test_what_cannot_be_chosen_is_said():
             chosen_branches(network(), chosen)
     with pytest.raises(ConfigurationError, match="dense"):
         chosen_branches(network(mixing="dense"), [0])
-    with pytest.raises(ConfigurationError, match="has no branches to choose from"):
+    with pytest.raises(ConfigurationError, match="has no branches to take apart"):
         chosen_branches(torch.nn.Linear(2, 2), [0])
 
 

@@ -12,7 +12,7 @@ from separate_networks import load_branch, randomize
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ccnn_zoo import CalibratedConv2d, calibrate, fold
+from ccnn_zoo import CalibratedConv2d, calibrate, fold, split
 from ccnn_zoo.errors import CalibrationError
 
 BRANCHES = 3
@@ -101,6 +101,12 @@ def test_branches_of_a_family_equal_separate_plain_networks(family: str, build: 
     with torch.no_grad():
         alone = torch.stack([load_branch(plain, model, k)(x) for k in range(BRANCHES)])
         torch.testing.assert_close(model.forward_branches(x), alone, rtol=1e-6, atol=1e-6 * alone.abs().max().item())
+        apart, expected = split(model), model(x)
+        for k, network in enumerate(apart.branches):
+            own = load_branch(plain, model, k).state_dict()
+            assert all(torch.equal(tensor, own[name]) for name, tensor in network.state_dict().items())
+            assert torch.equal(network(x), separate[k])
+        torch.testing.assert_close(apart(x), expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import ccnn_zoo
 from ccnn_zoo import runtime
 from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
-from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _steps, metadata_of, to_onnx
+from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _convert, metadata_of, to_onnx
 
 GREY = {"input_size": (1, 8, 8), "mean": (0.3,), "std": (0.25,), "label_names": [f"digit {i}" for i in range(10)]}
 
@@ -365,8 +365,8 @@ def test_a_transformer_is_exported_and_at_another_size_refused(tmp_path):
 
 
 def test_a_network_larger_than_one_file_can_be_is_refused_before_it_is_translated(tmp_path, monkeypatch):
-    assert _steps.LARGEST_FILE < 2**31
-    monkeypatch.setattr(_steps, "LARGEST_FILE", 200)
+    assert _convert.LARGEST_FILE < 2**31
+    monkeypatch.setattr(_convert, "LARGEST_FILE", 200)
     with pytest.raises(ExportError, match=r"holds .* GB of weights, one ONNX file at most .*\. Use fewer branches"):
         to_onnx(Small(Decides()), tmp_path / "x.onnx")  # which could not be translated either
     assert not list(tmp_path.iterdir())

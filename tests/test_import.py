@@ -62,7 +62,9 @@ def test_networks_and_optimizer_join_timm_in_any_order_of_imports(imports: str, 
 
 
 def test_layers_conversion_and_optimizer_do_without_timm(torch_there: Forks) -> None:
-    code = "import sys; from ccnn_zoo import CSGD, CalibratedConv2d, calibrate, fold; print('timm' in sys.modules)"
+    code = (
+        "import sys; from ccnn_zoo import CSGD, CalibratedConv2d, calibrate, fold, split; print('timm' in sys.modules)"
+    )
     assert torch_there.run(code).stdout.strip() == "False"
 
 
@@ -75,7 +77,8 @@ def test_all_public_names_resolve() -> None:
     )
     modules = {"analysis", "checkpoint", "detection", "errors", "export", "hub", "metadata", "models", "runtime"}
     modules |= {"serve", "train", "uncertainty"}
-    assert names.split() == sorted({"BranchLinear", "CalibratedConv2d", "calibrate", "fold", "CSGD"} | modules)
+    others = {"BranchLinear", "CalibratedConv2d", "calibrate", "fold", "CSGD", "split", "Split"}
+    assert names.split() == sorted(others | modules)
 
 
 def test_type_checkers_are_told_the_same_names() -> None:

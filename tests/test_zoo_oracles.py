@@ -78,6 +78,11 @@ def test_branches_equal_separate_plain_networks(kind):
         expected.append(plain(images))
     assert (expected[0] - expected[1]).abs().max() > 1e-4, "the branches must differ for this to say anything"
     torch.testing.assert_close(model.forward_branches(images), torch.stack(expected))
+    apart = ccnn_zoo.split(model)
+    torch.testing.assert_close(apart(images), model(images))
+    for k, network in enumerate(apart.branches):
+        own = weights_of_branch(model, plain, k)
+        assert all(torch.equal(tensor, own[name]) for name, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", sorted(SMALL.keys() - {"alexnet"}))

@@ -47,7 +47,6 @@ def apply(found: Survey, model: nn.Module, options: ConversionOptions) -> None:
             tile_per_channel(module, branches)
     keep_branches_apart(model, branches)
     scale_declared_widths(model, lambda width: width * branches)
-    _scale_feature_info(model, branches)
     become_calibrated(model, options)
 
 
@@ -74,11 +73,3 @@ def _calibrated_convs(
             if how == "grouped":
                 weight.mul_(branches)
     return replaced
-
-
-def _scale_feature_info(model: nn.Module, branches: int) -> None:
-    """timm networks declare the widths of their features; K branches make them K times wider."""
-    feature_info = getattr(model, "feature_info", None)
-    holder, name = (feature_info, "info") if hasattr(feature_info, "info") else (model, "feature_info")
-    if isinstance(levels := getattr(holder, name, None), list):
-        setattr(holder, name, [{**level, "num_chs": level["num_chs"] * branches} for level in levels])

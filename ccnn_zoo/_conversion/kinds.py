@@ -16,6 +16,7 @@ from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 # By name: importing torchvision or timm for a class that the network may not have takes seconds.
 _CONV_SAME = "timm.layers.conv2d_same.Conv2dSame"
 _LINEAR = "timm.layers.linear.Linear"
+_COUNTS = ("num_features", "num_channels", "num_groups", "num_parameters")
 _FROZEN_NORMS = {"torchvision.ops.misc.FrozenBatchNorm2d", "timm.layers.norm_act.FrozenBatchNormAct2d"}
 
 
@@ -39,18 +40,54 @@ def is_per_channel(module: nn.Module) -> bool:
     return is_normalisation(module) or isinstance(module, nn.PReLU) or qualified_name(module) in _FROZEN_NORMS
 
 
+def _is_one_for_all(module: nn.Module) -> bool:
+    return isinstance(module, nn.PReLU) and module.num_parameters == 1
+
+
 def tile_per_channel(module: nn.Module, branches: int) -> None:
     """Give every branch its own affine parameters and statistics, equal at the start."""
-    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+    if _is_one_for_all(module):
         return
     for name, parameter in list(module.named_parameters(recurse=False)):
         setattr(module, name, nn.Parameter(parameter.detach().repeat(branches), parameter.requires_grad))
     for name, buffer in list(module.named_buffers(recurse=False)):
         if buffer.ndim:
             setattr(module, name, buffer.repeat(branches))
-    for count in ("num_features", "num_channels", "num_groups", "num_parameters"):
+    for count in _COUNTS:
         if hasattr(module, count):
             setattr(module, count, getattr(module, count) * branches)
+
+
+def branch_axes(module: nn.Module) -> dict[str, int] | None:
+    """Return which tensors of a module of a folded network hold its branches one after another, and along which axis.
+
+    None: that is not known. Linear layers stand behind the place where branches meet.
+    """
+    if is_calibratable_conv(module):
+        return {"weight": 0} | ({} if module.bias is None else {"bias": 0})
+    if is_per_channel(module):
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        return {} if _is_one_for_all(module) else {name: 0 for name, tensor in own if tensor.ndim}
+    if isinstance(module, BranchLinear | BranchConv2d):
+        own = {"concat": {"weight": 1}, "probability": {"weight": 0, "bias": 0}}.get(module.merge, {})
+        return {name: axis for name, axis in own.items() if getattr(module, name) is not None}
+    return {} if is_linear(module) else None
+
+
+def count_branches(module: nn.Module, before: int, now: int) -> None:
+    """Tell a module of a folded network of ``before`` branches, whose tensors were cut down, that it has ``now``."""
+    counts: tuple[str, ...] = ()
+    if is_calibratable_conv(module):
+        # One group: of the image, which all branches read.
+        counts = ("out_channels",) if module.groups == 1 else ("out_channels", "in_channels", "groups")
+    elif is_per_channel(module) and not _is_one_for_all(module):
+        counts = _COUNTS
+    elif isinstance(module, BranchLinear | BranchConv2d):
+        module.branches = now
+        counts = ("in_features", "in_channels") if module.merge == "concat" else ()
+    for count in counts:
+        if hasattr(module, count):
+            setattr(module, count, getattr(module, count) // before * now)
 
 
 def dense_weight(weight: nn.Parameter, branches: int, *, same_function: bool, normalised: bool) -> nn.Parameter:

@@ -29,6 +29,14 @@ def mix_in(module: nn.Module, mixin: type[Mixin], prefix: str) -> None:
         module.__class__ = _mixed(mixin, type(module), prefix)
 
 
+def unmix(module: nn.Module) -> bool:
+    """Give ``module`` the class back that it had before :func:`mix_in`; tell whether there was one."""
+    parts = vars(type(module)).get("_mixed_of")
+    if parts is not None:
+        module.__class__ = parts[1]
+    return parts is not None
+
+
 @cache
 def _mixed(mixin: type[Mixin], plain: type[nn.Module], prefix: str) -> type[nn.Module]:
     members = {

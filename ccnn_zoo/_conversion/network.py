@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ccnn_zoo._conversion.kinds import is_linear, new_classifier
 from ccnn_zoo._conversion.known_blocks import keep_branches_apart
-from ccnn_zoo._conversion.mixed import Mixin, mix_in
+from ccnn_zoo._conversion.mixed import Mixin, mix_in, unmix
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
@@ -101,7 +102,8 @@ class CalibratedClassifier(CalibratedNetwork):
 
 
 def scale_declared_widths(model: nn.Module, change: Callable[[int], int]) -> None:
-    """Change the widths of pooled and unpooled features that timm networks declare, where they are of all branches."""
+    """Change the widths that timm networks declare, of every level, and of pooled and unpooled features where these are
+    of all branches."""
     meeting = meeting_layer(model)[1]
     classifies = callable(getattr(model, "get_classifier", None))
     met_before = meeting is not None and classifies and model.get_classifier() is not meeting  # in a hidden layer
@@ -113,6 +115,10 @@ def scale_declared_widths(model: nn.Module, change: Callable[[int], int]) -> Non
         for name in names:
             if isinstance(getattr(owner, name, None), int):
                 setattr(owner, name, change(getattr(owner, name)))
+    feature_info = getattr(model, "feature_info", None)
+    holder, name = (feature_info, "info") if hasattr(feature_info, "info") else (model, "feature_info")
+    if isinstance(levels := getattr(holder, name, None), list):
+        setattr(holder, name, [{**level, "num_chs": change(level["num_chs"])} for level in levels])
 
 
 def become_calibrated(model: nn.Module, options: ConversionOptions) -> None:
@@ -131,6 +137,40 @@ def become_calibrated(model: nn.Module, options: ConversionOptions) -> None:
     for name, value in options.architecture().items():
         if name in vars(model) or not hasattr(model, name):  # a network of others may have a module of this name
             setattr(model, name, value)
+
+
+def have_branches(model: nn.Module, count: int) -> None:
+    """Record on a copy of a folded network that it is to have ``count`` of its branches."""
+    before = model.conversion
+    scale_declared_widths(model, lambda width: width // before.branches * count)
+    model.conversion = replace(before, branches=count)
+    for module in model.modules():
+        if isinstance(module, Mixin) and "branches" in vars(module):
+            module.branches = count
+    if hasattr(model, "_model_args"):
+        made = {"num_classes": model.num_classes, "folded": True}
+        model._model_args = {**model._model_args, **model.conversion.architecture(), **made}
+
+
+def become_plain(model: nn.Module) -> None:
+    """Give a network of one branch, which ends where branches would meet, its plain class again, if it has one."""
+    timms = hasattr(model, "_model_args")
+    if timms:
+        model.num_classes = 0
+        model._model_args = {**model._model_args, "num_classes": 0}
+    for module in model.modules():
+        if module is not model and unmix(module):
+            del module.branches
+    if not unmix(model):
+        return
+    ours = model.conversion.architecture()
+    for name in ("conversion", *ours):
+        vars(model).pop(name, None)
+    if timms:
+        base = model._model_args["base"]
+        kept = {name: value for name, value in model._model_args.items() if name not in {*ours, "base", "folded"}}
+        model._model_args = kept
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": base}
 
 
 def _rename(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ccnn_zoo._conversion.survey import Survey
 from ccnn_zoo.errors import CalibrationError
 
-_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 """What networks raise for images of a size that they do not take."""
 
 
@@ -36,9 +36,9 @@ def traced(found: Survey, model: nn.Module, input_size: tuple[int, int, int] | N
     On the meta device, which computes nothing; of a network that does not run there, ``found`` is returned.
     """
     network = deepcopy(model).to("meta").eval()
-    for size in [input_size] if input_size else _likely_sizes(model, found):
+    for size in [input_size] if input_size else likely_sizes(model, model.get_submodule(found.convs[0]).in_channels):
         images = torch.empty(2, *size, device="meta", dtype=next(network.parameters()).dtype)
-        with torch.no_grad(), suppress(*_FAILURES), _noted_readers(network, images, found.convs) as readers:
+        with torch.no_grad(), suppress(*FAILURES), _noted_readers(network, images, found.convs) as readers:
             network(images)
             return _with_readers(found, readers)
     return found
@@ -64,14 +64,14 @@ def make_probe(model: nn.Module, found: Survey, input_size: tuple[int, int, int]
     """
     network = deepcopy(model).to("cpu", torch.float32).requires_grad_(False).eval()
     _randomise(network)
-    sizes = [input_size] if input_size else _likely_sizes(model, found)
+    sizes = [input_size] if input_size else likely_sizes(model, model.get_submodule(found.convs[0]).in_channels)
     for size in sizes:
         images = torch.randn(2, *size)
         try:
             with _noted_readers(network, images, found.convs) as readers:
                 settle(network, images)
             return Probe(network, images), _with_readers(found, readers)
-        except _FAILURES as failure:
+        except FAILURES as failure:
             error = failure
     tried = " or ".join("x".join(map(str, size)) for size in sizes)
     raise CalibrationError(
@@ -80,8 +80,8 @@ def make_probe(model: nn.Module, found: Survey, input_size: tuple[int, int, int]
     ) from error
 
 
-def _likely_sizes(model: nn.Module, found: Survey) -> list[tuple[int, int, int]]:
-    channels = model.get_submodule(found.convs[0]).in_channels
+def likely_sizes(model: nn.Module, channels: int) -> list[tuple[int, int, int]]:
+    """Return sizes (C, H, W) of images of ``channels`` channels of which the network may take one."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     declared = [(channels, *cfg["input_size"][1:])] if cfg.get("input_size") else []
     if declared and cfg.get("fixed_input_size"):
