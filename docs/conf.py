@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import metadata
+from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -57,6 +59,27 @@ def without_builtins(app: Sphinx) -> list[object]:
     return []
 
 
+def back_to_each_name(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Mend the links from a source to the pages that document it.
+
+    Viewcode takes all names of a private module for names of one package, while two packages may hand them on.
+    """
+    if not pagename.startswith("_modules/"):
+        return
+    known = {name: entry.docname for name, entry in app.env.domains.python_domain.objects.items() if not entry.aliased}
+
+    def mended(link: re.Match[str]) -> str:
+        parts = link["name"].split(".")
+        ends = [".".join(["", *parts[begin:]]) for begin in range(len(parts))]
+        on_the_page = [name for name, page in known.items() if page == link["page"]]
+        names = [name for end in ends for name in on_the_page if f".{name}".endswith(end)]
+        return f"{link['before']}{names[0] if names else link['name']}"
+
+    back = r'(?P<before>class="viewcode-back" href="[./]*(?P<page>docs/[^"]*)\.html#)(?P<name>[\w.]+)'
+    context["body"] = re.sub(back, mended, context["body"])
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", constant)
     app.connect("html-collect-pages", without_builtins, priority=400)
+    app.connect("html-page-context", back_to_each_name)

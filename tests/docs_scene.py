@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 import torchvision
+import yaml
 from browser import runtime_folder
 from detection_folders import draw, voc_folder
 from forks import ccnn
@@ -21,7 +22,13 @@ from serve_network import LABELS, METADATA, save_network
 from sklearn.datasets import load_digits
 from test_web import put_npm
 
+from ccnn_zoo.train import Recipe
+
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_DETECTOR = (
+    "{min_size: 96, max_size: 128, anchor_sizes: [16, 32, 64], representation_size: 32, "
+    "backbone_kwargs: {layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}}"
+)
 PROGRAMS = "bin"
 """The folder of programs that a page's commands find before all others."""
 
@@ -63,8 +70,10 @@ def _browser(folder: Path, user: User) -> None:
 
 
 def _detection(folder: Path, user: User) -> None:
-    """Shapes with boxes where the blood cells lie, and what torchvision would have fetched."""
+    """Shapes with boxes in the place of blood cells, a small recipe, and what torchvision would have fetched."""
     voc_folder(folder / "data" / "bccd")
+    changed = Recipe.load("bccd_detection").to_dict() | {"model_kwargs": yaml.safe_load(SMALL_DETECTOR)}
+    (folder / "small.yaml").write_text(yaml.safe_dump(changed))
     (folder / "pictures").mkdir()
     for seed, name in enumerate(("pictures/a.png", "pictures/b.jpg", "picture.jpg", "cat.jpg", "dog.png")):
         draw(seed)[0].save(folder / name)

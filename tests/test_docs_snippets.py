@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from doc_pages import PAGES, blocks, why_not_run
-from docs_scene import PROGRAMS, scene
+from docs_scene import PROGRAMS, SMALL_DETECTOR, scene
 from hub_user import User
 from serve_network import ray_folder
 from waiting import HANG_S, free_port, until
@@ -37,7 +37,8 @@ QUICKER = {
     "ccnn train --recipe digits ": ["--set", f"model_kwargs={{{SHALLOW}}}"],
     "ccnn train --recipe cifar10_table1 ": ["--set", f"model_kwargs={{{SHALLOW}}}"],
     "ccnn train --model resnet18 ": ["--set", f"model_kwargs={{{SHALLOW}, channels: [8, 8, 8, 8]}}"],
-    "ccnn detect-demo ": ONE_EPOCH,
+    "ccnn train --recipe bccd_detection ": ["--set", f"model_kwargs={SMALL_DETECTOR}"],
+    "ccnn detect-demo ": [*ONE_EPOCH, "--recipe", "small.yaml"],
     "ccnn analyze ": ["--runs", "2", "--steps", "3"],
     "ccnn classify photos/ --model org/ccnn_resnet18 --ray ": ["--processes", "2"],
 }
