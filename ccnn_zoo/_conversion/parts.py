@@ -47,7 +47,7 @@ class Merge(nn.Module):
 
 
 class Split(nn.Module):
-    """K plain networks and what merges their outputs: together, the calibrated network that :func:`ccnn_zoo.split` was given.
+    """K plain networks and what merges their outputs: together the network that :func:`ccnn_zoo.split` was given.
 
     Attributes:
         branches: ``nn.ModuleList`` of the K networks. Network k maps images to the features of branch k, up to where
