@@ -173,7 +173,7 @@ def chosen_branches(model: nn.Module, chosen: Sequence[int]) -> nn.Module:
 
     Raises:
         ConfigurationError: it is no such network, or there are no such branches.
-        CalibrationError: they do not say alone what they say in the whole network; see :func:`split`.
+        CalibrationError: they do not say alone what they say in the whole network; see :func:`ccnn_zoo.split`.
     """
     model, chosen = unwrapped(model), list(chosen)
     check_branches_can_part(model, all_of_them=True)

@@ -91,6 +91,8 @@ def test_what_cannot_be_chosen_is_said():
             chosen_branches(network(), chosen)
     with pytest.raises(ConfigurationError, match="dense"):
         chosen_branches(network(mixing="dense"), [0])
+    with pytest.raises(ConfigurationError, match="without a classifier there are no logits of branches"):
+        chosen_branches(network(num_classes=0), [0])
     with pytest.raises(ConfigurationError, match="has no branches to take apart"):
         chosen_branches(torch.nn.Linear(2, 2), [0])
 

@@ -14,7 +14,7 @@ from ccnn_zoo._conversion.kinds import branch_axes, count_branches, is_calibrata
 from ccnn_zoo._conversion.network import CalibratedNetwork, become_plain, have_branches, meeting_layer
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo._conversion.probe import FAILURES, likely_sizes, private_randomness
-from ccnn_zoo.errors import CalibrationError, ConfigurationError
+from ccnn_zoo.errors import CalibrationError, CCNNError, ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear
 
 _Result = TypeVar("_Result")
@@ -47,7 +47,7 @@ class Merge(nn.Module):
 
 
 class Split(nn.Module):
-    """K plain networks and what merges their outputs: together, the calibrated network that :func:`split` was given.
+    """K plain networks and what merges their outputs: together the network that :func:`ccnn_zoo.split` was given.
 
     Attributes:
         branches: ``nn.ModuleList`` of the K networks. Network k maps images to the features of branch k, up to where
@@ -202,14 +202,14 @@ def tried(
         images = torch.randn(2, *size, device=reader.weight.device)
         try:
             return images, call(images)
-        except CalibrationError:
+        except CCNNError:
             raise
         except FAILURES as failure:
             error = failure
     shapes = " or ".join("x".join(map(str, size)) for size in sizes)
     raise CalibrationError(
         f"{type(network).__name__} cannot be taken apart, for it does not run on images of {shapes} ({error}); give "
-        "input_size=(channels, height, width)"
+        "split input_size=(channels, height, width), or name it in model.pretrained_cfg"
     ) from error
 
 
