@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import torchvision
 import yaml
 from browser import runtime_folder
 from detection_folders import draw, voc_folder
-from forks import ccnn
 from hub_user import User
 from made_once import made_once
 from PIL import Image
@@ -29,19 +29,22 @@ SMALL_DETECTOR = (
     "{min_size: 96, max_size: 128, anchor_sizes: [16, 32, 64], representation_size: 32, "
     "backbone_kwargs: {layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}}"
 )
+CCNN = "from ccnn_zoo.cli import main\nmain()"
+"""The program of which the arguments are those of ``ccnn``."""
+
 PROGRAMS = "bin"
 """The folder of programs that a page's commands find before all others."""
 
 
 def scene(page: str, folder: Path, user: User) -> None:
     """Fill the folder that the programs of a page run in, and the Hub."""
-    shutil.copytree(made_once("docs", _make), folder, dirs_exist_ok=True)
+    shutil.copytree(made_once("docs", partial(_make, user=user)), folder, dirs_exist_ok=True)
     (folder / "scripts").symlink_to(ROOT / "scripts")
     user.publish(folder / "hub" / "digits", "org/ccnn_resnet18")
     _MORE.get(page, lambda folder, user: None)(folder, user)
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, user: User) -> None:
     """Digits as photographs, and a network trained on digits, exported and published to a folder."""
     digits = load_digits()
     for index in range(120):
@@ -58,8 +61,7 @@ def _make(folder: Path) -> None:
         ("export", "runs/digits", "--output", "model.onnx"),
         ("publish", "runs/digits", "local:hub/digits"),
     ):
-        run = ccnn(*command, folder=folder)
-        assert run.returncode == 0, run.stderr
+        user.run(CCNN, arguments=command, folder=folder)
     for name in ("digits.onnx", "ccnn_resnet18.onnx"):
         shutil.copy(folder / "model.onnx", folder / name)
 
@@ -83,8 +85,8 @@ def _detection(folder: Path, user: User) -> None:
 
 
 def _hub(folder: Path, user: User) -> None:
-    run = ccnn("export", "runs/digits", "--output", "digits_fp16.onnx", "--precision", "fp16", folder=folder)
-    assert run.returncode == 0, run.stderr
+    export = ("export", "runs/digits", "--output", "digits_fp16.onnx", "--precision", "fp16")
+    user.run(CCNN, arguments=export, folder=folder)
 
 
 def _runtime(folder: Path, user: User) -> None:

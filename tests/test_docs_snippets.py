@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from doc_pages import PAGES, blocks, why_not_run
-from docs_scene import PROGRAMS, SMALL_DETECTOR, scene
+from docs_scene import CCNN, PROGRAMS, SMALL_DETECTOR, scene
 from hub_user import User
 from serve_network import ray_folder
 from waiting import HANG_S, free_port, until
@@ -43,7 +43,6 @@ QUICKER = {
     "ccnn classify photos/ --model org/ccnn_resnet18 --ray ": ["--processes", "2"],
 }
 """How a command begins, and what is added to it, so that a test need not wait as a reader would."""
-CCNN = "from ccnn_zoo.cli import main\nmain()"
 SCRIPT = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
 
 
