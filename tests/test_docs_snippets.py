@@ -102,7 +102,13 @@ class Reader:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if RUN[page]])
+# Each of its commands takes a processor many seconds: training, exporting and publishing detectors.
+SLOW = {"detection.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES if RUN[page]]
+)
 def test_what_the_page_shows_runs(page, user, tmp_path):
     scene(page, tmp_path, user)
     with ExitStack() as background:

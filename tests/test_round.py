@@ -22,10 +22,10 @@ SIZE = (3, 32, 32)
 FAMILIES = {
     "residual": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}),
     "pre-activation, convolution to the classes": ("resnetv2_18", {"layers": (1, 1, 1, 1)}),
-    "several readers of the image": ("repvgg_a0", {}),
-    "depthwise, convolution after pooling": ("mobilenetv3_small_050", {}),
 }
 SLOW_FAMILIES = {
+    "several readers of the image": ("repvgg_a0", {}),
+    "depthwise, convolution after pooling": ("mobilenetv3_small_050", {}),
     "residual, average pooling in the shortcut": ("resnet18d", {"layers": (1, 1, 1, 1)}),
     "grouped": ("resnext26ts", {}),
     "squeeze and excitation": ("seresnet18", {"layers": (1, 1, 1, 1)}),
