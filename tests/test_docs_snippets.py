@@ -102,8 +102,8 @@ class Reader:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
 
-# Each of its commands takes a processor many seconds: training, exporting and publishing detectors.
-SLOW = {"detection.md"}
+# More than a minute each. Of these, `make test` still parses every command and looks up every name (test_docs_pages.py).
+SLOW = {"browser.md", "detection.md", "hub.md"}
 
 
 @pytest.mark.parametrize(
