@@ -102,7 +102,7 @@ class Reader:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
 
-# More than a minute each. Of these, `make test` still parses every command and looks up every name (test_docs_pages.py).
+# More than a minute each. `make test` still parses their commands and looks up their names (test_docs_pages.py).
 SLOW = {"browser.md", "detection.md", "hub.md"}
 
 
