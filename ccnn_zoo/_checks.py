@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection
+from contextlib import suppress
 from numbers import Real
 from typing import TypeVar
 
@@ -20,17 +21,17 @@ def is_integer(value: object, least: int | None = None) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
 
 
-def check_integer(name: str, value: object, least: int = 1, note: str = "") -> int:
-    """Return ``value`` as an integer of at least ``least``; numpy's will do, True will not.
+def check_integer(name: str, value: object, least: int = 1, note: str = "", *, numpys: bool = False) -> int:
+    """Return ``value`` as an integer of at least ``least``; True will not do, numpy's only where nothing keeps them.
 
     Raises:
         ConfigurationError: it is none; names the argument, with ``note`` behind the bound.
     """
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
+    number = value
+    if numpys and not isinstance(value, bool):
+        with suppress(TypeError):
+            number = operator.index(value)
+    if not is_integer(number, least):
         raise ConfigurationError(f"{name} must be an integer of at least {least}{note}, got {value!r}")
     return number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy, deepcopy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,6 +187,11 @@ def test_branches_below_one_are_refused_by_value(branches: object) -> None:
     for build in (lambda: CalibratedConv2d(4, 8, 3, branches=branches), lambda: BranchLinear(4, 8, branches=branches)):
         with pytest.raises(ConfigurationError, match=f"at least 1.*got {branches!r}"):
             build()
+
+
+def test_integers_of_numpy_are_refused_where_they_would_be_kept() -> None:
+    with pytest.raises(ConfigurationError, match="branches must be an integer of at least 1"):
+        CalibratedConv2d(2, 2, 3, branches=np.int64(2))
 
 
 @pytest.mark.parametrize("diversity", [-0.1, 1.1, float("nan")])

@@ -207,7 +207,7 @@ def load_detector(
         ConfigurationError: an argument is outside its range.
     """
     if threads is not None:
-        check_integer("threads", threads)
+        check_integer("threads", threads, numpys=True)
     check_device(device)
 
     def opened() -> ObjectDetector:

@@ -39,7 +39,7 @@ class Asked:
     sets: str = "lac"
 
     def __post_init__(self) -> None:
-        check_integer("top_k", self.top_k)
+        check_integer("top_k", self.top_k, numpys=True)
         numbers = self.metadata.confidence
         for name in ("coverage", "max_risk"):
             if getattr(self, name) is not None and numbers is None:

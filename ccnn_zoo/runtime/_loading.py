@@ -76,8 +76,8 @@ def load(
         ConfigurationError: an argument is outside its range, or the name is of weights that are to be exported first.
     """
     if threads is not None:
-        check_integer("threads", threads)
-    check_integer("batch_size", batch_size)
+        check_integer("threads", threads, numpys=True)
+    check_integer("batch_size", batch_size, numpys=True)
     check_device(device)
     if cascade and branches is not None:
         raise ConfigurationError(f"cascade=True chooses branches by itself: leave branches={branches!r} out")

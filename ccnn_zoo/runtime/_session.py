@@ -53,7 +53,7 @@ class ImageClassifier:
         self.device = session.device
         self._session = session
         self.source = source
-        self._batch_size = check_integer("batch_size", batch_size)
+        self._batch_size = check_integer("batch_size", batch_size, numpys=True)
         self._input = header.inputs[0]
         self._output = header.outputs[0].name
         self._branch_output = branch_output(header, metadata)
