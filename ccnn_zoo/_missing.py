@@ -6,9 +6,7 @@ other has found a module: imports that work cost nothing.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from types import FrameType
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ OTHER_ROOMS = {"analysis": "train", "demo": "all"}
 # Without these a room does all but one thing.
 ELSEWHERE = {"datasets": "hfds", "openvino": "openvino", "pyarrow": "parquet", "tensorboard": "tensorboard"}
 
+_IMPORT_SYSTEM = frozenset({"importlib", "_frozen_importlib", "_frozen_importlib_external"})
+
 
 def missing_package(module: str, rooms: Iterable[str] = ()) -> MissingPackageError:
     """Return the error that says what to install.
@@ -75,10 +75,16 @@ class MissingPackages:
         """Raise MissingPackageError if code of ours imports ``name``, a package of the base or of an extra."""
         if name not in PACKAGES:
             return
+        from inspect import currentframe
+        from traceback import walk_stack
+
         machinery = True
         rooms = []
-        for module in _modules(sys._getframe(1)):
+        for frame, _ in walk_stack(currentframe()):  # the innermost first
+            module = str(frame.f_globals.get("__name__", ""))
             parts = module.split(".")
+            if module == __name__:
+                continue
             if machinery and parts[0] in _IMPORT_SYSTEM:
                 if module == "importlib.util":
                     return
@@ -89,13 +95,3 @@ class MissingPackages:
             if parts[0] == "ccnn_zoo":
                 rooms += parts[1:2]
         raise missing_package(name, rooms)
-
-
-_IMPORT_SYSTEM = frozenset({"importlib", "_frozen_importlib", "_frozen_importlib_external"})
-
-
-def _modules(frame: FrameType | None) -> Iterator[str]:
-    """Yield the name of the module of each frame, the innermost first."""
-    while frame is not None:
-        yield str(frame.f_globals.get("__name__", ""))
-        frame = frame.f_back

@@ -56,7 +56,6 @@ REFUSED = {
 }
 ASK = """
 import sys
-from importlib.util import find_spec
 from ccnn_zoo.errors import MissingPackageError
 for line in sys.argv[1:]:
     try:
@@ -65,7 +64,7 @@ for line in sys.argv[1:]:
         print(error)
     else:
         print("imported")
-assert find_spec("onnx") is None
+exec('from importlib.util import find_spec; assert find_spec("onnx") is None', {"__name__": "ccnn_zoo.export.asks"})
 try:
     import onnx
 except ModuleNotFoundError as error:
