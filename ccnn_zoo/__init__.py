@@ -8,6 +8,8 @@ is imported, before or after, the networks (``ccnn_*``) and the optimizer (``csg
 
 import sys as _sys
 
+from ._missing import MissingPackages as _MissingPackages
+
 # Public names and the modules that hold them; `__init__.pyi` tells type checkers the same.
 _HOMES = {
     "CSGD": "optim",
@@ -70,3 +72,4 @@ if "timm" in _sys.modules:
     _join_timm_registries(_sys.modules["timm"])
 else:
     _sys.meta_path.insert(0, _UntilTimm())
+_sys.meta_path.append(_MissingPackages())

@@ -25,8 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "pythons.md"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LOWEST = "lowest"
-# All that users can ask for; `experiments` and `dev` are for the project's own scripts.
-EXTRAS = "[detection,hfds,openvino,parquet,serve,tensorboard]"
+EXTRAS = "[all]"
 HEAD = """# Pythons and versions that were tried
 
 Written by `scripts/python_matrix.py` (`make matrix`). In an environment of its own, each Python imported every module,

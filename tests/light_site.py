@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def required(*names: str) -> set[str]:
-    """Return the distributions of these names and all that they require, without extras."""
-    found: set[str] = set()
-    waiting = list(names)
+    """Return the distributions of these names and all that they require, extras as in ``ccnn-zoo[export]``.
+
+    What ccnn-zoo requires is read from pyproject.toml, which may be newer than what is installed.
+    """
+    found: set[tuple[str, str]] = set()
+    waiting = [(name, extra) for name, extras in map(_parsed, names) for extra in ("", *extras)]
     while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        name, extra = waiting.pop()
+        if (name, extra) in found:
+            continue
         try:
-            requirements = map(Requirement, distribution(name).requires or ())
+            requirements = list(map(Requirement, _requirements(name)))
         except PackageNotFoundError:  # for another platform
             continue
-        if name not in found:
-            found.add(name)
-            waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+        found.add((name, extra))
+        for requirement in requirements:
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(requirement.name), each) for each in ("", *requirement.extras)]
+    return {name for name, _ in found}
+
+
+def _parsed(name: str) -> tuple[str, set[str]]:
+    requirement = Requirement(name)
+    return canonicalize_name(requirement.name), requirement.extras
+
+
+def _requirements(name: str) -> list[str]:
+    if name != "ccnn-zoo":
+        return distribution(name).requires or []
+    found = list(PROJECT["dependencies"])
+    for extra, lines in PROJECT["optional-dependencies"].items():
+        for line in lines:
+            wanted, _, marker = line.partition(";")
+            found.append(f"{wanted}; " + " and ".join([f"({marker})"] * bool(marker) + [f"extra == '{extra}'"]))
     return found
 
 
 def light_site(folder: Path, *names: str) -> Path:
     """Fill a folder with links to these distributions, and to ccnn_zoo as a wheel would install it."""
-    for name in required(*names):
+    for name in required(*names) - {"ccnn-zoo"}:
         package = distribution(name)
         for top in {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}:
             link = folder / top
