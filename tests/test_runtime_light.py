@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,8 @@ from test_runtime import COLOURS, RGB, plain, probabilities_of, save_network
 
 import ccnn_zoo
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.runtime._nvidia import installed
 
-ONNXRUNTIME = "onnxruntime-gpu" if installed("onnxruntime-gpu") else "onnxruntime"
+ONNXRUNTIME = next(name for name in ("onnxruntime-gpu", "onnxruntime") if [*distributions(name=name)])
 CLASSIFY = "import sys; sys.argv[0] = 'ccnn'; from ccnn_zoo.cli import main; main()"
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
 BARE = f"""
