@@ -48,7 +48,7 @@ detector, record = load_detector($folder / "$weights")
 print(type(detector).__name__, detector.config["labels"], record.metrics)
 ```
 
-These need `pip install ccnn-zoo`.$where
+These need `pip install "ccnn-zoo[detection,runtime]"`.$where
 
 With onnxruntime alone:
 
