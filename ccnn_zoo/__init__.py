@@ -30,9 +30,9 @@ __all__ = [*_HOMES, *_MODULES]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version  # it reads e-mail headers, and costs as much as all else here
+        from ._version import version
 
-        return version("ccnn-zoo")
+        return version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

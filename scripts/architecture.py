@@ -31,7 +31,7 @@ ROOMS = {
     "networks in files": ("checkpoint", "_arguments", "_rebuild"),
     "names": ("_named", "_deployed"),
     "metadata": ("metadata",),
-    "base": ("errors", "_checks", "_compat", "_files", "_missing", "_printable", "_roles", "_wrapped"),
+    "base": ("errors", "_checks", "_compat", "_files", "_missing", "_printable", "_roles", "_version", "_wrapped"),
 }
 SPLIT = {"_arguments": "arguments", "_named": "names", "_deployed": "shipped"}
 """Modules that stand above and below other rooms than the rest of their own: rooms of one file in the picture."""

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[1]
+RUNTIME = tomllib.loads((REPOSITORY / "ccnn-runtime" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -22,7 +23,8 @@ def required(*names: str) -> set[str]:
     What ccnn-zoo requires is read from pyproject.toml, which may be newer than what is installed.
     """
     found: set[tuple[str, str]] = set()
-    waiting = [(name, extra) for name, extras in map(_parsed, names) for extra in ("", *extras)]
+    here = [name for name in names if (marker := Requirement(name).marker) is None or marker.evaluate()]
+    waiting = [(name, extra) for name, extras in map(_parsed, here) for extra in ("", *extras)]
     while waiting:
         name, extra = waiting.pop()
         if (name, extra) in found:
@@ -67,9 +69,11 @@ def light_site(folder: Path, *names: str) -> Path:
         (folder / "ccnn_zoo" / child.name).symlink_to(child)
     for child in ("export", "hub"):
         (folder / "ccnn_zoo" / child).symlink_to(REPOSITORY / child)
-    info = folder / "ccnn_zoo-0.dist-info"
+    whole = any(_parsed(name)[0] == "ccnn-zoo" for name in names)
+    name = "ccnn-zoo" if whole else "ccnn-runtime"
+    info = folder / f"{name.replace('-', '_')}-0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ccnn-zoo\nVersion: {version('ccnn-zoo')}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version('ccnn-zoo')}\n")
     return folder
 
 
