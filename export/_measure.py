@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ._apart import branches_apart, part_of
+from ._branch_chains import branches_apart, part_of
 from ._compare import session_of
 from ._graph import INPUT
 from ._separate import group_part_of, grouped_convolutions, groups_of, separate

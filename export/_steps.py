@@ -23,8 +23,8 @@ from ccnn_zoo.layers import CalibratedConv2d
 
 from ._compare import BATCH_SIZES, Comparison, Run, compare, runner, session_of
 from ._convert import convert, count_convolutions
+from ._fp16 import choose_kept, emulate, to_half
 from ._graph import BATCH, DEFAULT_OPSET, INPUT, Expected, check_file, check_graph, summary_of
-from ._half import choose_kept, emulate, to_half
 from ._images import ImageBatches, Probe
 from ._measure import choose_fp32, choose_int8, timer
 from ._metadata import metadata_of
@@ -91,7 +91,7 @@ class _File:
         precision: its precision.
         path: where it is written.
         graph: the network's graph.
-        emulated: what is judged in its place, None for itself; see :mod:`ccnn_zoo.export._half`.
+        emulated: what is judged in its place, None for itself; see :mod:`ccnn_zoo.export._fp16`.
         figures: what became known while it was made, by its names in the report.
         run: what runs it on preprocessed images, once it is written.
     """

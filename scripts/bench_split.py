@@ -20,7 +20,7 @@ import torch
 import ccnn_zoo
 from ccnn_zoo import export
 from ccnn_zoo._files import replacing
-from ccnn_zoo.export._apart import branches_apart
+from ccnn_zoo.export._branch_chains import branches_apart
 from ccnn_zoo.export._convert import convert
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "decisions.md"

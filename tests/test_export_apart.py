@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 import ccnn_zoo
 from ccnn_zoo import export
-from ccnn_zoo.export._apart import branches_apart
+from ccnn_zoo.export._branch_chains import branches_apart
 from ccnn_zoo.export._compare import session_of
 from ccnn_zoo.export._convert import convert
 

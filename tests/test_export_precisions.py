@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ccnn_zoo import export, hub, runtime
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.export._convert import convert
-from ccnn_zoo.export._half import emulate, to_half
+from ccnn_zoo.export._fp16 import emulate, to_half
 
 CFG = {
     "architecture": "small",

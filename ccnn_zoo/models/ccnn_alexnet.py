@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ccnn_zoo._checks import check_choice
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
-from ccnn_zoo.models._tapped import CutAtTaps
+from ccnn_zoo.models._sequential import CutAtTaps
 
 __all__ = ["CalibratedAlexNet"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
-from ccnn_zoo.models._tapped import CutAtTaps
+from ccnn_zoo.models._sequential import CutAtTaps
 
 __all__ = ["CalibratedNIN"]
 

@@ -14,7 +14,7 @@ from torch import nn
 from ccnn_zoo._compat import vgg_weights
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
-from ccnn_zoo.models._tapped import TappedFeatures
+from ccnn_zoo.models._sequential import TappedFeatures
 
 __all__ = ["CalibratedVGG"]
 

@@ -22,8 +22,8 @@ from ._doubt import draw_doubt
 from ._images import Images
 from ._look import only_readable
 from ._network import Builder, build_model
+from ._pretrained import load_teacher
 from ._recipe import Recipe
-from ._start import load_teacher
 from .tasks import Outcome
 
 

@@ -26,10 +26,10 @@ from ._environment import package_versions, write_environment
 from ._history import EpochResult, History, write_history
 from ._meter import NOTHING, Meter, Sums, require_finite
 from ._network import build_optimizer, build_scheduler, trained_form
+from ._pretrained import CHECKPOINT, load_start
 from ._progress import TrainingProgress
 from ._recipe import Recipe
 from ._signals import StopRequest
-from ._start import CHECKPOINT, load_start
 from ._state import FOLDER, RunState, StateFolder
 from ._tensorboard import TensorBoard
 from .tasks import MakeTask
