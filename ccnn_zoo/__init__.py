@@ -8,6 +8,8 @@ is imported, before or after, the networks (``ccnn_*``) and the optimizer (``csg
 
 import sys as _sys
 
+from ._missing import MissingPackages as _MissingPackages
+
 # Public names and the modules that hold them; `__init__.pyi` tells type checkers the same.
 _HOMES = {
     "CSGD": "optim",
@@ -28,9 +30,9 @@ __all__ = [*_HOMES, *_MODULES]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version  # it reads e-mail headers, and costs as much as all else here
+        from ._version import version
 
-        return version("ccnn-zoo")
+        return version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -70,3 +72,4 @@ if "timm" in _sys.modules:
     _join_timm_registries(_sys.modules["timm"])
 else:
     _sys.meta_path.insert(0, _UntilTimm())
+_sys.meta_path.append(_MissingPackages())

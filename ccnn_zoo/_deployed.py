@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from pathlib import Path
 
 from ccnn_zoo import hub
 from ccnn_zoo._files import sha256_of
 from ccnn_zoo._named import shipped_weights
+from ccnn_zoo._version import version
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 
 _logger = logging.getLogger("ccnn_zoo.runtime")
@@ -33,7 +33,7 @@ def deployed(name: str, precision: str) -> Path:
             "first, then name model.onnx"
         )
     file = Path(hub.PRECISIONS[precision]).name
-    path = _cache(f"{name}-{version('ccnn-zoo')}-{sha256_of(weights)[:16]}") / file
+    path = _cache(f"{name}-{version()}-{sha256_of(weights)[:16]}") / file
     if path.is_file():
         return path
     try:

@@ -24,6 +24,7 @@ from ccnn_zoo._compat import save_config_for_hf
 from ccnn_zoo._conversion.network import CalibratedNetwork
 from ccnn_zoo._files.sealed import read_sealed, read_tensors, write_sealed
 from ccnn_zoo._rebuild import check_describes, check_same_tensors, parsed, rebuild
+from ccnn_zoo._tasks import Task, task_of_texts
 from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
@@ -165,11 +166,32 @@ def read_record(text: str) -> TrainingRecord:
 
 def holds_detector(path: str | os.PathLike[str]) -> bool:
     """Whether a file is the checkpoint of a detector, which ``ccnn_zoo.detection.load_detector`` reads."""
+    return task_of(path).name == "detection"
+
+
+def task_of(path: str | os.PathLike[str]) -> Task:
+    """Return what task the network of a checkpoint is for; of what is no checkpoint, classification."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return "detector" in (file.metadata() or {})
+            return task_of_texts(file.metadata() or {})
     except (safetensors.SafetensorError, OSError):
-        return False
+        return task_of_texts({})
+
+
+def load_record(path: str | os.PathLike[str]) -> TrainingRecord:
+    """Return how the network of a checkpoint was trained, whatever its task.
+
+    Raises:
+        RepositoryError: there is no such file.
+        IntegrityError: the file is no checkpoint of ours, is truncated, or differs from its sum.
+    """
+    if not os.path.isfile(path):
+        raise RepositoryError(f"no checkpoint at {path}; `ccnn train --output FOLDER` writes one")
+    _, texts = read_sealed(path, (task_of(path).checkpoint, "record"), "a ccnn-zoo checkpoint")
+    try:
+        return read_record(texts["record"])
+    except ConfigurationError as error:
+        raise IntegrityError(f"{path} holds a record that this version does not know ({error})") from error
 
 
 def rebuildable_config(model: nn.Module) -> str:

@@ -4,6 +4,7 @@ Each derives from :class:`CCNNError` and from the built-in exception that a call
 
     CCNNError
     ├── ConfigurationError   (ValueError)         an argument outside its range
+    │   └── MissingPackageError (ModuleNotFoundError) a package that an extra installs
     ├── CalibrationError     (TypeError)          a module that cannot be calibrated
     ├── NonFiniteLossError   (ArithmeticError)    training diverged
     ├── ExportError          (RuntimeError)       an exported graph failed its check
@@ -33,6 +34,10 @@ class CCNNError(Exception):
 
 class ConfigurationError(CCNNError, ValueError):
     """An argument is outside its range."""
+
+
+class MissingPackageError(ConfigurationError, ModuleNotFoundError):
+    """A package is not installed that this part of ccnn-zoo needs; names the extra that installs it."""
 
 
 class CalibrationError(CCNNError, TypeError):

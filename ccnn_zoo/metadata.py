@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ccnn_zoo._checks import is_integer
 from ccnn_zoo.errors import MetadataError
@@ -179,6 +179,19 @@ class DetectorMetadata:
                 "loaded with ccnn_zoo.runtime.load and `ccnn classify`."
             )
         return _read(cls, props, source)
+
+
+class Metadata(Protocol):
+    """What the metadata of every exported network have, whatever its task."""
+
+    architecture: str
+    branches: int
+    labels: tuple[str, ...]
+
+    def to_props(self) -> dict[str, str]: ...
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], source: str = "ONNX file") -> Metadata: ...
 
 
 _Metadata = TypeVar("_Metadata", ModelMetadata, DetectorMetadata)

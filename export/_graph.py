@@ -18,7 +18,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from ccnn_zoo._files.onnx_contents import checked_content
 from ccnn_zoo.errors import ExportError, IntegrityError, MetadataError
-from ccnn_zoo.metadata import DetectorMetadata, ModelMetadata
+from ccnn_zoo.metadata import Metadata, ModelMetadata
 
 ConvolutionKey = tuple[tuple[int, ...], int]
 """Shape of a convolution's weight, and its groups."""
@@ -234,7 +234,7 @@ def check_interface(
     model: ModelProto,
     opset: int,
     wanted: list[tuple[int | str, ...]],
-    metadata: ModelMetadata | DetectorMetadata,
+    metadata: Metadata,
 ) -> None:
     """Compare a graph's opset, its inputs and outputs (name, type, sides), and its metadata.
 

@@ -57,7 +57,7 @@ for result in classifier.classify([image]):
     print(result.label, f"{result.probability:.1%}")
 ```
 
-Both need `pip install ccnn-zoo`.$where
+Both need `pip install "ccnn-zoo[runtime]"`.$where
 
 With onnxruntime alone:
 

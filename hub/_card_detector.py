@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -47,7 +48,7 @@ detector, record = load_detector($folder / "$weights")
 print(type(detector).__name__, detector.config["labels"], record.metrics)
 ```
 
-These need `pip install ccnn-zoo`.$where
+These need `pip install "ccnn-zoo[detection,runtime]"`.$where
 
 With onnxruntime alone:
 
@@ -91,7 +92,7 @@ NeurIPS 2015.
 """)
 
 
-def detector_card_of(files: Collection[str], details: Mapping[str, Any], address: str | None) -> bytes:
+def detector_card_of(folder: Path, files: Collection[str], details: Mapping[str, Any], address: str | None) -> bytes:
     """Return the card of a staged repository of a detector; arguments as of :func:`ccnn_zoo.hub._card.card_of`."""
     from huggingface_hub import ModelCardData
 

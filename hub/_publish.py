@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
-from ccnn_zoo.metadata import DETECTION
 
 from . import _local, _upload
-from ._card import card_of
-from ._card_detector import detector_card_of
 from ._contents import numbers_in, refused_content
 from ._manifest import CONFIDENCE, Manifest, all_files, read_manifest, sums_of, verify_folder
 from ._names import (
@@ -28,10 +25,10 @@ from ._names import (
     NETWORK,
     PRECISIONS,
     REQUIRED,
-    check_precision,
     local_folder,
     refuse_for_folders,
 )
+from ._parts import Staging, card_of, part_of
 from ._plan import Change, changes_between
 from ._snapshot import addresses_of, cache_of, verify_repository
 
@@ -136,9 +133,7 @@ def publish(
         refuse_for_folders(repo_id, **options, parent_commit=parent_commit, token=token)
     if tag is not None and create_pr:
         raise ConfigurationError("tag and create_pr exclude each other: tag the commit when the request is merged")
-    staging = _Staging(
-        source, record, images, curves, dict(networks or {}), int8_images, held_out, dict(pictures or {})
-    )
+    staging = Staging(source, record, images, curves, dict(networks or {}), int8_images, held_out, dict(pictures or {}))
     if folder is not None:
         return _publish_folder(staging, folder, repo_id, dry_run)
     if token is False:
@@ -147,29 +142,7 @@ def publish(
     return _publish_to_hub(staging, target, dry_run)
 
 
-@dataclass(frozen=True)
-class _Staging:
-    """What a repository is made of."""
-
-    source: nn.Module | str | os.PathLike[str]
-    record: TrainingRecord | None
-    images: ImageBatches | None
-    curves: str | os.PathLike[str] | None
-    networks: dict[str, str | os.PathLike[str] | None]
-    int8_images: ImageBatches | None = None
-    held_out: ImageBatches | None = None
-    pictures: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.pictures.keys() <= DOUBT.keys():
-            raise ConfigurationError(f"pictures must be a table by {', '.join(DOUBT)}, got {list(self.pictures)}")
-        for precision in self.networks:
-            check_precision(precision)
-        if "fp32" in self.networks:
-            raise ConfigurationError("networks holds fp32, which is exported from the network itself. Leave it out.")
-
-
-def _publish_folder(staging: _Staging, target: Path, repo_id: str, dry_run: bool) -> Publication:
+def _publish_folder(staging: Staging, target: Path, repo_id: str, dry_run: bool) -> Publication:
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="ccnn-publish-") as folder:
             manifest = _stage(staging, Path(folder), address=None)
@@ -187,7 +160,7 @@ def _local_changes(staged: Path, manifest: Manifest, target: Path, repo_id: str)
     return changes_between(staged, [*manifest.files, MANIFEST], there)
 
 
-def _publish_to_hub(staging: _Staging, target: _upload.Target, dry_run: bool) -> Publication:
+def _publish_to_hub(staging: Staging, target: _upload.Target, dry_run: bool) -> Publication:
     on_main = target.revision in (None, "main")
     address = target.repo_id if on_main else f"{target.repo_id}@{target.revision}"
     with tempfile.TemporaryDirectory(prefix="ccnn-publish-") as folder:
@@ -202,7 +175,7 @@ def _publish_to_hub(staging: _Staging, target: _upload.Target, dry_run: bool) ->
     return Publication(target.repo_id, location, manifest, pushed.changes, pushed.commit, pushed.pull_request)
 
 
-def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
+def _stage(staging: Staging, folder: Path, address: str | None) -> Manifest:
     """Fill ``folder`` with the repository and return its manifest."""
     source = staging.source
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
@@ -213,57 +186,32 @@ def _stage(staging: _Staging, folder: Path, address: str | None) -> Manifest:
                 f"{os.fspath(source)!r} is a folder"
             )
         return _stage_folder(Path(source), folder, address)
-    import torch  # with timm it takes seconds, and publishing a folder does not need them
+    if not isinstance(source, str | os.PathLike):
+        from torch import nn  # it takes a second, and publishing a folder does not need it
 
-    from ._stage import stage_network, unwrapped
+        from ccnn_zoo._wrapped import unwrapped
 
-    if isinstance(source, torch.nn.Module):
-        source = unwrapped(source)
+        if not isinstance(source, nn.Module):
+            raise ConfigurationError(f"source must be a network, a checkpoint file or a folder, got {source!r}")
+        staging = replace(staging, source=unwrapped(source))
     files = [*REQUIRED]
     if staging.curves is not None:
         files.append(_add_picture("curves", Path(staging.curves), CURVES, folder))
     files += [_add_picture(name, Path(path), DOUBT[name], folder) for name, path in staging.pictures.items()]
     given = {precision: path for precision, path in staging.networks.items() if path is not None}
     files += [_add_network(precision, Path(path), folder) for precision, path in given.items()]
-    exported = [precision for precision in staging.networks if precision not in given]
-    if _is_detector(source):
-        from ._stage_detector import stage_detector
-
-        if staging.networks or staging.int8_images is not None or staging.held_out is not None:
-            raise ConfigurationError(
-                "detectors are published in fp32 only, without numbers of confidence: leave fp16, int8, int8_images "
-                "and held_out out"
-            )
-        details = stage_detector(source, folder, staging.record, staging.images)
-    else:
-        details = stage_network(
-            source, folder, staging.record, staging.images, exported, staging.int8_images, staging.held_out
-        )
-    files += [PRECISIONS[precision] for precision in exported]
+    details = part_of(staging.source).stage(staging, folder)
+    files += [PRECISIONS[precision] for precision in staging.exported]
     if (folder / HEAT_MAP).is_file():
         files.append(HEAT_MAP)
     details["networks"] = {name: path for name, path in PRECISIONS.items() if path == NETWORK or path in files}
     numbers = {path: numbers_in(folder / path) for path in details["networks"].values()}
     if any(numbers.values()):
         details[CONFIDENCE] = {path: found for path, found in numbers.items() if found is not None}
-    (folder / CARD).write_bytes(_card(folder, files, details, address))
+    (folder / CARD).write_bytes(card_of(folder, files, details, address))
     manifest = Manifest.of(folder, files, details)
     manifest.write(folder)
     return manifest
-
-
-def _is_detector(source: nn.Module | str | os.PathLike[str]) -> bool:
-    from torchvision.models.detection import FasterRCNN
-
-    from ccnn_zoo.checkpoint import holds_detector
-
-    return isinstance(source, FasterRCNN) or (isinstance(source, str | os.PathLike) and holds_detector(source))
-
-
-def _card(folder: Path, files: Collection[str], details: Mapping[str, Any], address: str | None) -> bytes:
-    if details.get("task") == DETECTION:
-        return detector_card_of(files, details, address)
-    return card_of(folder, files, details, address)
 
 
 def _add_picture(argument: str, picture: Path, name: str, folder: Path) -> str:
@@ -305,7 +253,7 @@ def _stage_folder(source: Path, folder: Path, address: str | None) -> Manifest:
     Manifest(files, listed.details).write(folder)
     verify_folder(folder, str(source))  # as copied
     if _is_generated(folder, listed, [None, *addresses_of(source)]):
-        (folder / CARD).write_bytes(_card(folder, there, listed.details, address))
+        (folder / CARD).write_bytes(card_of(folder, there, listed.details, address))
         Manifest.of(folder, there, listed.details).write(folder)
     return read_manifest(folder, str(source))
 
@@ -314,7 +262,7 @@ def _is_generated(folder: Path, listed: Manifest, addresses: Iterable[str | None
     """Whether the card is one generated for these addresses, so that no word of anybody gets lost."""
     try:
         card = (folder / CARD).read_bytes()
-        return any(card == _card(folder, listed.files, listed.details, address) for address in addresses)
+        return any(card == card_of(folder, listed.files, listed.details, address) for address in addresses)
     except (KeyError, TypeError, ValueError):  # a manifest of another version, or made by hand
         return False
 

@@ -6,11 +6,11 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ccnn_zoo._named import PICKLES
+from ccnn_zoo._version import version
 from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
 
 from . import _limits
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Token: TypeAlias = str | bool | None
-_CLIENT = {"library_name": "ccnn-zoo", "library_version": version("ccnn-zoo")}
+_CLIENT = {"library_name": "ccnn-zoo", "library_version": version()}
 CHANGED = "somebody else has changed the repository in the meantime"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 _SEND = "pass token=True (--token)"

@@ -17,7 +17,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._wrapped import unwrapped as unwrapped
 from ccnn_zoo._wrapped import usual_settings
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint, rebuildable_config
 from ccnn_zoo.convert import fold, timm_name
@@ -60,11 +59,9 @@ def stage_network(
     """
     if isinstance(source, nn.Module):
         model = source
-    elif isinstance(source, str | os.PathLike):
+    else:
         model, recorded = load_checkpoint(source)
         record = record or recorded
-    else:
-        raise ConfigurationError(f"source must be a network, a checkpoint file or a folder, got {source!r}")
     record = require_record(record)
     check_metrics(record)
     rebuildable_config(model)  # before anything is written

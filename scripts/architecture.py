@@ -30,8 +30,8 @@ ROOMS = {
     "core": CORE,
     "networks in files": ("checkpoint", "_arguments", "_rebuild"),
     "names": ("_named", "_deployed"),
-    "metadata": ("metadata",),
-    "base": ("errors", "_checks", "_compat", "_files", "_printable", "_roles", "_wrapped"),
+    "metadata": ("metadata", "_tasks"),
+    "base": ("errors", "_checks", "_compat", "_files", "_missing", "_printable", "_roles", "_version", "_wrapped"),
 }
 SPLIT = {"_arguments": "arguments", "_named": "names", "_deployed": "shipped"}
 """Modules that stand above and below other rooms than the rest of their own: rooms of one file in the picture."""
@@ -45,7 +45,7 @@ IS = {
     "detection": "Faster R-CNN on calibrated backbones",
     "export": "from a network to checked ONNX files",
     "hub": "publish, find, download, verify",
-    "metadata": "labels, preprocessing and numbers of confidence of an ONNX file",
+    "metadata": "labels, preprocessing and numbers of confidence of an ONNX file; how tasks are told apart",
     "models": "the zoo, in timm's registry",
     "names": "what people type for a network",
     "networks in files": "checkpoints, and networks built again from what they say",

@@ -21,7 +21,7 @@ from torch import nn
 
 import ccnn_zoo
 from ccnn_zoo._files import replacing
-from ccnn_zoo._roles import SHARED_WEIGHT, get_role
+from ccnn_zoo.optim import SHARED_WEIGHT, get_role
 
 COMMON = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 1e-4}
 REFERENCE = "SGD, foreach"

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ccnn_zoo._files import replacing
-from ccnn_zoo.detection._layouts import layout_table
+from ccnn_zoo.detection import layout_table
 from ccnn_zoo.pictures import format_table
 
 DOCUMENTS = [

@@ -16,9 +16,8 @@ import sys
 from pathlib import Path
 
 from ccnn_zoo import hub
-from ccnn_zoo.checkpoint import holds_detector, load_checkpoint
+from ccnn_zoo.checkpoint import load_record
 from ccnn_zoo.cli._sources import beside_checkpoint
-from ccnn_zoo.detection import load_detector
 from ccnn_zoo.errors import CCNNError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT
 
@@ -86,8 +85,7 @@ def find_checkpoints(runs: list[Path]) -> dict[str, Path]:
 
 def recorded_data(checkpoint: Path) -> str | None:
     """Return the name of the data that a network was trained on, as its file says."""
-    load = load_detector if holds_detector(checkpoint) else load_checkpoint
-    return load(checkpoint)[1].recipe.get("data")
+    return load_record(checkpoint).recipe.get("data")
 
 
 def outcome(publication: hub.Publication) -> str:

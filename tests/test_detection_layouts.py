@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from detection_folders import coco_folder, draw, voc_folder
 
-from ccnn_zoo.detection import load_detection_data
-from ccnn_zoo.detection._layouts import layout_table
+from ccnn_zoo.detection import layout_table, load_detection_data
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import format_table
 

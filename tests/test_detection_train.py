@@ -27,9 +27,8 @@ from ccnn_zoo.detection import (
 )
 from ccnn_zoo.detection._task import Detection
 from ccnn_zoo.errors import ConfigurationError, TrainingInterrupted
-from ccnn_zoo.train import Recipe, TrainingResult, read_history, train
+from ccnn_zoo.train import Recipe, TrainingResult, build_optimizer, build_scheduler, read_history, train
 from ccnn_zoo.train._meter import Meter
-from ccnn_zoo.train._network import build_optimizer, build_scheduler
 from ccnn_zoo.train._trainer import Trainer
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}

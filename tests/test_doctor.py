@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ccnn_zoo.runtime._nvidia import cuda_problem, versions
+from ccnn_zoo.runtime import Cuda
 
 CCNN = Path(sys.executable).with_name("ccnn")
 EXAMPLE = Path(__file__).with_name("example_backend") / "src"
@@ -87,9 +87,9 @@ def test_what_does_not_work_has_its_reason_and_remedy(report):
     assert "library must be the path" in found["/nowhere/provider.so"]["reason"]
 
 
-@pytest.mark.skipif(cuda_problem() is None, reason="CUDA runs here")
+@pytest.mark.skipif(Cuda().problem() is None, reason="CUDA runs here")
 def test_missing_cuda_is_explained_and_not_the_end(report):
-    problem = cuda_problem()
+    problem = Cuda().problem()
     for name in ("cuda", "tensorrt"):
         finding = report["by_name"][name]
         assert not finding["works"]
@@ -105,7 +105,7 @@ def test_versions_are_those_of_the_libraries(report):
     assert any(wheel.endswith(onnxruntime.__version__) for wheel in report["wheels"])
     number = torch.backends.cudnn.version()
     if number is not None:  # torch's own count of the same library
-        assert versions()["cuDNN"] == f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+        assert report["versions"]["cuDNN"] == f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def test_the_table_has_a_line_per_backend_and_the_commands_unbroken(packages):

@@ -16,11 +16,10 @@ from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.runtime import Cuda, TensorRT
-from ccnn_zoo.runtime._nvidia import cuda_problem, tensorrt_problem
 from ccnn_zoo.runtime._torch import Torch
 
-PROBLEM = cuda_problem()
-TENSORRT_PROBLEM = tensorrt_problem()
+PROBLEM = Cuda().problem()
+TENSORRT_PROBLEM = TensorRT().problem()
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(PROBLEM is not None, reason=f"no CUDA: {PROBLEM}"),

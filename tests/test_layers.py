@@ -12,9 +12,9 @@ from torch import nn
 from torch.func import functional_call
 
 from ccnn_zoo import CSGD, CalibratedConv2d
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear
+from ccnn_zoo.optim import CALIBRATION, SHARED_WEIGHT, get_role
 
 BRANCHES = (1, 2, 4, 8)
 GEOMETRIES = {

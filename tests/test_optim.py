@@ -13,9 +13,9 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 
 from ccnn_zoo import CSGD, CalibratedConv2d
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchLinear
+from ccnn_zoo.optim import CALIBRATION, SHARED_WEIGHT, get_role
 from ccnn_zoo.optim._noise import NoiseSource
 
 IMPLEMENTATIONS = [None, False, True]

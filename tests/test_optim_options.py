@@ -18,8 +18,8 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from ccnn_zoo import CSGD, CalibratedConv2d
-from ccnn_zoo._roles import CALIBRATION, get_role
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.optim import CALIBRATION, get_role
 
 SIGMA = 0.1
 

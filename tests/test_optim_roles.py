@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ccnn_zoo import CSGD, CalibratedConv2d, calibrate, fold
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.optim import CALIBRATION, SHARED_WEIGHT, get_role
 
 
 def roles_of(optimizer: CSGD) -> dict[str, list[Tensor]]:

@@ -19,10 +19,9 @@ from test_runtime_tensors import BATCH, SHAPE, logits_of
 
 from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.runtime import OpenOptions, _cuda
+from ccnn_zoo.runtime import Cuda, OpenOptions, _cuda
 from ccnn_zoo.runtime._backend import PROBE
 from ccnn_zoo.runtime._cuda import GraphSession, measured
-from ccnn_zoo.runtime._nvidia import cuda_problem
 from ccnn_zoo.runtime._onnxruntime import ONNXRUNTIME_ERRORS, session_options
 
 TENSORRT = "TensorrtExecutionProvider"
@@ -136,7 +135,7 @@ def test_cuda_options_reach_onnxruntime_by_its_names():
     }
 
 
-@pytest.mark.skipif(cuda_problem() is None, reason="CUDA works here, and would compute on a stream that is none")
+@pytest.mark.skipif(Cuda().problem() is None, reason="CUDA works here, and would compute on a stream that is none")
 @pytest.mark.skipif(TENSORRT not in ort.get_available_providers(), reason="this onnxruntime has no TensorRT")
 def test_tensorrt_options_are_those_that_onnxruntime_reads(tmp_path):
     """onnxruntime reads a provider's options before it loads the provider, and names the one that it refuses."""

@@ -20,9 +20,8 @@ from ccnn_zoo import runtime
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.runtime import _nvidia
-from ccnn_zoo.runtime._nvidia import cuda_problem
 
-PROBLEM = cuda_problem()
+PROBLEM = runtime.Cuda().problem()
 needs_cuda = pytest.mark.skipif(PROBLEM is not None, reason=f"no CUDA: {PROBLEM}")
 needs_no_cuda = pytest.mark.skipif(PROBLEM is None, reason="CUDA works here")
 METADATA = ModelMetadata("ccnn_test", 2, tuple("abcdefgh"), (3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -1,29 +1,29 @@
-"""What the runtime needs: onnxruntime, numpy, Pillow, huggingface_hub for repositories, typer for the command line."""
+"""The runtime without torch, which the distribution ccnn-runtime installs."""
 
 from __future__ import annotations
 
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from hub_network import published_folder
-from light_site import REPOSITORY, light_python, light_site
+from light_site import PROJECT, REPOSITORY, RUNTIME, light_python, light_site
 from onnx import TensorProto, helper, numpy_helper
 from test_runtime import COLOURS, RGB, plain, probabilities_of, save_network
 
 import ccnn_zoo
 from ccnn_zoo.metadata import ModelMetadata
-from ccnn_zoo.runtime._nvidia import installed
 
-ONNXRUNTIME = "onnxruntime-gpu" if installed("onnxruntime-gpu") else "onnxruntime"
+ONNXRUNTIME = next(name for name in ("onnxruntime-gpu", "onnxruntime") if [*distributions(name=name)])
 CLASSIFY = "import sys; sys.argv[0] = 'ccnn'; from ccnn_zoo.cli import main; main()"
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
 BARE = f"""
@@ -44,7 +44,8 @@ assert classifier.classify(sys.argv[2])[0].error is None
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    return light_site(tmp_path_factory.mktemp("light"), ONNXRUNTIME, "numpy", "pillow", "huggingface_hub", "typer")
+    """An environment after ``pip install ./ccnn-runtime``."""
+    return light_site(tmp_path_factory.mktemp("light"), *RUNTIME["dependencies"])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,13 @@ def test_the_runtime_works_where_nothing_else_is_installed(site, pictures, tmp_p
             RGB.labels[probabilities_of(colour).argmax()],
             pytest.approx(probabilities_of(colour).max(), rel=1e-5),
         )
-    for name in ("torch", "timm", "onnx", "lazy_loader", "wrapt", "matplotlib"):
+    told = light_python(site, CLASSIFY, "--version")
+    assert told.stdout == f"ccnn-zoo {ccnn_zoo.__version__}\n", told.stderr
+    export = light_python(site, CLASSIFY, "export", "ccnn_resnet20_cifar", "--output", tmp_path / "x.onnx")
+    assert export.returncode == 1
+    assert 'is not installed: pip install "ccnn-zoo' in export.stderr
+    assert len(export.stderr.splitlines()) == 1
+    for name in ("torch", "timm", "onnx", "lazy_loader", "matplotlib"):
         assert light_python(site, f"import {name}").returncode == 1  # the folder is what it claims to be
 
 
@@ -125,6 +132,18 @@ def test_a_classifier_takes_at_most_40_mb_more_than_onnxruntime(site, resnet18, 
     ours = int(light_python(site, OURS, resnet18, pictures / "0.png").stdout)
     assert bare > 120  # the network is in it
     assert ours - bare <= 40, (ours, bare)
+
+
+def test_ccnn_runtime_requires_what_ccnn_zoo_does_but_for_what_builds_and_trains():
+    def lines(found):
+        return {re.sub(r"\s+", " ", line) for line in found}
+
+    extras = PROJECT["optional-dependencies"]
+    building = {line for line in PROJECT["dependencies"] if re.match("torch|timm|safetensors", line)}
+    wanted = lines([*PROJECT["dependencies"], *extras["runtime"], *extras["cli"]]) - building
+    assert lines(RUNTIME["dependencies"]) == wanted
+    assert RUNTIME["requires-python"] == PROJECT["requires-python"]
+    assert not RUNTIME["scripts"].keys() & PROJECT["scripts"].keys()  # one that is uninstalled would take the other's
 
 
 def test_the_stub_and_the_package_name_the_same():
@@ -166,3 +185,40 @@ def test_a_fresh_environment_classifies_and_its_doctor_sees_the_shadowed_wheel(t
     assert "installed over 'onnxruntime-gpu'" in cuda["reason"]
     assert cuda["remedy"].startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install")
     assert len(report["wheels"]) == 2
+
+
+@pytest.mark.slow
+def test_ccnn_runtime_runs_without_torch_and_gets_into_the_way_of_no_ccnn_zoo(tmp_path, pictures):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"HF_HUB_OFFLINE": "1"}
+
+    def run(*command: object) -> str:
+        command = [*map(str, command)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
+
+    def pip(*arguments: object) -> None:
+        run(python, "-m", "pip", "-q", "--disable-pip-version-check", *arguments)
+
+    def classifies_from() -> str:
+        told = run(python, "-m", "ccnn_zoo", "classify", pictures / "0.png", "--model", network)
+        assert told.startswith(f"{pictures / '0.png'}: ")
+        file = Path(run(python, "-c", "import ccnn_zoo; print(ccnn_zoo.__file__)").strip())
+        return str(file.parent.relative_to(site))
+
+    network = save_network(tmp_path / "network.onnx")
+    pip("install", "-c", REPOSITORY / "constraints.txt", REPOSITORY / "ccnn-runtime")
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    assert not any((site / name).exists() for name in ("torch", "timm", "onnx", "ccnn_zoo"))
+    assert classifies_from() == "ccnn_runtime/ccnn_zoo"
+    command = tmp_path / "venv" / "bin" / "ccnn-runtime"
+    assert run(command, "classify", pictures / "0.png", "--model", published_folder()).startswith(f"{pictures}")
+    assert run(command, "--version") == f"ccnn-zoo {ccnn_zoo.__version__}\n"
+
+    pip("install", "--no-deps", REPOSITORY)
+    assert classifies_from() == "ccnn_zoo"  # the whole one goes first
+    pip("uninstall", "-y", "ccnn-zoo")
+    assert classifies_from() == "ccnn_runtime/ccnn_zoo"
+    pip("install", "--no-deps", REPOSITORY)
+    pip("uninstall", "-y", "ccnn-runtime")
+    assert classifies_from() == "ccnn_zoo"

@@ -29,6 +29,8 @@ from ccnn_zoo.train import (
     Recipe,
     TrainingResult,
     build_model,
+    build_optimizer,
+    build_scheduler,
     evaluation_batches,
     load_data,
     plot_curves,
@@ -37,7 +39,6 @@ from ccnn_zoo.train import (
 )
 from ccnn_zoo.train._batches import ShuffledOrder, view_of
 from ccnn_zoo.train._history import write_history
-from ccnn_zoo.train._network import build_optimizer, build_scheduler
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",

@@ -286,7 +286,7 @@ def test_tensorboard_shows_the_history(tmp_path):
 def test_missing_tensorboard_is_named_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(ConfigurationError, match=r"pip install 'ccnn-zoo\[tensorboard\]'"):
+    with pytest.raises(ConfigurationError, match=r'pip install "ccnn-zoo\[tensorboard\]"'):
         train(TINY, tmp_path / "run", progress=False, pictures=False, tensorboard=True)
     assert not (tmp_path / "run").exists()
 
@@ -311,5 +311,5 @@ def test_data_sets_of_the_library_datasets_are_read(tmp_path):
 def test_missing_datasets_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
-    with pytest.raises(ConfigurationError, match=r"needs the package datasets .*ccnn-zoo\[hfds\]"):
+    with pytest.raises(ConfigurationError, match=r'package datasets .*"ccnn-zoo\[hfds\]"'):
         load_data("hfds/cifar10")

@@ -9,8 +9,7 @@ import torch
 import yaml
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train import Recipe
-from ccnn_zoo.train._network import build_scheduler
+from ccnn_zoo.train import Recipe, build_scheduler
 
 VALID = {"model": "ccnn_resnet18_cifar", "data": "digits", "epochs": 2}
 

@@ -17,8 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import ccnn_zoo
 from ccnn_zoo import hub
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
-from ccnn_zoo.detection import create_detector
-from ccnn_zoo.detection._checkpoint import load_detector, save_detector
+from ccnn_zoo.detection import create_detector, load_detector, save_detector
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import detector_to_onnx, metadata_of, to_onnx
 

@@ -70,9 +70,9 @@ def _app(commands: Iterable[str]) -> typer.Typer:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from ccnn_zoo._version import version
 
-        _output.say(f"ccnn-zoo {version('ccnn-zoo')}")
+        _output.say(f"ccnn-zoo {version()}")
         raise typer.Exit
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccnn_zoo._printable import printable
-from ccnn_zoo.errors import DeviceError
+from ccnn_zoo.errors import DeviceError, MissingPackageError
 
 from ._output import say, say_json, show
 
@@ -30,6 +30,8 @@ def doctor(
     """
     try:
         from ccnn_zoo.runtime.doctor import examine
+    except MissingPackageError:
+        raise
     except ImportError as error:
         raise DeviceError(
             f"onnxruntime cannot be imported ({error}). pip install --force-reinstall "

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._held_out import PICTURES, data_of
+from ._held_out import PICTURES
 from ._options import TOKEN
 from ._output import say
-
-if TYPE_CHECKING:
-    from ccnn_zoo.export import CascadeReport, ExportReport
+from ._parts import ExportRequest
 
 SOURCE_HELP = "A checkpoint or training folder, a repository (local:FOLDER or org/name), or a timm name."
 
@@ -106,67 +104,15 @@ def export(
     if opset is not None:
         options["opset"] = opset
     found = _sources.find(source, token)
-    checkpoint = _sources.detector_checkpoint(found)
-    if checkpoint is None and cascade:
-        one = _export_cascade(found, output, data, options, pictures, 1 if branches is None else branches)
-        _show({"fp32": one})
-        written = [one.path]
-    elif checkpoint is None:
-        reports = _export_classifier(found, output, data, precisions, options, uncertainty, pictures, branches)
-        _write_reports(reports, report, beside=report_beside)
-        _show(reports)
-        written = [one.path for one in reports.values()]
-    else:
-        from . import _detectors
-
-        if uncertainty or cascade or branches is not None:
-            raise ConfigurationError(
-                f"--uncertainty, --cascade and --branches are for classifiers, not for the detector {checkpoint}"
-            )
-        made = _detectors.export_detector(checkpoint, output, data, precisions, options)
-        _detectors.show_report(made, [report, made.path.with_suffix(".json") if report_beside else None])
-        written = [made.path]
+    request = ExportRequest(
+        found, output, precisions, data, options, uncertainty, cascade, branches, pictures, report, report_beside
+    )
+    written = _sources.part_of(found).export(request)
     if triton is not None:
         from ccnn_zoo.serve import write_triton
 
         for path in written:
             say(write_triton(path, triton, options=how))
-
-
-def _export_classifier(
-    found: Path | str,
-    output: Path,
-    data: str | None,
-    precisions: list[str],
-    options: dict[str, Any],
-    uncertainty: bool,
-    pictures: Path | None,
-    branches: int | None,
-) -> dict[str, ExportReport]:
-    from ccnn_zoo.export import chosen_branches, to_folder, to_onnx
-
-    from . import _sources
-
-    model, record = _sources.load_network(found)
-    if branches is not None:
-        whole, model = getattr(model, "branches", 1), chosen_branches(model, range(branches))
-        if branches < whole:
-            say(
-                f"{branches} of {whole} branches: those that were trained together may be worth little alone. Compare "
-                "the accuracy with the whole network's, or let --cascade measure it.",
-                err=True,
-            )
-    named = data_of(data, record, found, needed="int8" in precisions or (uncertainty and not pictures))
-    options |= _sources.export_images(
-        named, precisions, model, record, source=found, held_out=uncertainty, pictures=pictures
-    )
-    if uncertainty and getattr(model, "branches", 1) > 1:
-        options["branch_outputs"] = True
-    if output.suffix == ".onnx" and not output.is_dir():
-        if len(precisions) > 1:
-            raise ConfigurationError(f"{output} is one file for {', '.join(precisions)}. Name a folder.")
-        return {precisions[0]: to_onnx(model, output, precision=precisions[0], **options)}
-    return to_folder(model, output, precisions, **options)
 
 
 def _check_cascade(output: Path, precisions: list[str], report: Path | None, report_beside: bool) -> None:
@@ -176,19 +122,6 @@ def _check_cascade(output: Path, precisions: list[str], report: Path | None, rep
         raise ConfigurationError("--cascade has no report as JSON: leave --report and --report-beside out")
 
 
-def _export_cascade(
-    found: Path | str, output: Path, data: str | None, options: dict[str, Any], pictures: Path | None, first: int
-) -> CascadeReport:
-    from ccnn_zoo.export import cascade_to_onnx
-
-    from . import _sources
-
-    model, record = _sources.load_network(found)
-    named = data_of(data, record, found, needed=not pictures)
-    images = _sources.export_images(named, ["fp32"], model, record, source=found, held_out=True, pictures=pictures)
-    return cascade_to_onnx(model, output, first=first, **images, **{k: v for k, v in options.items() if v})
-
-
 def _parsed_size(text: str | None) -> tuple[int, int] | str | None:
     if text is None or text == "any":
         return text
@@ -196,26 +129,3 @@ def _parsed_size(text: str | None) -> tuple[int, int] | str | None:
     if not (times and height.isdecimal() and width.isdecimal()):
         raise ConfigurationError(f"--size takes HEIGHTxWIDTH, e.g. 224x224, or any, got {text!r}")
     return int(height), int(width)
-
-
-def _write_reports(reports: dict[str, ExportReport], path: Path | None, *, beside: bool) -> None:
-    import json
-
-    from ccnn_zoo._files import replacing
-
-    if beside:
-        for one in reports.values():
-            one.save(one.path.with_suffix(".json"))
-    if path is not None and len(reports) == 1:
-        next(iter(reports.values())).save(path)
-    elif path is not None:
-        text = json.dumps({name: one.to_dict() for name, one in reports.items()}, indent=2)
-        with replacing(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _show(reports: dict[str, ExportReport | CascadeReport]) -> None:
-    for one in reports.values():
-        say(one.path)
-        for what, figure in one.rows():
-            say(f"  {what:38} {figure}")

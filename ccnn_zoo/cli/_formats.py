@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ccnn_zoo._missing import missing_package
 from ccnn_zoo.errors import ConfigurationError
 
 Record = dict[str, Any]
@@ -32,7 +33,7 @@ def check_format(path: Path) -> None:
     if path.suffix.lower() not in WRITERS:
         raise ConfigurationError(f"--output takes a name that ends in {', '.join(WRITERS)}, got {str(path)!r}")
     if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
-        raise ConfigurationError('Parquet needs pyarrow: pip install "ccnn-zoo[parquet]". Or write .csv or .jsonl.')
+        raise missing_package("pyarrow")
 
 
 def write(records: Iterable[Record], path: Path, classes: int, *, doubts: bool = False) -> None:

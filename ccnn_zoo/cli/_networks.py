@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccnn_zoo._printable import printable
+from ccnn_zoo._tasks import task_of_data
 from ccnn_zoo.errors import ConfigurationError, TrainingInterrupted
 
 from ._options import TOKEN
 from ._output import say, say_json, show
+
+if TYPE_CHECKING:
+    from ._parts import Part
 
 
 def train(
@@ -50,7 +54,6 @@ def train(
     from accelerate import PartialState
 
     from ccnn_zoo.train import Recipe, keep_freed_memory
-    from ccnn_zoo.train import train as run_classifier
 
     named = {"model": model, "branches": branches, "data": data, "epochs": epochs, "seed": seed}
     changes = {name: value for name, value in named.items() if value is not None} | _parsed(values or [])
@@ -59,25 +62,19 @@ def train(
     if "iterations" in changes and changes["iterations"] is not None:
         changes.setdefault("epochs", None)
     whole = {**Recipe.load(recipe).to_dict(), **changes}
-    boxes = str(whole["data"]).partition(":")[0] in ("voc", "coco")
+    part: Part = task_of_data(str(whole["data"])).part(__package__)
     if skip_unreadable:
-        whole["skip_bad_annotations" if boxes else "skip_unreadable"] = True
+        whole[part.SKIPS] = True
     resolved = Recipe.from_mapping(whole, source=f"recipe {recipe} as changed")
-    run, quality = run_classifier, "error"
-    if boxes:
-        from ccnn_zoo.detection import train_detector as run
-
-        quality = "map"
     keep_freed_memory()
     try:
-        result = run(resolved, output, resume=resume, tensorboard=tensorboard)
+        result = part.train(resolved, output, resume=resume, tensorboard=tensorboard)
     except TrainingInterrupted as stopped:
         say(stopped, err=True)
         raise typer.Exit(128 + stopped.signal) from stopped  # what a shell reports of such a signal
     if PartialState().is_main_process:
-        figure = result.record.metrics[f"test_{quality}_percent"]
-        name = {"error": "error", "map": "mAP"}[quality]
-        say(f"test {name} {figure:.2f} %, saved to {result.checkpoint}")
+        metric, name = part.FIGURE
+        say(f"test {name} {result.record.metrics[metric]:.2f} %, saved to {result.checkpoint}")
 
 
 def list_networks(

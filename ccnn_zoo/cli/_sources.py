@@ -13,18 +13,21 @@ import timm
 from ccnn_zoo import hub
 from ccnn_zoo._files.folders import is_there
 from ccnn_zoo._named import hub_name, refuse_weights
-from ccnn_zoo.checkpoint import TrainingRecord, holds_detector, load_checkpoint, load_repository
+from ccnn_zoo._tasks import task_of_texts
+from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, load_repository, task_of
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.export import metadata_of
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
-from ._held_out import REMEDY, data_of, labelled_pictures, preprocessed, split
+from ._held_out import REMEDY, labelled_pictures, preprocessed, split
 from ._output import say
 
 INT8_IMAGES = 512
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ._parts import Part
 
 
 def find(source: str, token: bool = False) -> Path | str:
@@ -84,12 +87,15 @@ def checkpoint_path(source: str) -> Path:
     return path / CHECKPOINT if (path / CHECKPOINT).is_file() else path
 
 
-def detector_checkpoint(found: Path | str) -> Path | None:
-    """Return the checkpoint of what :func:`find` found, if it is a detector's."""
-    if isinstance(found, str):
-        return None
-    path = found / "model.safetensors" if found.is_dir() else found
-    return path if holds_detector(path) else None
+def weights_of(found: Path) -> Path:
+    """Return the file that holds the weights of a checkpoint or repository."""
+    return found / "model.safetensors" if found.is_dir() else found
+
+
+def part_of(found: Path | str) -> Part:
+    """Return what this room has for the task of what :func:`find` found."""
+    task = task_of_texts({}) if isinstance(found, str) else task_of(weights_of(found))
+    return task.part(__package__)
 
 
 def beside_checkpoint(
@@ -117,16 +123,7 @@ def beside_checkpoint(
                 raise ConfigurationError(f"--{option} is for checkpoints, {path} is none. Leave it out.")
         return {}
     curves = path.with_name("curves.png")
-    if holds_detector(path):
-        from ._detectors import beside_detector
-
-        if pictures is not None:
-            raise ConfigurationError(f"--pictures is for classifiers, {path} is a detector. Leave it out.")
-        found = beside_detector(path, data)
-    else:
-        model, record = load_checkpoint(path)
-        named = data_of(data, record, path, needed="int8" in precisions)
-        found = export_images(named, precisions, model, record, source=path, pictures=pictures, held_out=None)
+    found = part_of(path).beside(path, precisions, data, pictures)
     drawn = (
         {name: path.with_name(f"{name}.png") for name in ("confidence", "doubtful")} if path.name == CHECKPOINT else {}
     )

@@ -14,6 +14,7 @@ from ._coco_figures import coco_evaluate
 from ._data import load_detection_data
 from ._detector import create_detector, detector_config
 from ._evaluation import DetectorFigures, detect, evaluate_detector
+from ._layouts import layout_table
 from ._pictures import VOC_LABELS, AnnotatedPicture, DetectionData
 from ._task import train_detector
 from ._voc_protocol import Detections, VocResult, voc_evaluate
@@ -30,6 +31,7 @@ __all__ = [
     "detect",
     "detector_config",
     "evaluate_detector",
+    "layout_table",
     "load_detection_data",
     "load_detector",
     "save_detector",

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ccnn_zoo.errors import ConfigurationError
-
 from ._pictures import AnnotatedPicture
 from ._voc_protocol import Detections
 
@@ -30,15 +28,11 @@ def coco_evaluate(
         labels: names of the kinds of objects; label 1 is the first.
 
     Raises:
-        ConfigurationError: the package pycocotools is missing.
+        MissingPackageError: the package pycocotools is not installed.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ConfigurationError(
-            f"COCO's figures need the package pycocotools ({error}): pip install 'ccnn-zoo[detection]'"
-        ) from error
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     found = [each for number, boxes in enumerate(detections) for each in _found(number, boxes)]
     with redirect_stdout(StringIO()):  # it reports every step
         truth = COCO()

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
+
 from ._algorithm import CALIBRATION_UPDATES, calibration_step
 from ._csgd import CSGD
 from ._noise import NOISES
 from ._timm import register_with_timm
 
-__all__ = ["CALIBRATION_UPDATES", "CSGD", "NOISES", "calibration_step", "register_with_timm"]
+__all__ = [
+    "CALIBRATION",
+    "CALIBRATION_UPDATES",
+    "CSGD",
+    "NOISES",
+    "SHARED_WEIGHT",
+    "calibration_step",
+    "get_role",
+    "register_with_timm",
+]

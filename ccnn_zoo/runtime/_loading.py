@@ -13,8 +13,9 @@ from ccnn_zoo._checks import check_integer
 from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo._files.onnx_contents import checked_content
 from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
+from ccnn_zoo._tasks import task_of_properties
 from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
-from ccnn_zoo.metadata import DETECTION, ModelMetadata
+from ccnn_zoo.metadata import ModelMetadata
 
 from ._backend import Backend, OpenOptions
 from ._checks import check_graph, usual_shape
@@ -87,9 +88,11 @@ def load(
     def opened() -> ImageClassifier:
         path = locate(os.fspath(path_or_repo_id), revision, precision, whole=whole, token=token)
         content, header = read_safely(path)
-        if header.properties.get("task") == DETECTION:
+        task = task_of_properties(header.properties)
+        if task.metadata is not ModelMetadata:
             raise MetadataError(
-                f"{path} is a detector: load it with ccnn_zoo.runtime.load_detector, or run `ccnn detect` on pictures."
+                f"{path} is a {task.noun}: load it with ccnn_zoo.runtime.{task.loader}, or run `ccnn {task.command}` "
+                "on pictures."
             )
         described = metadata or ModelMetadata.from_props(header.properties, source=str(path))
         if cascade or (branches is not None and branches != described.branches):

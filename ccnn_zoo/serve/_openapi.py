@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from html import escape
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+
+from ccnn_zoo._version import version
 
 from ._schema import About, Answer, Health, Query, Refusal
 
@@ -44,7 +45,7 @@ def document(root: str = "") -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "ccnn serve",
-            "version": version("ccnn-zoo"),
+            "version": version(),
             "description": "Classifies pictures, and says what the network does not know. Every answer but the metrics "
             "is JSON. Fields are added to it, and none is renamed or removed, within one version of this interface.",
         },

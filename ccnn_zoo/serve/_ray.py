@@ -7,10 +7,10 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
-from ccnn_zoo.errors import ConfigurationError, DeviceError, RepositoryError
+from ccnn_zoo.errors import DeviceError, RepositoryError
 
 _logger = logging.getLogger("ccnn_zoo.serve")
 
@@ -20,20 +20,19 @@ OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
 def require(*modules: str, address: str) -> None:
-    """Refuse to go on where the extra ``serve`` is not installed.
+    """Import what the extra ``serve`` installs, Ray with settings of ours.
 
     Args:
-        modules: what is needed; the first call in a process imports Ray.
+        modules: what is needed.
         address: where Ray will run, as of :func:`running`.
 
     Raises:
-        ConfigurationError: a module is missing; names it and the command that installs it.
+        MissingPackageError: one is not installed.
     """
     if address == LOCAL:
         _keep_to_this_machine()
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(f"{', '.join(missing)} is not installed. pip install 'ccnn-zoo[serve]'")
+    for name in modules:
+        import_module(name)
 
 
 @contextmanager

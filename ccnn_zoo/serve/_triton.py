@@ -10,14 +10,14 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import onnx
 
 from ccnn_zoo._files.folders import is_there, replacing_folder
 from ccnn_zoo._files.onnx_contents import refused_network
+from ccnn_zoo._tasks import task_of_properties
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
-from ccnn_zoo.metadata import DETECTION, DetectorMetadata, ModelMetadata
+from ccnn_zoo.metadata import Metadata
 
 from ._pbtxt import Block, Enum, render
 from ._triton_options import TritonOptions
@@ -31,7 +31,6 @@ _TYPES = {
     onnx.TensorProto.UINT8: Enum("TYPE_UINT8"),
     onnx.TensorProto.INT64: Enum("TYPE_INT64"),
 }
-Metadata: TypeAlias = ModelMetadata | DetectorMetadata
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,14 @@ def write_triton(
     network, folder = Path(network), Path(folder)
     options = options or TritonOptions()
     graph, properties = _read(network)
-    kind = DetectorMetadata if properties.get("task") == DETECTION else ModelMetadata
-    metadata = kind.from_props(properties, str(network))
+    task = task_of_properties(properties)
+    metadata = task.metadata.from_props(properties, str(network))
     if name is None:
         precision = properties.get("precision", "fp32")
         name = metadata.architecture if precision == "fp32" else f"{metadata.architecture}_{precision}"
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"name must be letters, digits, '_', '-' or '.', got {name!r}")
-    config = render(_config(name, graph, metadata, options))
+    config = render(_config(name, graph, metadata, options, classifies=task.classifies))
     target = folder / name
     with replacing_folder(target, str(target), lambda: _refuse_foreign(target)) as temporary:
         (temporary / "1").mkdir()
@@ -89,11 +88,13 @@ def write_triton(
     return target
 
 
-def _config(name: str, graph: onnx.GraphProto, metadata: Metadata, options: TritonOptions) -> Block:
+def _config(
+    name: str, graph: onnx.GraphProto, metadata: Metadata, options: TritonOptions, *, classifies: bool
+) -> Block:
     inputs = [_tensor(value) for value in graph.input]
     outputs = [_tensor(value) for value in graph.output]
     # What Triton can name the best classes of.
-    of_classes = {outputs[0].name, "probabilities"} if isinstance(metadata, ModelMetadata) else set()
+    of_classes = {outputs[0].name, "probabilities"} if classifies else set()
     open_batch = all(tensor.shape[0] == -1 for tensor in (*inputs, *outputs))
     batch_size = _batch_size(open_batch, options)
     if options.cuda_graph and any(-1 in tensor.shape for tensor in (*inputs, *outputs)):

@@ -12,7 +12,7 @@ from ._data import Data, data_to_open, load_data
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
 from ._memory import keep_freed_memory
-from ._network import build_model, build_optimizer
+from ._network import build_model, build_optimizer, build_scheduler
 from ._recipe import Recipe
 from ._train import train
 from ._trainer import CHECKPOINT, TrainingResult
@@ -29,6 +29,7 @@ __all__ = [
     "TrainingResult",
     "build_model",
     "build_optimizer",
+    "build_scheduler",
     "data_to_open",
     "draw_curves",
     "evaluation_batches",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccnn_zoo._tasks import TASKS
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import LeftOut
 
@@ -121,8 +122,8 @@ def load_data(name: str, image_size: int | None = None) -> Data:
         data = Data(**_FROM_A_FOLDER[kind](place))
     else:
         known = ", ".join(["digits", *(f"{kind}:FOLDER" for kind in _FROM_A_FOLDER), "hfds/NAME", "wds/FOLDER"])
-        boxes = "; ccnn_zoo.detection.train_detector takes voc:FOLDER and coco:FOLDER"
-        raise ConfigurationError(f"data must be one of {known}, got {name!r}{boxes}")
+        others = [f"; {t.trainer} takes " + " and ".join(f"{kind}:FOLDER" for kind in t.data) for t in TASKS if t.data]
+        raise ConfigurationError(f"data must be one of {known}, got {name!r}{''.join(others)}")
     _tell(data)
     if image_size is None:
         return data

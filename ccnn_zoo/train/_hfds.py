@@ -12,6 +12,7 @@ from timm.data.readers import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ccnn_zoo._missing import missing_package
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import look, read
 
@@ -85,9 +86,7 @@ def _split(name: str, split: str) -> tuple[ReaderImages, tuple[str, ...]]:
         reader = create_reader(name, split=split)
         targets = torch.tensor(list(reader.iter_targets()))
     except ImportError as error:
-        raise ConfigurationError(
-            f"{name} needs the package datasets ({error}): pip install 'ccnn-zoo[hfds]'"
-        ) from error
+        raise missing_package("datasets") from error
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(
             f"{name} has no split {split!r} with columns image and label that can be read: {error}"

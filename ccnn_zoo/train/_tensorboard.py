@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo._missing import missing_package
 
 from ._history import EpochResult
 
@@ -18,7 +18,7 @@ class TensorBoard:
         folder: for TensorBoard's event files; None writes nothing.
 
     Raises:
-        ConfigurationError: the package tensorboard is missing.
+        MissingPackageError: the package tensorboard is not installed.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -56,7 +56,5 @@ def _writer_class() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigurationError(
-            f"TensorBoard logs need the package tensorboard ({error}): pip install 'ccnn-zoo[tensorboard]'"
-        ) from error
+        raise missing_package("tensorboard") from error
     return SummaryWriter

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
+
+from ccnn_zoo._version import version
 
 _SHARED = ("icon.svg", "page.css", "page.js", "pad.js", "pictures.js", "show.js")
 _SERVICE = (*_SHARED, "service.js")
@@ -43,7 +44,7 @@ def static_files(runtime: str) -> dict[str, bytes]:
         policy=STATIC_POLICY,
         promise=_PROMISE,
         waiting=_WAITING,
-        footer=f"Made by ccnn-zoo {version('ccnn-zoo')}. Runs on {runtime}, which is under the MIT License.",
+        footer=f"Made by ccnn-zoo {version()}. Runs on {runtime}, which is under the MIT License.",
     )
     return {"index.html": page, **{name: asset(name) for name in _STATIC}}
 
@@ -60,7 +61,7 @@ def service_page(base: str) -> bytes:
         policy=SERVICE_POLICY,
         promise="A picture that you choose, draw or show to the camera is sent to this service, which classifies it.",
         waiting="Loading. If this stays here, scripts are off.",
-        footer=f"Served by ccnn-zoo {version('ccnn-zoo')}.",
+        footer=f"Served by ccnn-zoo {version()}.",
     )
 
 

@@ -1,0 +1,59 @@
+"""Tests go through public doors. tests/private.txt lists which know a private module, each with its reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+LIST = TESTS / "private.txt"
+PRIVATE = re.compile(r"ccnn_zoo(?:\.[a-z]\w*)*\._[a-z]\w*")  # up to the first private part
+IMPORTED = re.compile(r"from (ccnn_zoo[\w.]*) import ([\w, ]+)")
+
+
+def private_modules(source: str) -> set[str]:
+    """Return the private modules of the package that Python names, in programs and names that are texts as well."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.append(node.value)
+            names += [
+                f"{home}.{name.split()[0]}" for home, all_ in IMPORTED.findall(node.value) for name in all_.split(",")
+            ]
+    return {found for name in names for found in PRIVATE.findall(name)}
+
+
+def listed() -> dict[tuple[str, str], str]:
+    """Return the reason by file and module."""
+    lines = (line for line in LIST.read_text().splitlines() if line and not line.startswith("#"))
+    return {(file, module): reason for file, module, reason in (line.split(None, 2) for line in lines)}
+
+
+def test_only_listed_tests_know_private_modules_and_no_line_is_left_over():
+    files = (file for file in TESTS.rglob("*.py") if file != Path(__file__))
+    found = {(str(file.relative_to(TESTS)), name) for file in files for name in private_modules(file.read_text())}
+    assert found - listed().keys() == set(), "go through a public door, or add a line with the reason"
+    assert listed().keys() - found == set(), "these lines can go"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from ccnn_zoo.train._batches import view_of", {"ccnn_zoo.train._batches"}),
+        ("from ccnn_zoo import hub, _roles", {"ccnn_zoo._roles"}),
+        ("import ccnn_zoo._files.sealed", {"ccnn_zoo._files"}),
+        ("def f():\n    from ccnn_zoo.serve import _ray as ray", {"ccnn_zoo.serve._ray"}),
+        ("patch('ccnn_zoo.cli._formats.find_spec')", {"ccnn_zoo.cli._formats"}),
+        ("run('from ccnn_zoo.hub import search, _limits')", {"ccnn_zoo.hub._limits"}),
+        ("from ccnn_zoo.train import train\nfrom timm.models._hub import x", set()),
+    ],
+)
+def test_every_way_to_name_a_private_module_is_seen(source, found):
+    assert private_modules(source) == found
