@@ -33,4 +33,4 @@ def test_rooms_import_in_one_direction():
 
 def test_a_module_without_a_room_is_noticed():
     with pytest.raises(LookupError, match="no room yet"):
-        architecture.room_of("ccnn_zoo._somewhere")
+        architecture.room_of("ccnn_zoo.somewhere")

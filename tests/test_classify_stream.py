@@ -273,8 +273,10 @@ def test_parquet_without_pyarrow_says_what_to_install(network, folder, tmp_path,
 
 def test_a_full_disk_keeps_what_is_there_and_says_so(network, folder, tmp_path):
     program = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "import atexit, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "before = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))\n"
+        "atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)  # for what coverage writes\n"
         "from ccnn_zoo.cli import main; main()"
     )
     command = [sys.executable, "-c", program, "classify", str(folder), "--model", str(network), "-o", "r.csv"]

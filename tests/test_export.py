@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ccnn_zoo
 from ccnn_zoo import runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.export import BATCH_SIZES, TOLERANCE, ExportReport, _convert, metadata_of, to_onnx
 
@@ -378,8 +377,13 @@ def test_a_place_that_cannot_be_written_is_a_repository_error(tmp_path):
         to_onnx(Small(), tmp_path / "file" / "x.onnx")
     with pytest.raises(RepositoryError, match="is a folder"):
         to_onnx(Small(), tmp_path)
-    writing = replacing(tmp_path / "late")
-    writing.__enter__().write_text("new")
-    (tmp_path / "late").mkdir()  # by somebody else, in the meantime
+
+
+def test_a_folder_that_somebody_makes_in_the_meantime_is_kept(tmp_path):
+    def images() -> Iterator[Tensor]:
+        (tmp_path / "late").mkdir()
+        yield pictures(4)
+
     with pytest.raises(RepositoryError, match=r"cannot replace .*kept"):
-        writing.__exit__(None, None, None)
+        to_onnx(Small(), tmp_path / "late", images=images())
+    assert [path.name for path in tmp_path.iterdir()] == ["late"]

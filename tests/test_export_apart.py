@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import timm
 import torch
@@ -13,7 +14,6 @@ from onnx.reference import ReferenceEvaluator
 import ccnn_zoo
 from ccnn_zoo import export
 from ccnn_zoo.export._branch_chains import branches_apart
-from ccnn_zoo.export._compare import session_of
 from ccnn_zoo.export._convert import convert
 
 BRANCHES = 3
@@ -50,6 +50,10 @@ def graph_of():
         return convert(ccnn_zoo.fold(model), export.metadata_of(model, list("abcd")), 18), images.numpy(), logits
 
     return translate
+
+
+def session_of(model: ModelProto) -> ort.InferenceSession:
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def nodes_of(model: ModelProto, kind: str) -> list[onnx.NodeProto]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from ccnn_zoo import export, hub, runtime
 from ccnn_zoo.errors import ConfigurationError, ExportError, RepositoryError
 from ccnn_zoo.export._convert import convert
 from ccnn_zoo.export._fp16 import emulate, to_half
+from ccnn_zoo.train import evaluation_batches, load_data
 
 CFG = {
     "architecture": "small",
@@ -311,12 +314,12 @@ def test_the_report_is_json_and_a_table(folder, tmp_path):
 
 
 def test_int8_and_fp16_keep_the_accuracy_of_a_trained_network_on_real_digits(tmp_path, real_data):
-    from ccnn_zoo.cli._sources import export_images
-
     model = timm.create_model("ccnn_resnet18_cifar.mnist", pretrained=True)
-    options = export_images(f"mnist:{real_data}", ["fp16", "int8"])
-    options["images"] = [next(options["images"]) for _ in range(2)]
-    reports = export.to_folder(model, tmp_path, ["fp16", "int8"], **options)
+    data = load_data(f"mnist:{real_data}")
+    images = list(islice(evaluation_batches(data), 2))
+    spread = np.linspace(0, len(data.train) - 1, 512).astype(np.int64)
+    measured = evaluation_batches(replace(data, test=data.train.subset(spread)))
+    reports = export.to_folder(model, tmp_path, ["fp16", "int8"], images=images, int8_images=measured)
     assert reports["int8"].int8_images == 512
     for report in reports.values():
         assert report.images == 256

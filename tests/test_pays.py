@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.optim
 import torch
 from PIL import Image
 from scipy.optimize import minimize_scalar
@@ -17,6 +18,8 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from sklearn.metrics import log_loss, roc_auc_score
 
+from ccnn_zoo import fold
+from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import build_model, load_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +27,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from experiments import _others, pays  # noqa: E402, found through the line before
 from experiments._cells import Records, finish  # noqa: E402
+from experiments._classification import BUILDERS  # noqa: E402
 from experiments._plans import MissingDataError, make_plan  # noqa: E402
 from experiments._running import run_cells  # noqa: E402
 
@@ -182,6 +186,38 @@ def test_averaged_kernels_are_the_mean_of_the_branches(plan):
     wanted = sum(conv.calibration[k] * conv.weight for k in range(4)) / 4
     torch.testing.assert_close(plain.layer1[0].conv1.weight, wanted)
     assert plain.bn1.running_mean.abs().max() > 0  # measured
+
+
+def test_late_branches_are_plain_networks_of_the_same_first_stages(plan):
+    row = next(row for row in pays.ROWS if row.label == "K=4 from the third stage on, joint")
+    cell = row.make(plan, 0)
+    data = load_data(plan.data, 16)
+    model = BUILDERS[cell.network](cell.recipe, data).eval()
+    plain = fold(build_model(replace(cell.recipe, branches=1), data)).eval()
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        for k, logits in enumerate(model.forward_branches(images)):
+            for name, module in model.named_modules():
+                if isinstance(module, CalibratedConv2d):
+                    plain.get_submodule(name).weight.copy_(module.calibration[k] * module.weight)
+            torch.testing.assert_close(plain(images), logits)
+    assert len({id(p) for p in model.parameters()}) == len(list(model.parameters()))
+    early = [n for n, m in model.named_modules() if isinstance(m, CalibratedConv2d)]
+    assert {name.partition(".")[0] for name in early} == {"layer3", "layer4"}
+
+
+def test_free_calibration_begins_as_ours_and_may_become_negative(plan):
+    row = next(row for row in pays.ROWS if row.label == "K=2, joint, R of any sign")
+    cell = row.make(plan, 0)
+    data = load_data(plan.data, 16)
+    free, ours = BUILDERS[cell.network](cell.recipe, data), build_model(cell.recipe, data)
+    images = torch.rand(8, 3, 16, 16)
+    torch.testing.assert_close(free(images), ours(images), rtol=1e-3, atol=1e-4)  # in training each layer is normalised
+    optimizer = timm.optim.create_optimizer_v2(free, opt="csgd", lr=1.0, momentum=0.0, weight_decay=0.0, noise_std=0.0)
+    free(images).square().sum().backward()
+    wanted = free.layer1[0].conv1.calibration.detach() - free.layer1[0].conv1.calibration.grad
+    optimizer.step()
+    torch.testing.assert_close(free.layer1[0].conv1.calibration.detach(), wanted)  # neither clipped nor normalised
 
 
 def test_another_size_is_refused():

@@ -24,7 +24,6 @@ from ccnn_zoo.runtime import OpenOptions, Problem
 from ccnn_zoo.runtime._backend import PROBE, PROBE_SHAPE
 from ccnn_zoo.runtime._onnxruntime import session_options, work_on_cpu
 from ccnn_zoo.runtime._plugin_provider import _devices
-from ccnn_zoo.runtime._registry import find, names
 
 BATCH = np.random.default_rng(3).normal(size=(5, 3, 12, 10)).astype(np.float32)
 LOGITS = BATCH.astype(float).mean(axis=(2, 3)) @ weights(RGB)
@@ -61,11 +60,11 @@ def test_the_probe_network_is_what_its_script_writes(tmp_path):
     np.testing.assert_allclose(kernel.sum(axis=(1, 2, 3)), [1, -1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("device", ["cpu", "openvino", "torch"])
-def test_backends_that_are_installed_pass_their_probe(device):
-    if device == "openvino":
+@pytest.mark.parametrize("backend", [runtime.Cpu(), runtime.OpenVino()], ids=lambda backend: type(backend).__name__)
+def test_backends_that_are_installed_pass_their_probe(backend):
+    """torch's is tried in tests/test_doctor.py."""
+    if isinstance(backend, runtime.OpenVino):
         pytest.importorskip("openvino")
-    backend = find(device)
     assert backend.problem() is None
     backend.probe()
 
@@ -93,8 +92,12 @@ import sys
 sys.path.append({str(target)!r})
 import numpy
 from ccnn_zoo import runtime
-from ccnn_zoo.runtime._registry import names
-assert names()[-1] == "reference" and "onnx" not in sys.modules
+from ccnn_zoo.errors import ConfigurationError
+try:
+    runtime.check_device("none")
+except ConfigurationError as error:
+    assert "'reference')" in str(error), error
+assert "onnx" not in sys.modules
 classifier = runtime.load({str(network)!r}, device="reference")
 assert (classifier.provider, classifier.device) == ("onnx.reference", "cpu")
 numpy.save({str(tmp_path / "logits.npy")!r}, classifier.predict(numpy.load({str(tmp_path / "batch.npy")!r})))
@@ -130,7 +133,9 @@ def test_no_other_package_can_take_a_built_in_name(tmp_path, monkeypatch, networ
     entry_point(tmp_path, "cpu", "other_package:B", "raise SystemExit('taken')")
     monkeypatch.syspath_prepend(tmp_path)
     assert runtime.load(network, device="cpu").provider == "CPUExecutionProvider"
-    assert names().count("cpu") == 1
+    with pytest.raises(ConfigurationError) as caught:
+        runtime.check_device("none")
+    assert str(caught.value).count("'cpu'") == 1
 
 
 def test_a_backends_problem_is_an_error_before_anything_is_downloaded():

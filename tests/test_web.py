@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,8 @@ from hub_network import SIZE, trained_network
 from PIL import Image
 
 from ccnn_zoo import runtime, web
-from ccnn_zoo.errors import CCNNError, ConfigurationError, ExportError, IntegrityError, RepositoryError
+from ccnn_zoo.cli import main
+from ccnn_zoo.errors import ConfigurationError, ExportError, IntegrityError, RepositoryError
 from ccnn_zoo.export import add_preprocessing, to_onnx
 
 MODULES = Path(web.__file__).parent
@@ -101,14 +104,25 @@ def test_no_folder_but_a_site_is_replaced(exported: Path, tmp_path: Path) -> Non
         web.write_site({"digits": exported}, tmp_path / "thesis.txt", runtime=tmp_path)
 
 
-def test_networks_of_one_name_are_refused_by_the_command(exported: Path, tmp_path: Path) -> None:
-    from ccnn_zoo.cli._web import networks_of
-
-    with pytest.raises(ConfigurationError, match="two networks have the name 'plain'"):
-        networks_of([str(exported), str(exported)], tmp_path, "fp32", token=False)
-    with pytest.raises(CCNNError, match="no network found"):
-        networks_of([str(tmp_path / "none.onnx")], tmp_path, "fp32", token=False)
-    assert networks_of([str(exported.parent)], tmp_path, "fp32", token=False) == {"plain": exported}
+@pytest.mark.parametrize(
+    ("networks", "message"),
+    [
+        (["exported/plain.onnx", "exported/plain.onnx"], "two networks have the name 'plain'"),
+        (["exported", "exported/plain.onnx"], "two networks have the name 'plain'"),  # of a folder each file is one
+        (["none.onnx"], "no network found"),
+    ],
+    ids=str,
+)
+def test_the_command_refuses_names_that_are_one_or_none(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: list[str], message: str
+) -> None:
+    shutil.copytree(exported.parent, tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ccnn", "web", *networks, "--runtime", "."])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert message in str(caught.value.code)
+    assert os.listdir(tmp_path) == ["exported"]
 
 
 def test_the_page_asks_nothing_of_others_and_makes_no_markup_of_names() -> None:

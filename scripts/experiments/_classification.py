@@ -25,7 +25,7 @@ from ccnn_zoo.train import Data, History, Images, Recipe, build_model, load_data
 from ccnn_zoo.train._network import Builder
 from ccnn_zoo.train.tasks import loader_of, view_of
 
-from . import _others
+from . import _others, _variants
 from ._cells import Record
 from ._scores import scores
 
@@ -35,6 +35,8 @@ BUILDERS: dict[str, Builder] = {
     "ours": build_model,
     "batch_ensemble": _others.batch_ensemble,
     "packed_ensemble": _others.packed_ensemble,
+    "late_branches": _variants.late_branches,
+    "free_calibration": _variants.free_calibration,
 }
 
 

@@ -23,6 +23,9 @@ ALPHA = 2
 
 MISSING = "the library torch-uncertainty is missing: pip install 'ccnn-zoo[experiments]'"
 
+NETWORKS = ("batch_ensemble", "packed_ensemble")
+"""Names of the networks, in :data:`experiments._classification.BUILDERS`."""
+
 
 def available() -> bool:
     """Return whether torch-uncertainty, and lightning which it imports, are installed."""

@@ -55,7 +55,7 @@ def _trial(label: str, network: str = "ours", width: float = 1, **changes: Any) 
         made = plan.training("cifar10_table1", network, **settings)
         return Trial(made.recipe, network, elsewhere=plan.elsewhere, row=label)
 
-    missing = None if network == "ours" or _others.available() else _others.MISSING
+    missing = None if network not in _others.NETWORKS or _others.available() else _others.MISSING
     return Row(label, make, missing)
 
 
@@ -83,9 +83,11 @@ def _student(label: str, teacher: str) -> Row:
 ROWS = (
     # The first ones of every seed, then the others: what decides most comes first.
     _trial(PLAIN),
-    _trial("K=4, joint", branches=4),
-    _trial("plain, average of the weights", ema_decay=0.998),
     _trial("K=2, joint", branches=2),
+    _trial("plain, average of the weights", ema_decay=0.998),
+    _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
+    _trial("K=4, joint", branches=4),
+    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
     _trial("K=4, joint, probability", branches=4, merge="probability"),
     _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
     _trial("K=4, half joint, probability", branches=4, merge="probability", objective=0.5),
@@ -170,7 +172,7 @@ def _figures(records: Sequence[Record], figures: dict[str, tuple[Path_, int]]) -
 
 
 def _branched(records: Sequence[Record]) -> bool:
-    return any("kl" in record.measured.get("doubt", {}) and "branches" in record.measured for record in records)
+    return any("kl" in record.measured.get("doubt", {}) for record in records)
 
 
 def _costs(done: dict[str, list[Record]]) -> Iterator[list[str]]:
