@@ -9,7 +9,7 @@ from ccnn_zoo import hub
 from ccnn_zoo._files import sha256_of
 from ccnn_zoo._named import shipped_weights
 from ccnn_zoo._version import version
-from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.errors import ConfigurationError, MissingPackageError, RepositoryError
 
 _logger = logging.getLogger("ccnn_zoo.runtime")
 
@@ -37,13 +37,14 @@ def deployed(name: str, precision: str) -> Path:
     if path.is_file():
         return path
     try:
-        from ccnn_zoo.checkpoint import load_checkpoint
         from ccnn_zoo.export import to_onnx
-    except ModuleNotFoundError as error:
+    except MissingPackageError as error:
         raise ConfigurationError(
-            f"{name} comes as trained weights, and exporting them needs {error.name}. Install it, or run `ccnn export "
-            f"{name} -o model.onnx` where it is installed, and name model.onnx."
+            f"{name} comes as trained weights, which are exported first, and {error}. Or run `ccnn export {name} -o "
+            "model.onnx` where that is installed, and name model.onnx."
         ) from error
+    from ccnn_zoo.checkpoint import load_checkpoint
+
     _logger.info("exporting %s to %s", name, path)
     to_onnx(load_checkpoint(weights)[0], path, precision=precision)
     return path

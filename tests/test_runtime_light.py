@@ -105,6 +105,11 @@ def test_the_runtime_works_where_nothing_else_is_installed(site, pictures, tmp_p
     assert export.returncode == 1
     assert 'is not installed: pip install "ccnn-zoo' in export.stderr
     assert len(export.stderr.splitlines()) == 1
+    shipped = light_python(
+        site, CLASSIFY, "classify", pictures, "--model", "ccnn_resnet18_cifar.mnist", "--device", "cpu"
+    )
+    assert "exported first, and the package" in shipped.stderr
+    assert 'pip install "ccnn-zoo[export]". Or run `ccnn export' in shipped.stderr
     for name in ("torch", "timm", "onnx", "lazy_loader", "matplotlib"):
         assert light_python(site, f"import {name}").returncode == 1  # the folder is what it claims to be
 
