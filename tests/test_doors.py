@@ -13,6 +13,8 @@ LIST = TESTS / "private.txt"
 PRIVATE = re.compile(r"ccnn_zoo(?:\.[a-z]\w*)*\._[a-z]\w*")  # up to the first private part
 IMPORTED = re.compile(r"from (ccnn_zoo[\w.]*) import ([\w, ]+)")
 
+REACHED = re.compile(r"\b(?:cli|detection|export|hub|runtime|serve|train|web)\._[a-z]\w*")
+
 
 def private_modules(source: str) -> set[str]:
     """Return the private modules of the package that Python names, in programs and names that are texts as well."""
@@ -27,6 +29,7 @@ def private_modules(source: str) -> set[str]:
             names += [
                 f"{home}.{name.split()[0]}" for home, all_ in IMPORTED.findall(node.value) for name in all_.split(",")
             ]
+    names += [f"ccnn_zoo.{reached}" for reached in REACHED.findall(source)]
     return {found for name in names for found in PRIVATE.findall(name)}
 
 
@@ -52,6 +55,7 @@ def test_only_listed_tests_know_private_modules_and_no_line_is_left_over():
         ("def f():\n    from ccnn_zoo.serve import _ray as ray", {"ccnn_zoo.serve._ray"}),
         ("patch('ccnn_zoo.cli._formats.find_spec')", {"ccnn_zoo.cli._formats"}),
         ("run('from ccnn_zoo.hub import search, _limits')", {"ccnn_zoo.hub._limits"}),
+        ("from ccnn_zoo import runtime\nruntime._registry.find('cpu')", {"ccnn_zoo.runtime._registry"}),
         ("from ccnn_zoo.train import train\nfrom timm.models._hub import x", set()),
     ],
 )
