@@ -17,7 +17,7 @@ from torchvision.models.detection import FasterRCNN
 from ccnn_zoo.checkpoint import TrainingRecord
 from ccnn_zoo.convert import fold
 from ccnn_zoo.detection import detector_config, load_detector, save_detector
-from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.errors import ConfigurationError, IntegrityError
 from ccnn_zoo.export import detector_to_onnx
 from ccnn_zoo.metadata import DETECTION
 
@@ -82,12 +82,15 @@ def stage_detector(
 
 def _check_rebuilt(path: Path, detector: FasterRCNN) -> None:
     """The repository must give the same network: no key lost, no tensor adapted."""
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights
-        rebuilt = load_detector(path)[0].state_dict()
+    advice = "Publish it as create_detector made it and training left it."
+    try:
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights
+            rebuilt = load_detector(path)[0].state_dict()
+    except IntegrityError as error:  # whose file is a temporary one
+        raise ConfigurationError(
+            f"no detector of its configuration holds its tensors: {error.__cause__}. {advice}"
+        ) from error
     own = detector.state_dict()
     changed = [n for n, t in own.items() if n not in rebuilt or not torch.equal(t.cpu(), rebuilt[n])]
     if changed or len(rebuilt) != len(own):
-        raise ConfigurationError(
-            f"another detector comes out of its configuration ({changed[:3]} differ). Publish it as create_detector "
-            "made it and training left it."
-        )
+        raise ConfigurationError(f"another detector comes out of its configuration ({changed[:3]} differ). {advice}")

@@ -297,7 +297,7 @@ def test_networks_that_could_not_be_loaded_back_are_refused(tmp_path):
 def test_a_detector_with_a_tensor_that_create_detector_does_not_make_is_refused(tmp_path):
     detector = seeded_detector()
     detector.register_buffer("extra", torch.ones(1))
-    with pytest.raises(CCNNError, match="'extra'"):
+    with pytest.raises(ConfigurationError, match=r"'extra'.* Publish it as create_detector made it"):
         hub.publish(detector, f"local:{tmp_path}/cells", record=RECORD)
     assert os.listdir(tmp_path) == []
 
