@@ -89,7 +89,8 @@ def resnet18(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_runtime_works_where_nothing_else_is_installed(site, pictures, tmp_path):
+def test_the_runtime_works_where_nothing_else_is_installed(site, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))  # no network has been exported here before
     network = save_network(tmp_path / "network.onnx")
     run = light_python(site, CLASSIFY, "classify", pictures, "--model", network, "--json", "--device", "cpu")
     assert run.returncode == 0, run.stderr
