@@ -34,21 +34,9 @@ def late_branches(recipe: Recipe, data: Data) -> nn.Module:
         if name == STAGE:
             break
         model.set_submodule(name, module)
-    torch.manual_seed(recipe.seed)  # R is drawn from the global generator
     first = model.get_submodule(STAGE)[0]
-    for name in ("conv1", "downsample.0"):
-        conv = first.get_submodule(name)
-        one = CalibratedConv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            branches=recipe.branches,
-            shared_input=True,
-        )
-        one.weight = conv.weight
-        first.set_submodule(name, one)
+    for conv in (first.conv1, first.downsample[0]):
+        conv.shared_input, conv.total_groups = True, conv.groups
     return model
 
 
