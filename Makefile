@@ -7,11 +7,10 @@ NEEDS_GB := 8
 # Where this is set, each process that a test starts would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo detect-demo install test test-longer test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all docs constraints clean
+.PHONY: help demo install test test-longer test-outside test-all lint lint-imports matrix coverage timm-suite timm-suite-all docs constraints clean
 
 help:
 	@echo "make demo      train, fold, export, publish, download and classify real digits (.venv is made first)"
-	@echo "make detect-demo VOC=FOLDER   train, export and run a detector on real pictures, draw what it finds"
 	@echo "make docs      the documentation as a site, in build/docs"
 	@echo "make test      lint, the ordinary tests, and timm's own tests on one network"
 	@echo "make test-longer  what CI runs besides: whole commands, processes killed, timm's own tests on one network of each class"
@@ -37,10 +36,6 @@ demo: install
 	$(BIN)/ccnn demo
 
 # Pictures with boxes are the user's own: none come with the project.
-detect-demo: install
-	@test -n "$(VOC)" || { echo "name a VOC folder: make detect-demo VOC=data/bccd"; exit 1; }
-	$(BIN)/ccnn detect-demo --data "voc:$(VOC)"
-
 # One thread a worker: two workers with two threads each get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 TIMM_SUITE := $(BIN)/python scripts/timm_suite.py --jobs $(WORKERS)
@@ -98,4 +93,4 @@ constraints: install
 		$(BIN)/python -m pip freeze --exclude-editable | sed 's/^onnxruntime-gpu==\(.*\)/&\nonnxruntime==\1/'; } > constraints.txt
 
 clean:
-	rm -rf .venv build dist ccnn-demo ccnn-detect-demo
+	rm -rf .venv build dist ccnn-demo

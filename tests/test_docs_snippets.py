@@ -38,7 +38,6 @@ QUICKER = {
     "ccnn train --recipe cifar10_table1 ": ["--set", f"model_kwargs={{{SHALLOW}}}"],
     "ccnn train --model resnet18 ": ["--set", f"model_kwargs={{{SHALLOW}, channels: [8, 8, 8, 8]}}"],
     "ccnn train --recipe bccd_detection ": ["--set", f"model_kwargs={SMALL_DETECTOR}"],
-    "ccnn detect-demo ": [*ONE_EPOCH, "--recipe", "small.yaml"],
     "ccnn analyze ": ["--runs", "2", "--steps", "3"],
     "ccnn classify photos/ --model org/ccnn_resnet18 --ray ": ["--processes", "2"],
 }

@@ -27,7 +27,6 @@ COMMANDS = {
     "download": "_publish:download",
     "classify": "_classify:classify",
     "detect": "_detect:detect",
-    "detect-demo": "_detect_demo:detect_demo",
     "serve": "_serve:serve",
     "web": "_web:web",
     "analyze": "_analyze:analyze",

@@ -72,7 +72,6 @@ CALLS: dict[str, list[list[str]]] = {
                  ["x.png", "--model", "o/n", "-o", HOSTILE]],
     "detect": [["x.png", "--model", HOSTILE], ["x.png", "--model", "NETWORK"],
                ["x.png", "--model", "o/n", "-o", f"file/{HOSTILE}"]],
-    "detect-demo": [["--data", HOSTILE], ["--data", f"voc:{HOSTILE}"], ["--data", f"coco:{HOSTILE}"]],
     "serve": [[HOSTILE], ["x", "--name", f"{HOSTILE}#"], ["NETWORK", "--host", HOSTILE]],
     "analyze": [[HOSTILE]],
     "web": [[HOSTILE], [f"local:{HOSTILE}"], [f"o/{HOSTILE}"], ["o/n", "--precision", HOSTILE],
