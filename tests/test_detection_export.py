@@ -117,11 +117,23 @@ def test_the_file_finds_what_torch_finds_on_real_pictures(exported, real_data):
 @pytest.mark.slow
 def test_the_last_bits_of_scores_may_decide_which_box_stays(tmp_path, monkeypatch, real_data):
     sure = seeded_detector(**VARIANTS["pyramid"], bright=False)
+    with torch.no_grad():  # scores of 1 less rounding
+        for parameter in sure.roi_heads.box_predictor.cls_score.parameters():
+            parameter.mul_(8)
     path = tmp_path / "sure.onnx"
     detector_to_onnx(sure, path, images=[rectangles(90, 200, 3)])
-    pictures = [pil_to_tensor(Image.open(p).convert("RGB")) / 255 for p in sorted(real_data.glob(CELLS))[:8]]
+    pictures = [pil_to_tensor(Image.open(p).convert("RGB")) / 255 for p in sorted(real_data.glob(CELLS))[:3]]
     differences = compare_detections(sure, path, pictures)
     assert sum(each.ties for each in differences) < 0.1 * sum(each.detections for each in differences)
+
+    def last_bits(_, __, outputs):
+        """What another processor's rounding may do."""
+        logits, boxes = outputs
+        noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        return (logits.softmax(-1) + 1e-7 * noise).clamp(min=1e-12).log(), boxes
+
+    sure.roi_heads.box_predictor.register_forward_hook(last_bits)
+    assert sum(each.ties for each in compare_detections(sure, path, pictures)) > 0
     monkeypatch.setattr(_detection_compare, "SCORE_NUDGE", 0)
     with pytest.raises(ExportError, match="does not find"):
         compare_detections(sure, path, pictures)
