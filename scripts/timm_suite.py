@@ -59,6 +59,7 @@ def main() -> int:
         "TORCH_BACKEND": "ccnn_zoo",  # the suite imports it, and so registers the networks
         "TORCH_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",  # one process per core
+        "TIMEOUT": "3600",  # timm's two minutes of a test judge how busy the machine is; this ends what hangs
         "TIMM_SUITE_MODELS": "*" if options.all else " ".join(options.models),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
