@@ -61,7 +61,7 @@ images = torch.randn(1, 3, 64, 64)
 with torch.no_grad():
     assert torch.equal(ccnn_zoo.fold(model)(images), model(images))
 with tempfile.TemporaryDirectory() as folder:
-    recipe = replace(Recipe.load("digits"), epochs=1, branches=2, warmup=0)
+    recipe = replace(Recipe.load("digits"), epochs=1, branches=2, warmup=0, validation=0.2)
     report = demo.run(folder, recipe=recipe, device="cpu", say=lambda text: None, progress=False)
 assert report.same_class_as_torch == report.images == 360
 libraries = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript", "huggingface_hub", "accelerate")

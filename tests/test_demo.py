@@ -100,3 +100,9 @@ def test_an_unknown_device_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigurationError, match="tpu"):
         demo.run(tmp_path / "demo", device="tpu")
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_recipe_that_holds_nothing_out_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"validation=0\.0.*hold some out"):
+        demo.run(tmp_path / "demo", recipe=replace(RECIPE, validation=0.0))
+    assert not (tmp_path / "demo").exists()

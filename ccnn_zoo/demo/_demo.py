@@ -18,7 +18,7 @@ from ccnn_zoo import hub, runtime
 from ccnn_zoo._files import replacing
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.convert import fold
-from ccnn_zoo.errors import CCNNError, IntegrityError
+from ccnn_zoo.errors import CCNNError, ConfigurationError, IntegrityError
 from ccnn_zoo.train import Data, Recipe, TrainingResult, evaluation_batches, load_data, read_history, train
 
 from ._picture import draw
@@ -133,12 +133,17 @@ def run(
         progress: show progress bars on stderr.
 
     Raises:
+        ConfigurationError: ``recipe`` holds no images out.
         RepositoryError: ``output`` cannot be written.
         DeviceError: ``device="cuda"`` and CUDA cannot run.
         ExportError: the exported network failed its check.
     """
     output = Path(output)
     recipe = recipe or replace(Recipe.load("digits"), validation=0.2)
+    if not recipe.validation:
+        raise ConfigurationError(
+            f"validation={recipe.validation}: confidence is fitted on held-out images; hold some out: 0.2"
+        )
     runtime.check_device(device)
     data = load_data(recipe.data, recipe.image_size)
     kept, held = data.hold_out(recipe.validation, recipe.seed)
