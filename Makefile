@@ -51,8 +51,13 @@ test-longer: install timm-suite
 test-outside: install
 	$(PYTEST) -m "(data or judge or browser) and not slow"
 
+# How it ended is kept in docs/test_all.txt, docs/timm_suite.txt and docs/pythons.md.
+test-all: SHELL := bash
 test-all: lint lint-imports timm-suite-all matrix
-	$(PYTEST)
+	@mkdir -p build
+	$(PYTEST) 2>&1 | tee build/test_all.log; outcome=$${PIPESTATUS[0]}; \
+		{ git rev-parse HEAD; grep -E '^(SKIPPED|FAILED|ERROR|=+ .* in [0-9.]+s)' build/test_all.log; } > docs/test_all.txt; \
+		exit $$outcome
 
 # Every Python that is here, and the lowest versions of the dependencies: docs/pythons.md.
 matrix: install
