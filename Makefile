@@ -35,7 +35,6 @@ install: $(INSTALLED)
 demo: install
 	$(BIN)/ccnn demo
 
-# Pictures with boxes are the user's own: none come with the project.
 # One thread a worker: two workers with two threads each get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 TIMM_SUITE := $(BIN)/python scripts/timm_suite.py --jobs $(WORKERS)

@@ -7,10 +7,8 @@ other has found a module: imports that work cost nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .errors import MissingPackageError
+from .errors import MissingPackageError
 
 # Modules that an extra or the base brings, where the package is called otherwise.
 PACKAGES = {
@@ -52,8 +50,6 @@ def missing_package(module: str, rooms: Iterable[str] = ()) -> MissingPackageErr
         module: what cannot be imported, one of :data:`PACKAGES`.
         rooms: parts of ``ccnn_zoo``: the one that imports it, the one that asked for that, and so on.
     """
-    from .errors import MissingPackageError
-
     extra = ELSEWHERE.get(module)
     if extra is None:
         for room in (OTHER_ROOMS.get(each, each) for each in rooms):

@@ -33,8 +33,7 @@ _MEMBER = 1000  # between the seeds of two members, so that no member is another
 PREDICTIONS = "predictions.safetensors"
 BUILDERS: dict[str, Builder] = {
     "ours": build_model,
-    "batch_ensemble": _others.batch_ensemble,
-    "packed_ensemble": _others.packed_ensemble,
+    **_others.NETWORKS,
     "late_branches": _variants.late_branches,
     "free_calibration": _variants.free_calibration,
 }

@@ -23,9 +23,6 @@ ALPHA = 2
 
 MISSING = "the library torch-uncertainty is missing: pip install 'ccnn-zoo[experiments]'"
 
-NETWORKS = ("batch_ensemble", "packed_ensemble")
-"""Names of the networks, in :data:`experiments._classification.BUILDERS`."""
-
 
 def available() -> bool:
     """Return whether torch-uncertainty, and lightning which it imports, are installed."""
@@ -75,6 +72,10 @@ def packed_ensemble(recipe: Recipe, data: Data) -> nn.Module:
         model.set_submodule(name, layer)
     model.register_forward_hook(partial(_join, members))
     return model
+
+
+NETWORKS = {"batch_ensemble": batch_ensemble, "packed_ensemble": packed_ensemble}
+"""What builds them, by name; both need torch-uncertainty."""
 
 
 def _plain(recipe: Recipe, data: Data) -> nn.Module:

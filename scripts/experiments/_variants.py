@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ccnn_zoo import fold
-from ccnn_zoo._roles import SHARED_WEIGHT
 from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.optim import SHARED_WEIGHT
 from ccnn_zoo.train import Data, Recipe, build_model
 
 STAGE = "layer3"
