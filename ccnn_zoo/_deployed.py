@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ccnn_zoo import hub
 from ccnn_zoo._files import sha256_of
 from ccnn_zoo._named import shipped_weights
 from ccnn_zoo._version import version
 from ccnn_zoo.errors import ConfigurationError, MissingPackageError, RepositoryError
+from ccnn_zoo.metadata import FILES, check_precision
 
 _logger = logging.getLogger("ccnn_zoo.runtime")
 
@@ -26,13 +26,13 @@ def deployed(name: str, precision: str) -> Path:
         RepositoryError: the cache cannot be written.
     """
     weights = shipped_weights(name)
-    hub.check_precision(precision)
+    check_precision(precision)
     if precision == "int8":
         raise ConfigurationError(
             f"int8 needs images to measure ranges on: run `ccnn export {name} -p int8 --data DATA -o model.onnx` "
             "first, then name model.onnx"
         )
-    file = Path(hub.PRECISIONS[precision]).name
+    file = Path(FILES[precision]).name
     path = _cache(f"{name}-{version()}-{sha256_of(weights)[:16]}") / file
     if path.is_file():
         return path

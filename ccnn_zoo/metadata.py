@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ccnn_zoo._checks import is_integer
+from ccnn_zoo._checks import check_choice, is_integer
 from ccnn_zoo.errors import MetadataError
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ CROP_MODES = ("center", "squash", "border")
 DETECTION = "object-detection"
 """The property ``task`` of a detector's file; a classifier's has none."""
 
+FILES = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
+"""Precision to the path of its file in a repository; the paths are those that transformers.js looks for."""
+
 _OPTIONAL = {"preprocessing_in_graph": False, "confidence": None}
 """Fields that files need not have, with the value that is not written: as in files from before there was the field."""
 
@@ -34,6 +37,15 @@ _MAX_PIXELS = 2**24
 _MIN_CROP_PCT = 0.01
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TEXT, _TEXTS = "a string without control characters", "one string per class, without control characters"
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that there is not.
+
+    Raises:
+        ConfigurationError: it is none of :data:`FILES`.
+    """
+    check_choice("precision", precision, FILES)
 
 
 def in_order(names: Sequence[str] | Mapping[str | int, str]) -> Sequence[str]:

@@ -23,12 +23,13 @@ from ccnn_zoo.convert import chosen_branches
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.uncertainty import Cascade, FittedCascade, fit_cascade
 
-from ._compare import TOLERANCE, runner
 from ._export import to_onnx
 from ._graph import OUTPUT
-from ._images import ImageBatches, Probe
 from ._metadata import metadata_of
+from ._precisions import TOLERANCE
+from ._probe import ImageBatches, Probe
 from ._report import ExportReport
+from ._session import runner
 
 PROPERTY = "cascade"
 _PARTS = ("first", "rest")

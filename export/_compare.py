@@ -1,48 +1,24 @@
 """Do the exported files give the logits of the network? Measured on onnxruntime's CPU provider.
 
-Two implementations of float32 arithmetic round differently, in proportion to the numbers they add up. So fp32 may
-differ by :data:`TOLERANCE` for logits up to 1, and by 1e-4 of the largest logit above that. Where all logits are
-smaller than 0.01, an absolute 1e-4 would accept anything, and 1% of the largest is allowed.
-
-fp16 keeps 11 bits: storing a value moves it by up to 2^-11, 0.05 %. Independent errors of N layers add up to
-sqrt(N) times that, 0.3 % for ResNet-18's forty stored tensors and 0.7 % for two hundred. :data:`HALF_TOLERANCE`, 2 %
-of the largest logit, leaves a factor of three.
-
-int8 has no such bound: what it costs is measured. The root mean square of the error must stay below
-:data:`INT8_TOLERANCE` of that of the logits (a wrong scale or a lost layer gives about 1), and where the images come
-with their classes, no more than :data:`INT8_LOSS` points of accuracy may be lost, beyond twice what chance explains.
+What each precision may differ by stands in ``_precisions``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
 from torch import Tensor, nn
 
-from ccnn_zoo._compat import ort_errors
 from ccnn_zoo.errors import ExportError
 
-from ._graph import BRANCH_OUTPUT, INPUT, OUTPUT
-from ._images import Probe
-
-TOLERANCE = 1e-4
-"""Allowed difference of a logit in fp32, relative to the largest one or to 1, whichever is larger."""
-
-HALF_TOLERANCE = 0.02
-"""Allowed difference of a logit in fp16, relative to the largest one."""
-
-INT8_TOLERANCE = 0.3
-"""Allowed root mean square of int8's error, relative to that of the logits about their mean."""
-
-INT8_LOSS = 0.5
-"""Points of accuracy, of 100, that int8 may lose, besides two standard errors of the loss."""
+from ._graph import BRANCH_OUTPUT, OUTPUT
+from ._precisions import PRECISIONS
+from ._probe import Probe
+from ._session import Logits, Run
 
 BATCH_SIZES = (1, 3, 32)
 """Numbers of images for which the outputs are compared, where the batch is not fixed."""
@@ -51,20 +27,6 @@ TIE = 1e-5
 """Two logits nearer than this share of an image's largest one are tied: rounding decides which is first."""
 
 _CHUNK = 8  # images that torch computes at once: the activations of 32 at 224 x 224 take gigabytes
-ORT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-
-Logits = NDArray[np.float32]
-"""(N, classes), or (K, N, classes) of the branches: images are the last axis but one."""
-
-Run = Callable[[Tensor], dict[str, Logits]]
-"""From images to every output by its name."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +115,8 @@ def compare(
     if every_image and probe.given:
         _compare_all(in_torch, files, found, probe)
     for precision, comparison in found.items():
-        _check_accuracy(precision, comparison)
+        if comparison.correct is not None:
+            PRECISIONS[precision].check_accuracy(comparison.images, comparison.lost, comparison.gained)
     return found
 
 
@@ -183,7 +146,7 @@ def _compare_all(in_torch: Run, files: Mapping[str, Run], found: dict[str, Compa
             ours = run(batch)
             for name, reference in theirs.items():
                 _difference(precision, name, ours[name], reference, reference, where)
-                if precision == "fp32":
+                if PRECISIONS[precision].keeps_classes:
                     _check_classes(name, ours[name], reference, images)
             found[precision].count(ours[OUTPUT], theirs[OUTPUT], targets)
         images += len(batch)
@@ -194,49 +157,6 @@ def _torch_runner(methods: dict[str, Callable[[Tensor], Tensor]]) -> Run:
     def run(batch: Tensor) -> dict[str, Logits]:
         chunks = batch.split(_CHUNK)
         return {name: torch.cat([method(c) for c in chunks], dim=-2).numpy() for name, method in methods.items()}
-
-    return run
-
-
-def session_of(source: Path | ModelProto, **config: int | str) -> ort.InferenceSession:
-    """Open a graph on onnxruntime's CPU provider.
-
-    Raises:
-        ExportError: onnxruntime cannot load it.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what onnxruntime would print as an error is also raised
-    # Several sessions live at once here; threads that wait by spinning would take each other's cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in config.items():
-        setattr(options, name, value)
-    content = source.SerializeToString() if isinstance(source, ModelProto) else source
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise ExportError(f"onnxruntime {ort.__version__} cannot load the exported graph: {error}") from error
-
-
-def runner(source: Path | ModelProto) -> Run:
-    """Return what runs a graph on float32 images, whole batches at once, or as many as the graph fixes."""
-    session = session_of(source)
-    names = [output.name for output in session.get_outputs()]
-    fixed = session.get_inputs()[0].shape[0]
-
-    def run(batch: Tensor) -> dict[str, Logits]:
-        size = fixed if isinstance(fixed, int) else len(batch)
-        parts = []
-        for part in batch.split(size):
-            padded = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
-            try:
-                outputs = session.run(names, {INPUT: padded.numpy()})
-            except ORT_ERRORS as error:
-                raise ExportError(f"the exported graph fails on a batch of {size}: {error}") from error
-            parts.append([output[..., : len(part), :] if len(part) < size else output for output in outputs])
-        joined = [
-            np.concatenate(pieces, axis=-2) if len(parts) > 1 else pieces[0] for pieces in zip(*parts, strict=True)
-        ]
-        return dict(zip(names, joined, strict=True))
 
     return run
 
@@ -252,25 +172,13 @@ def _difference(
     if ours.shape != theirs.shape:
         raise ExportError(f"the exported graph gives {name} {ours.shape} for {where}, the network {theirs.shape}")
     difference = np.abs(ours - theirs)
-    found, allowed, what = _measure(precision, difference, scale)
+    found, allowed, what = PRECISIONS[precision].error(difference, scale)
     if not found <= allowed:  # also where the difference is NaN
         raise ExportError(
             f"in {name} the exported graph differs from the network by {found:.3g}{what} at {where}; "
             f"{allowed:.3g} is allowed" + ("" if precision == "fp32" else f" in {precision}")
         )
     return difference
-
-
-def _measure(precision: str, difference: NDArray[np.float32], scale: Logits) -> tuple[float, float, str]:
-    """Return the error, what is allowed, and the error's unit; see the module's docstring."""
-    largest = float(np.abs(scale).max())
-    if precision == "int8":
-        spread = float(np.sqrt(np.mean((scale - scale.mean(-1, keepdims=True)) ** 2)))
-        found = float(np.sqrt(np.mean(difference**2)))
-        return found / max(spread, 1e-30), INT8_TOLERANCE, " of their spread"
-    if precision == "fp16":
-        return float(difference.max()), HALF_TOLERANCE * largest, ""
-    return float(difference.max()), min(TOLERANCE * max(1.0, largest), 0.01 * largest), ""
 
 
 def _check_classes(name: str, ours: Logits, theirs: Logits, first: int) -> None:
@@ -291,17 +199,4 @@ def _check_first_class(name: str, ours: Logits, theirs: Logits, first: int) -> N
         raise ExportError(
             f"in {name} the exported graph puts class {chosen[row]} first on image {first + row}, the network class "
             f"{theirs[row].argmax()}, ahead by {margin[row]:.3g}"
-        )
-
-
-def _check_accuracy(precision: str, comparison: Comparison) -> None:
-    """Refuse int8 where the accuracy lost is more than allowed and more than chance explains."""
-    if precision != "int8" or comparison.correct is None:
-        return
-    loss = 100 * (comparison.lost - comparison.gained) / comparison.images
-    error = 100 * np.sqrt(comparison.lost + comparison.gained) / comparison.images
-    if loss > INT8_LOSS + 2 * error:
-        raise ExportError(
-            f"int8 loses {loss:.2f} points of accuracy on {comparison.images} images (the standard error is "
-            f"{error:.2f}); {INT8_LOSS} are allowed. Give more int8_images, or use fp16."
         )

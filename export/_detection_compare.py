@@ -25,9 +25,9 @@ from torchvision.models.detection import FasterRCNN
 
 from ccnn_zoo.errors import ExportError
 
-from ._compare import ORT_ERRORS, session_of
 from ._detection_graph import BOXES, LABELS, SCORES
 from ._graph import INPUT
+from ._session import ORT_ERRORS, session_of
 
 BOX_TOLERANCE = 0.5
 """Allowed difference of each side of a box, in pixels of the given picture."""

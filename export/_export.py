@@ -13,11 +13,12 @@ from torch import nn
 from ccnn_zoo._files import replacing
 from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
+from ccnn_zoo.metadata import FILES, check_precision
 
+from ._exporter import Exporter, ExportOptions
 from ._graph import DEFAULT_OPSET
-from ._images import ImageBatches
+from ._probe import ImageBatches
 from ._report import ExportReport
-from ._steps import FILES, Exporter, ExportOptions, check_precision
 
 
 def to_onnx(
@@ -46,8 +47,8 @@ def to_onnx(
     those that the network runs, nothing is copied (Tile, Expand), no R is left, and no batch normalisation that
     alone reads a convolution (pre-activation networks have others, which stay); its logits on onnxruntime's CPU
     provider are those of ``model`` before folding, in eval mode, at batch sizes 1, 3 and 32 and on all ``images``,
-    within the tolerance of the precision: see ``ccnn_zoo.export._compare``, where each is justified. In fp32 the same
-    class comes first on all images; of fp16 and int8 the report says on how many.
+    within the tolerance of the precision: see ``ccnn_zoo.export._precisions``, where each is justified. In fp32 the
+    same class comes first on all images; of fp16 and int8 the report says on how many.
 
     Args:
         model: network made by ``timm.create_model``: calibrated, folded or plain, in either mode, on any device.

@@ -22,8 +22,11 @@ from torch import Tensor
 
 from ccnn_zoo.errors import ExportError
 
-from ._compare import HALF_TOLERANCE, session_of
 from ._graph import INPUT, OUTPUT
+from ._session import session_of
+
+HALF_TOLERANCE = 0.02
+"""Allowed difference of a logit in fp16, relative to the largest one."""
 
 LARGEST = float(np.finfo(np.float16).max) / 2
 """Largest value that may be stored as a half: half of the largest that fits, for images that were not seen."""

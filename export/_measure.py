@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ._branch_chains import branches_apart, part_of
-from ._compare import session_of
 from ._graph import INPUT
 from ._separate import group_part_of, grouped_convolutions, groups_of, separate
+from ._session import session_of
 
 MARGIN = 0.01
 """Share of the time that another form must save to be chosen."""

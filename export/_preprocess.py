@@ -17,8 +17,8 @@ from timm.data import create_transform
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.metadata import ModelMetadata
 
-from ._compare import session_of
 from ._graph import BATCH, INPUT
+from ._session import session_of
 
 PARITY_SIZES = ((480, 640), (640, 427), (100, 100), (37, 201), (300, 41))
 """(height, width) of the pictures on which the graph is compared with timm's transform, besides the input's own."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from ccnn_zoo.errors import ConfigurationError
 
 from ._graph import INPUT
-from ._images import ImageBatches, single_images
+from ._probe import ImageBatches, single_images
 
 INT8_IMAGES = 512
 """Images on which ranges are measured; more are left unread."""

@@ -16,9 +16,9 @@ from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import Confidence, doubt, fit, probabilities
 
-from ._compare import Run, session_of
 from ._graph import BRANCH_OUTPUT, DEFAULT_OPSET, OUTPUT, read_network
-from ._images import Probe
+from ._probe import Probe
+from ._session import Run, session_of
 
 PROPERTY = "confidence"
 OUTPUTS = ("probabilities", "branch_probabilities", "uncertainty", "ood_score")

@@ -12,9 +12,11 @@ Downloading imports neither torch nor timm nor onnx.
 
 from __future__ import annotations
 
+from ccnn_zoo.metadata import check_precision
+
 from ._download import download
 from ._manifest import FileSum, Manifest
-from ._names import PRECISIONS, check_precision
+from ._names import PRECISIONS
 from ._plan import Change
 from ._publish import Publication, publish
 from ._search import FoundNetwork, search

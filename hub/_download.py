@@ -9,10 +9,11 @@ from pathlib import Path
 from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo._named import hub_name
 from ccnn_zoo.errors import IntegrityError, RepositoryError
+from ccnn_zoo.metadata import check_precision
 
 from . import _remote
 from ._manifest import Manifest, git_blob_id, read_manifest
-from ._names import LOCAL, MANIFEST, PRECISIONS, WANTED, check_precision, local_folder, refuse_for_folders
+from ._names import LOCAL, MANIFEST, PRECISIONS, WANTED, local_folder, refuse_for_folders
 from ._snapshot import DISTRUST, evict, verify_repository, verify_snapshot
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -6,15 +6,15 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ccnn_zoo._checks import check_choice
 from ccnn_zoo._named import PICKLES
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.metadata import FILES as PRECISIONS
 
 LOCAL = "local:"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-NETWORK = "onnx/model.onnx"
+NETWORK = PRECISIONS["fp32"]
 CARD = "README.md"
 MANIFEST = "manifest.json"
 TAG = "ccnn-zoo"
@@ -22,9 +22,6 @@ CURVES = "pictures/errors.png"
 HEAT_MAP = "pictures/calibration.png"
 DOUBT = {"confidence": "pictures/confidence.png", "doubtful": "pictures/doubtful.png"}
 """Pictures of what the network does not know, by the names that the training gives them."""
-
-PRECISIONS = {"fp32": NETWORK, "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
-"""Precision to the path of its ONNX file; the paths are those that transformers.js looks for."""
 
 REQUIRED = (CONFIG, WEIGHTS, NETWORK, CARD)
 """Files that every published repository has, besides its manifest."""
@@ -46,15 +43,6 @@ def is_published(path: str) -> bool:
 def is_pickle(path: str) -> bool:
     """Whether the name says that the file is, or may hold, a pickle."""
     return PurePosixPath(path).suffix.lower() in PICKLES
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that has no name.
-
-    Raises:
-        ConfigurationError: it is none of :data:`PRECISIONS`.
-    """
-    check_choice("precision", precision, PRECISIONS)
 
 
 def local_folder(repo_id: str) -> Path | None:

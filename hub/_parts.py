@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ccnn_zoo._tasks import TASKS, task_of_properties
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.metadata import check_precision
 
-from ._names import DOUBT, check_precision
+from ._names import DOUBT
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,8 +23,8 @@ from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.export import ExportReport, ImageBatches, metadata_of, to_folder
 
+from ._heat_map import draw_calibration
 from ._names import CONFIG, HEAT_MAP, WEIGHTS
-from ._pictures import draw_calibration
 
 _PACKAGES = ("ccnn-zoo", "torch", "timm", "onnx", "safetensors")
 

@@ -21,8 +21,8 @@ from ccnn_zoo.errors import ConfigurationError, IntegrityError
 from ccnn_zoo.export import detector_to_onnx
 from ccnn_zoo.metadata import DETECTION
 
+from ._heat_map import draw_calibration
 from ._names import CONFIG, HEAT_MAP, NETWORK, WEIGHTS
-from ._pictures import draw_calibration
 from ._stage import check_metrics, count, require_record, with_sorted_metadata
 
 _PACKAGES = ("ccnn-zoo", "torch", "torchvision", "timm", "onnx", "safetensors")

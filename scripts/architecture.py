@@ -14,13 +14,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import networkx as nx
-
-from ccnn_zoo._files import replacing
+from documents import replacing, write_between
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 PICTURE = PAGE.with_suffix(".png")
-BEGIN, END = "<!-- rooms:begin -->", "<!-- rooms:end -->"
 
 FOLDERS = {"ccnn_zoo": ROOT / "ccnn_zoo", "ccnn_zoo.export": ROOT / "export", "ccnn_zoo.hub": ROOT / "hub"}
 DOOR = {"__init__", "__main__"}
@@ -65,11 +63,7 @@ def main() -> None:
     if not nx.is_directed_acyclic_graph(rooms):
         raise SystemExit(f"rooms import each other in a circle: {nx.find_cycle(rooms)}")
     draw(rooms)
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    with replacing(PAGE) as path:
-        path.write_text("\n".join([f"{before}{BEGIN}", *table(rooms), f"{END}{after}"]), encoding="utf-8")
+    write_between(PAGE, "rooms", table(rooms))
 
 
 def graph() -> nx.DiGraph:

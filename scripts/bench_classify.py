@@ -24,12 +24,12 @@ import onnxruntime
 import PIL
 import timm
 from bench_machine import machine
+from documents import write
 from PIL import Image
 from real_data import real_data
 
 import ccnn_zoo  # noqa: F401, joins timm
 from ccnn_zoo import runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.export import metadata_of, to_onnx
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.pictures import read
@@ -50,8 +50,7 @@ def main() -> None:
     text = "\n".join([*_description(args), "", *_decoding(args), "", *_classifying(args), "", *_memory(args)]) + "\n"
     print(text)
     if args.output:
-        with replacing(args.output) as path:
-            path.write_text(text)
+        write(args.output, [text])
 
 
 def _description(args: argparse.Namespace) -> list[str]:

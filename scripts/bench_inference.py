@@ -27,13 +27,13 @@ import timm
 import torch
 from bench_machine import gemm_seconds, machine
 from bench_rounds import Way, between, percentile, ratio, ratios, verdict
+from documents import write
 from PIL import Image
 from real_data import real_data
 from torch.utils.flop_counter import FlopCounterMode
 
 import ccnn_zoo
 from ccnn_zoo import export, runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import CCNNError
 from ccnn_zoo.runtime._preprocess import preprocess
 
@@ -88,7 +88,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.uncertainty:
-        bench_uncertainty.write(args.uncertainty, threads=1)
+        bench_uncertainty.measure(args.uncertainty, threads=1)
         return
     models = {"plain": _model(1)} | {f"K={k}": _model(k) for k in args.branches}
     notes = [note for name, model in models.items() for note in _export(model, args.networks / name, args)]
@@ -103,8 +103,7 @@ def main() -> None:
         lines += ["", *_timed(timed, branches, _Table(threads, batch, rounds), args)]
         text = "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
         if args.output:
-            with replacing(args.output) as path:
-                path.write_text(text)
+            write(args.output, [text])
     print(text)
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import timm
 import torch
+from documents import write
 from torch import nn
 
 import ccnn_zoo
-from ccnn_zoo._files import replacing
 from ccnn_zoo.optim import SHARED_WEIGHT, get_role
 
 COMMON = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 1e-4}
@@ -57,8 +57,7 @@ def main() -> None:
     text = "\n".join([*_description(args, model), "", *_table(seconds), "", *_conclusion(seconds)]) + "\n"
     print(text)
     if args.output:
-        with replacing(args.output) as path:
-            path.write_text(text)
+        write(args.output, [text])
 
 
 def _steps(model: nn.Module) -> dict[str, Callable[[], object]]:

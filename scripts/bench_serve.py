@@ -181,7 +181,7 @@ def cases(folder: Path) -> Iterator[Case]:
 
 def bench(arguments: argparse.Namespace) -> None:
     """Measure both networks and write the document."""
-    from ccnn_zoo._files import replacing
+    from documents import write
 
     sections = []
     with tempfile.TemporaryDirectory() as folder:
@@ -202,8 +202,8 @@ def bench(arguments: argparse.Namespace) -> None:
                 *table,
                 "",
             ]
-            with replacing(arguments.output) as path:  # after each network: the large one takes its time
-                path.write_text("\n".join([*introduction(arguments), *sections]).rstrip() + "\n", encoding="utf-8")
+            # After each network: the large one takes its time.
+            write(arguments.output, [*introduction(arguments), *sections])
 
 
 def introduction(arguments: argparse.Namespace) -> list[str]:

@@ -16,15 +16,14 @@ from typing import TypeVar
 import onnx
 import timm
 import torch
+from documents import write_between
 
 import ccnn_zoo
 from ccnn_zoo import export
-from ccnn_zoo._files import replacing
 from ccnn_zoo.export._branch_chains import branches_apart
 from ccnn_zoo.export._convert import convert
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "decisions.md"
-BEGIN, END = "<!-- split:begin -->", "<!-- split:end -->"
 NETWORKS = (("ccnn_resnet18", 2), ("ccnn_resnet18_cifar", 4), ("ccnn_resnet18", 8))
 OPSET = 18
 
@@ -48,10 +47,7 @@ def main() -> None:
         f"Processor time of one run each by `scripts/bench_split.py`, one thread of {platform.machine()}; python "
         f"{platform.python_version()}, torch {torch.__version__}, onnx {onnx.__version__}, timm {timm.__version__}."
     )
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    with replacing(PAGE) as path:
-        text = "\n".join([f"{before}{BEGIN}", *lines, "", machine, f"{END}{rest.split(END)[1]}"])
-        path.write_text(text, encoding="utf-8")
+    write_between(PAGE, "split", [*lines, "", machine])
 
 
 def measured(name: str, branches: int) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from ccnn_zoo._files import replacing
+from documents import write
 
 CCNN = Path(sys.executable).with_name("ccnn")
 BARE = """
@@ -80,8 +80,7 @@ def main() -> None:
     text = "\n".join(_report(args, runs)) + "\n"
     print(text)
     if args.output:
-        with replacing(args.output) as path:
-            path.write_text(text)
+        write(args.output, [text])
 
 
 def _exported(folder: Path) -> Path:

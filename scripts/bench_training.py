@@ -17,10 +17,10 @@ from pathlib import Path
 
 import timm
 import torch
+from documents import write
 from torch import nn
 
 import ccnn_zoo
-from ccnn_zoo._files import replacing
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.train import keep_freed_memory
 
@@ -52,8 +52,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if args.output:
-        with replacing(args.output) as path:
-            path.write_text(text)
+        write(args.output, [text])
 
 
 def _description(args: argparse.Namespace) -> list[str]:

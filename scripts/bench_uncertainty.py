@@ -18,9 +18,9 @@ import timm
 import torch
 from bench_machine import machine
 from bench_rounds import Way, between, ratios, verdict
+from documents import write
 
 from ccnn_zoo import export, runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.uncertainty import fit
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "uncertainty_cost.md"
@@ -29,7 +29,7 @@ AIM = 1.02
 """At most 2 % more time at batch 32."""
 
 
-def write(rounds: int, threads: int, output: Path = DOCUMENT) -> None:
+def measure(rounds: int, threads: int, output: Path = DOCUMENT) -> None:
     """Measure, and write the document."""
     with tempfile.TemporaryDirectory() as folder:
         ways = _ways(Path(folder), threads)
@@ -38,8 +38,7 @@ def write(rounds: int, threads: int, output: Path = DOCUMENT) -> None:
                 way.timed()
     for way in ways:  # the first round warms up
         del way.wall[0], way.processor[0]
-    with replacing(output) as temporary:
-        temporary.write_text("\n".join(_document(ways, threads)) + "\n", encoding="utf-8")
+    write(output, _document(ways, threads))
 
 
 def _ways(folder: Path, threads: int) -> list[Way]:

@@ -21,12 +21,12 @@ import numpy as np
 import timm
 import torch
 from bench_machine import machine
+from documents import replacing, write
 from numpy.typing import NDArray
 from real_data import real_data
 from torch import Tensor
 
 from ccnn_zoo import runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.export import cascade_to_onnx
 from ccnn_zoo.train import evaluation_batches, load_data
 from ccnn_zoo.uncertainty import CascadePoint, cascade_curve, probabilities
@@ -60,8 +60,7 @@ def main() -> None:
     with replacing(picture) as temporary:
         figure.savefig(temporary, dpi=100)
     lines += [f"![Error over expected cost]({picture.name})", ""]
-    with replacing(args.out) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write(args.out, lines)
 
 
 def section(name: str, data: str, axis: plt.Axes) -> list[str]:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from documents import write
 
 from ccnn_zoo import runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import CCNNError
 from ccnn_zoo.runtime import Backend, Cuda, TensorRT
 from ccnn_zoo.runtime._cuda import CONV_SEARCHES
@@ -82,8 +82,7 @@ def _text(lines: list[str]) -> str:
 
 def _write(lines: list[str], output: Path | None) -> None:
     if output:
-        with replacing(output) as path:
-            path.write_text(_text(lines))
+        write(output, [_text(lines)])
 
 
 def _head(report: Report) -> list[str]:

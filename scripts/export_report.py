@@ -12,25 +12,27 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import timm
 import torch
+from documents import write_between
 from real_data import real_data
 
 import ccnn_zoo  # noqa: F401, registers the networks
 from ccnn_zoo import export
-from ccnn_zoo._files import replacing
-from ccnn_zoo.cli._sources import export_images
+from ccnn_zoo.train import evaluation_batches, load_data
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "export.md"
-BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
 CHECKPOINTS = {
     "ccnn_resnet18_cifar.mnist": "mnist:{}",
     "ccnn_resnet18_cifar.cifar10": "cifar10:{}/cifar10-jpeg.tar.xz",
 }
 PRECISIONS = ("fp32", "fp16", "int8")
+INT8_IMAGES = 512
 
 
 def main() -> None:
@@ -42,19 +44,17 @@ def main() -> None:
     for name, place in CHECKPOINTS.items():
         model = timm.create_model(name, pretrained=True)
         with tempfile.TemporaryDirectory() as folder:
-            images = export_images(place.format(data), PRECISIONS)
+            loaded = load_data(place.format(data))
+            some = replace(
+                loaded, test=loaded.train.subset(np.linspace(0, len(loaded.train) - 1, INT8_IMAGES).astype(int))
+            )
+            images = {"images": evaluation_batches(loaded), "int8_images": evaluation_batches(some)}
             reports = export.to_folder(model, folder, PRECISIONS, **images)
-            training = export_images(place.format(data), PRECISIONS)["int8_images"]
-            timed = export.to_onnx(
-                model, Path(folder, "x.onnx"), precision="int8", int8_images=training, measure=True
-            ).timing
+            only = {"precision": "int8", "int8_images": evaluation_batches(some)}
+            timed = export.to_onnx(model, Path(folder, "x.onnx"), measure=True, **only).timing
         rows += [row(name, report) for report in reports.values()]
         timings += [f"| `{name}` | {timing_cells(timed)} |"]
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    with replacing(DOCUMENT) as temporary:
-        temporary.write_text(before + "\n".join([BEGIN, *section(rows, timings), END]) + after, encoding="utf-8")
+    write_between(DOCUMENT, "report", section(rows, timings))
 
 
 def row(name: str, report: export.ExportReport) -> str:

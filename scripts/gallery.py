@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from documents import write
+
 from ccnn_zoo import hub
-from ccnn_zoo._files import replacing
 from ccnn_zoo.train import CHECKPOINT, Recipe, train
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -52,8 +53,7 @@ def main() -> None:
     ]
     for path, words in (shown | ELSEWHERE).items():
         lines += ["", f"[![{Path(path).stem}]({path})]({path})", "", f"{words[0].upper()}{words[1:]}."]
-    with replacing(DOCS / "gallery.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(DOCS / "gallery.md", lines)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import timm
 import torch
+from documents import write
 from experiments.table2 import CLASSES, ROWS, Row, counts, stage_kernels
 
-from ccnn_zoo._files import replacing
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.models import table
 
@@ -38,9 +38,7 @@ def main() -> None:
     lines = ["# The zoo", "", "Written by `scripts/models_table.py`.", ""]
     lines += [*networks(), "", *kernels(), "", *checkpoints(), ""]
     lines += [COST + DOCUMENT.read_text(encoding="utf-8").partition(COST)[2].rstrip()] if keep else [COST, "", *costs()]
-    with replacing(DOCUMENT) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(DOCUMENT.read_text(encoding="utf-8"))
+    print(write(DOCUMENT, lines))
 
 
 def machine() -> str:

@@ -15,24 +15,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from ccnn_zoo import hub
 from ccnn_zoo.checkpoint import load_record
-from ccnn_zoo.cli._sources import beside_checkpoint
+from ccnn_zoo.cli import app
 from ccnn_zoo.errors import CCNNError, RepositoryError
 from ccnn_zoo.train import CHECKPOINT
 
 
 def main() -> int:
-    """Publish, one line for each checkpoint, and return the exit status."""
+    """Publish each checkpoint as ``ccnn publish`` does, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", help="user or organisation on the Hub, or local:FOLDER")
     parser.add_argument("runs", type=Path, nargs="+", help="training folders, or folders of them")
     parser.add_argument("--tag", help="name for every commit, e.g. v1.0")
     parser.add_argument("--private", action="store_true", help="make new repositories private")
     for name in ("fp16", "int8"):
-        parser.add_argument(
-            f"--{name}", dest="precisions", action="append_const", const=name, help=f"export {name} too"
-        )
+        parser.add_argument(f"--{name}", action="store_true", help=f"export {name} too")
     parser.add_argument("--recorded-data", action="store_true", help="open the data that the checkpoints name")
     parser.add_argument("--dry-run", action="store_true", help="show what would go, and write nothing")
     options = parser.parse_args()
@@ -44,23 +41,12 @@ def main() -> int:
         return 1
     for name, checkpoint in checkpoints.items():
         repo_id = f"{options.target}/{name}"
+        print(f"{repo_id}:", flush=True)
         try:
-            publication = hub.publish(
-                checkpoint,
-                repo_id,
-                **beside_checkpoint(
-                    checkpoint, options.precisions or (), recorded_data(checkpoint) if options.recorded_data else None
-                ),
-                networks=dict.fromkeys(options.precisions or ()),
-                tag=options.tag,
-                private=options.private,
-                dry_run=options.dry_run,
-            )
+            app(["publish", str(checkpoint.parent), repo_id, *arguments(checkpoint, options)], standalone_mode=False)
         except CCNNError as error:
             failed += 1
             print(f"{repo_id}: failed: {error}", file=sys.stderr)
-        else:
-            print(f"{repo_id}: {outcome(publication)}")
     print(f"{len(checkpoints) - failed} of {len(checkpoints)} checkpoints")
     return 1 if failed else 0
 
@@ -83,19 +69,12 @@ def find_checkpoints(runs: list[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def recorded_data(checkpoint: Path) -> str | None:
-    """Return the name of the data that a network was trained on, as its file says."""
-    return load_record(checkpoint).recipe.get("data")
-
-
-def outcome(publication: hub.Publication) -> str:
-    """Return what became of a repository, in a few words."""
-    changed = [change for change in publication.changes if change.action != "keep"]
-    if not changed:
-        return "is there already"
-    size = sum(change.size for change in changed)
-    verb = "would send" if publication.dry_run else "sent"
-    return f"{verb} {len(changed)} files, {size:,} bytes, to {publication.location}"
+def arguments(checkpoint: Path, options: argparse.Namespace) -> list[str]:
+    """Return what ``ccnn publish`` is told of a checkpoint besides its place and its name."""
+    given = [f"--{name}" for name in ("fp16", "int8", "private", "dry-run") if vars(options)[name.replace("-", "_")]]
+    given += [] if options.tag is None else [f"--tag={options.tag}"]
+    recorded = load_record(checkpoint).recipe.get("data") if options.recorded_data else None
+    return given if recorded is None else [*given, f"--data={recorded}"]
 
 
 if __name__ == "__main__":

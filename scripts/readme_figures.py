@@ -14,11 +14,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ccnn_zoo._files import replacing
+from documents import replacing, write_between
+
 from ccnn_zoo.demo import DemoReport, NetworkReport, run
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
 
 
 def main() -> None:
@@ -27,11 +27,7 @@ def main() -> None:
         report = run(folder)
         with replacing(ROOT / "docs" / "demo.png") as temporary:
             shutil.copyfile(report.picture, temporary)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    with replacing(readme) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{figures(report)}\n{END}{after}", encoding="utf-8")
+    write_between(ROOT / "README.md", "demo", [figures(report)])
 
 
 def figures(report: DemoReport) -> str:

@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCUMENT)
     arguments = parser.parse_args()
     arguments.replicas, arguments.threads = 1, 1
-    from ccnn_zoo._files import replacing
+    from documents import write
 
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--batch-size={BATCH}", "--batch-wait=1", "--timeout=900"]
@@ -167,8 +167,7 @@ def main() -> None:
             for name in FORMATS:
                 rows.append(measured(service, name))
                 print(rows[-1], flush=True)
-    with replacing(arguments.output) as path:
-        path.write_text("\n".join(document(rows)) + "\n", encoding="utf-8")
+    write(arguments.output, document(rows))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ The test error on the card is measured anew from the file that ships; the run's 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import torch
+from documents import replacing, write
 
-from ccnn_zoo._files import replacing, sha256_of
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
 from ccnn_zoo.train import CHECKPOINT, Recipe, evaluation_batches, load_data
 
@@ -38,8 +39,7 @@ def main() -> None:
             parser.error(
                 f"the file's test error is {error} %, its record says {record.metrics['test_error_percent']} %"
             )
-    with replacing(checkpoint.with_suffix(".md")) as temporary:
-        temporary.write_text(card(args, checkpoint, record, error), encoding="utf-8")
+    write(checkpoint.with_suffix(".md"), [card(args, checkpoint, record, error)])
 
 
 @torch.no_grad()
@@ -57,6 +57,7 @@ def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, err
     recipe = record.recipe
     options = "".join(f" {option}" for option in changes(Recipe(**recipe), Recipe.load(args.recipe)))
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return f"""\
 # {args.name}
 
@@ -68,7 +69,7 @@ def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, err
 | test loss | {record.metrics["test_loss"]:.4f} |
 | epochs, seed | {record.epochs}, {record.seed} |
 | versions | {versions} |
-| SHA-256 | `{sha256_of(checkpoint)}` |
+| SHA-256 | `{digest}` |
 
 Trained on CPU cores by
 

@@ -26,6 +26,7 @@ import scipy.stats
 import timm
 import torch
 from bench_machine import machine
+from documents import write, write_between
 from numpy.typing import NDArray
 from real_data import real_data
 from safetensors.numpy import load_file
@@ -33,7 +34,6 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from ccnn_zoo import runtime
-from ccnn_zoo._files import replacing
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.export import to_onnx
 from ccnn_zoo.train import CHECKPOINT, Data, Recipe, evaluation_batches, load_data, train
@@ -41,7 +41,6 @@ from ccnn_zoo.uncertainty import Confidence, doubt, fit, measure, prediction_set
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FIGURES = DOCS / "uncertainty.md", DOCS / "uncertainty_figures.md"
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 BASELINE = "plain + temperature"
 STRANGERS = {"cifar10": "mnist", "mnist": "cifar10"}
 SHORT = (
@@ -86,7 +85,7 @@ def main() -> None:
     if args.data.is_dir():
         found["CIFAR-10"] = cifar10(args.data, args.runs, args.seeds, args.cells)
         found["MNIST"] = {"K=4": halved("mnist", args.data, args.seeds)}
-    write(found, args)
+    report(found, args)
 
 
 def digits(runs: Path, trainings: int) -> dict[str, Rows]:
@@ -256,7 +255,7 @@ def table(networks: dict[str, Rows], names: Iterator[str]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def write(found: dict[str, dict[str, Rows]], args: argparse.Namespace) -> None:
+def report(found: dict[str, dict[str, Rows]], args: argparse.Namespace) -> None:
     plain = "8 epochs"
     if args.cells is not None:
         plain = "30 epochs of 16 x 16 pixels (scripts/reproduce.py pays --medium, numbers fitted on its held-out part)"
@@ -275,13 +274,8 @@ def write(found: dict[str, dict[str, Rows]], args: argparse.Namespace) -> None:
         lines += [f"## {data}", "", *table(networks, iter(names)), ""]
         if BASELINE in networks:
             short += [f"**{data}**", "", *table(networks, iter(SHORT)), ""]
-    with replacing(args.out) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
-    before, _, rest = args.page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    with replacing(args.page) as temporary:
-        page = "\n".join([f"{before}{BEGIN}", "", *short, how, f"{END}{after}"])
-        temporary.write_text(page, encoding="utf-8")
+    write(args.out, lines)
+    write_between(args.page, "figures", ["", *short, how])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ccnn_zoo._files import replacing
+from documents import renewed, write
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "why.md"
@@ -26,17 +26,13 @@ ASKED = {
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    text = renewed(PAGE.read_text(encoding="utf-8"))
-    with replacing(PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write(PAGE, [current(PAGE.read_text(encoding="utf-8"))])
 
 
-def renewed(text: str) -> str:
+def current(text: str) -> str:
     """Return the text of the page with the figures that the other pages hold now."""
     for name, lines in (("confidence", confidence()), ("branches", branches()), ("cost", cost())):
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        before, _, rest = text.partition(begin)
-        text = "\n".join([before + begin, *lines, end + rest.partition(end)[2]])
+        text = renewed(text, name, lines)
     return text
 
 

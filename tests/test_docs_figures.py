@@ -20,7 +20,7 @@ def why_figures():
 
 def test_why_says_what_the_results_say_today(why_figures):
     text = why_figures.PAGE.read_text(encoding="utf-8")
-    assert why_figures.renewed(text) == text, "run scripts/why_figures.py"
+    assert why_figures.current(text) == text, "run scripts/why_figures.py"
 
 
 def test_the_short_table_of_uncertainty_is_of_the_long_one():

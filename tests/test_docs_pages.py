@@ -108,14 +108,6 @@ def test_the_entry_point_of_a_backend_is_that_of_the_example():
     assert tomllib.loads(block.text)["project"]["entry-points"] == example["project"]["entry-points"]
 
 
-def test_the_answer_of_the_service_is_one():
-    """Values are the page's, names and types the service's."""
-    from ccnn_zoo.serve._schema import Answer
-
-    (block,) = [block for block in blocks("serving.md") if block.language == "json"]
-    Answer.model_validate_json(block.text)
-
-
 def test_what_describes_a_file_of_others_is_taken(tmp_path):
     (block,) = [block for block in blocks("uncertainty.md") if block.language == "json"]
     described = describe(save_network(tmp_path / "theirs.onnx"), json.loads(block.text), tmp_path / "known.onnx")

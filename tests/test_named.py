@@ -63,7 +63,7 @@ def spellings(url: str) -> list[str]:
             "https://huggingface.co/org/digits/tree/v1", "huggingface.co/org/digits/tree/v1?x=1#files"]  # fmt: skip
 
 
-def test_every_spelling_of_a_hub_repository_opens_it_at_that_revision(server, user, published):
+def test_every_spelling_of_a_hub_repository_opens_it_at_that_revision(server, user, published, tmp_path):
     user.publish(published)
     tagged = user.publish(published, revision="v1")
     names = spellings(server.url)
@@ -74,10 +74,13 @@ def test_every_spelling_of_a_hub_repository_opens_it_at_that_revision(server, us
 from ccnn_zoo import runtime
 for name in {names[:2] + names[4:5]!r}:
     print(runtime.load(name, device="cpu").source)
-from ccnn_zoo.cli import _sources
-print(_sources.find("org/digits@v1"))
 """
-    assert [tagged in line for line in user.run(program).splitlines()] == [True] * 4
+    assert [tagged in line for line in user.run(program).splitlines()] == [True] * 3
+    earlier = len(server.requests)
+    user.ccnn("export", "org/digits@v1", "-o", tmp_path / "network.onnx")
+    asked = [request.path for request in server.requests[earlier:]]
+    assert any(revision in path for revision in ("v1", tagged) for path in asked)
+    assert not any("main" in path for path in asked)
 
 
 @pytest.mark.parametrize(

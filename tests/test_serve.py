@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 import jsonschema
 import psutil
 import pytest
+from doc_pages import blocks
 from openapi_spec_validator import validate
 from serve_network import LABELS, METADATA, NUMBERS, encoded, probabilities_of, ray_folder, said_of, save_network
 from waiting import HANG_S, free_port, until
@@ -173,6 +174,10 @@ def test_the_description_is_valid_and_answers_are_as_it_says(service):
         operation = described["paths"][path.partition("?")[0]][method.lower()]
         content = operation["responses"][str(status)]["content"]["application/json"]
         jsonschema.validate(answer, {**content["schema"], "components": described["components"]})
+    (shown,) = [block for block in blocks("serving.md") if block.language == "json"]
+    answer = described["components"]["schemas"]["Answer"]
+    assert set(answer["required"]) <= set(json.loads(shown.text)) <= set(answer["properties"])
+    jsonschema.validate(json.loads(shown.text), {**answer, "components": described["components"]})
     parameters = described["paths"]["/classify"]["post"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["top_k", "coverage", "max_risk"]
 

@@ -17,6 +17,7 @@ import matplotlib as mpl
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from PIL import Image
 from timm.data import create_transform
 from torch import nn
@@ -31,6 +32,7 @@ from ccnn_zoo.train import (
     build_model,
     build_optimizer,
     build_scheduler,
+    draw_curves,
     evaluation_batches,
     load_data,
     plot_curves,
@@ -38,7 +40,6 @@ from ccnn_zoo.train import (
     train,
 )
 from ccnn_zoo.train._batches import ShuffledOrder, view_of
-from ccnn_zoo.train._history import write_history
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",
@@ -111,7 +112,6 @@ def test_a_full_disk_is_named_whatever_is_written(tmp_path):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     writers = [
         lambda: TINY.to_yaml(tmp_path / "recipe.yaml"),
-        lambda: write_history(history([9.0, 4.0]), tmp_path / "history.csv"),
         lambda: plot_curves({"plain": history([9.0, 4.0])}, tmp_path / "curves.png"),
     ]
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -389,6 +389,18 @@ def test_curves_of_several_networks_share_one_picture(tmp_path):
     orange = (255, 127, 14)  # matplotlib's second colour
     assert orange in {colour for _, colour in both.getcolors(1 << 20)}
     assert orange not in {colour for _, colour in one.getcolors(1 << 20)}
+
+
+def test_curves_of_a_detector_are_its_loss_and_on_an_axis_of_its_own_its_precision(tmp_path):
+    precision = [None, 40.0, 62.5]
+    epochs = [EpochResult(n + 1, n + 1, 0.1, 2.0 - n / 2, test_map_percent=p) for n, p in enumerate(precision)]
+    figure = Figure()
+    axes = figure.add_subplot()
+    draw_curves(axes, {"detector": tuple(epochs)})
+    loss, beside = figure.axes
+    assert (loss.get_ylabel(), beside.get_ylabel()) == ("loss (dashed)", "mean average precision (%)")
+    assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 2], [2, 1.5], [3, 1]]]
+    assert [line.get_xydata().tolist() for line in beside.lines] == [[[2, 40], [3, 62.5]]]
 
 
 def test_curves_leave_matplotlibs_global_state_alone(tmp_path):

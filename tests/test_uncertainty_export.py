@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.metrics import log_loss
 
 from ccnn_zoo import export, hub, runtime
 from ccnn_zoo.checkpoint import load_checkpoint
-from ccnn_zoo.cli._sources import export_images
+from ccnn_zoo.cli import main
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, MetadataError
 from ccnn_zoo.train import Recipe, _doubt, evaluation_batches, load_data, train
 from ccnn_zoo.uncertainty import COVERAGES, Confidence, fit, prediction_sets
@@ -171,11 +172,15 @@ def test_the_graph_gives_the_probabilities_of_the_fitted_temperature(exported, h
     np.testing.assert_allclose(found["probabilities"], softmax(found["logits"] / temperature, axis=1), atol=1e-5)
 
 
-def test_what_is_fitted_on_is_neither_trained_on_nor_tested_on_nor_measured_for_int8(run):
-    model, record = load_checkpoint(run / "last.safetensors")
-    found = export_images("digits", ["int8"], model, record, source=run, held_out=True)
-    parts = {name: {image.numpy().tobytes() for batch, _ in found[name] for image in batch} for name in found}
-    assert parts.keys() == {"images", "int8_images", "held_out"}
+def test_what_is_fitted_on_is_neither_trained_on_nor_tested_on_nor_measured_for_int8(run, tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(export, "to_onnx", lambda *_, **options: found.update(options) or sys.exit())
+    asked = ["ccnn", "export", str(run), "-o", f"{tmp_path}/x.onnx", "-p", "int8", "--uncertainty"]
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit):
+        main()
+    batched = {"images", "int8_images", "held_out"}
+    parts = {name: {image.numpy().tobytes() for batch, _ in found[name] for image in batch} for name in batched}
     _, held = load_data("digits").hold_out(RECIPE.validation, RECIPE.seed)
     assert len(parts["held_out"]) == len(held)
     for other in ("images", "int8_images"):

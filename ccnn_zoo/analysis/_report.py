@@ -17,7 +17,7 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import CHECKPOINT, Data, Recipe, build_model, data_to_open, evaluation_batches, load_data
 
 from ._diversity import Diversity, branch_diversity, calibration_distance
-from ._pictures import draw_bounds, draw_calibrations, draw_diversity
+from ._drawing import draw_bounds, draw_calibrations, draw_diversity
 from ._theorem import BoundReport, compare_with_theorem
 from ._trajectory import Trajectory, record_runs
 

@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
+from ._annotated import VOC_LABELS, AnnotatedPicture, DetectionData
 from ._checkpoint import load_detector, save_detector
 from ._coco_figures import coco_evaluate
 from ._data import load_detection_data
 from ._detector import create_detector, detector_config
 from ._evaluation import DetectorFigures, detect, evaluate_detector
 from ._layouts import layout_table
-from ._pictures import VOC_LABELS, AnnotatedPicture, DetectionData
 from ._task import train_detector
 from ._voc_protocol import Detections, VocResult, voc_evaluate
 

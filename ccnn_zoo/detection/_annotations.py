@@ -13,7 +13,7 @@ from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import upright_size
 
-from ._pictures import AnnotatedPicture
+from ._annotated import AnnotatedPicture
 
 _ROUNDING = 0.5
 """Pixels by which a box may pass the picture's edge: tools round, and the box is cut there."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from ccnn_zoo.errors import ConfigurationError
 
+from ._annotated import AnnotatedPicture, DetectionData
 from ._annotations import Collector, RawObject, hold_out, refuse_or_skip, require_pictures, shared_pictures
 from ._layouts import EXPECTED, Part, coco_parts
-from ._pictures import AnnotatedPicture, DetectionData
 from ._values import BadValueError, check_labels, flag, inside, number, picture_size
 
 _LISTS = ("images", "annotations", "categories")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._pictures import AnnotatedPicture
+from ._annotated import AnnotatedPicture
 from ._voc_protocol import Detections
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")

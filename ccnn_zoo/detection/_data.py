@@ -16,8 +16,8 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import read
 from ccnn_zoo.train.tasks import Draw, derived_seed
 
+from ._annotated import AnnotatedPicture, DetectionData
 from ._coco import coco
-from ._pictures import AnnotatedPicture, DetectionData
 from ._voc import voc
 
 SOURCES = {"voc": voc, "coco": coco}

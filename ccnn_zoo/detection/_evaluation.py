@@ -11,9 +11,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ccnn_zoo.pictures import read
 
+from ._annotated import AnnotatedPicture
 from ._coco_figures import coco_evaluate
 from ._data import as_numpy
-from ._pictures import AnnotatedPicture
 from ._voc_protocol import Detections, VocResult, voc_evaluate
 
 

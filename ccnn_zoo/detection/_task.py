@@ -19,10 +19,10 @@ from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.train import Recipe, TrainingResult, train
 from ccnn_zoo.train.tasks import Draw, Outcome, ShuffledOrder, derived_seed, loader_of
 
+from ._annotated import AnnotatedPicture
 from ._checkpoint import save_detector
 from ._data import DetectionBatch, DetectionView, as_numpy, load_detection_data
 from ._detector import create_detector, detector_config
-from ._pictures import AnnotatedPicture
 from ._voc_protocol import voc_evaluate
 
 _NOT_FOR_DETECTORS = (

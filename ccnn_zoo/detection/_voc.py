@@ -13,8 +13,8 @@ from ccnn_zoo._files import read_text
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.pictures import SUFFIXES
 
+from ._annotated import VOC_LABELS, AnnotatedPicture, DetectionData
 from ._annotations import Collector, RawObject, hold_out, refuse_or_skip, require_pictures, shared_pictures
-from ._pictures import VOC_LABELS, AnnotatedPicture, DetectionData
 from ._values import BadValueError, check_labels, flag, inside, number, picture_size
 
 _SPLITS = (("trainval", "test"), ("train", "test"), ("train", "val"))

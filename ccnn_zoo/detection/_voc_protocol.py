@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from ._pictures import AnnotatedPicture
+from ._annotated import AnnotatedPicture
 
 Detections = Mapping[str, NDArray]
 """Of one picture: ``boxes`` (n, 4), ``labels`` (n,) and ``scores`` (n,), as a detector gives them."""

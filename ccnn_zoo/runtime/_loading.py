@@ -15,7 +15,7 @@ from ccnn_zoo._files.onnx_contents import checked_content
 from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
 from ccnn_zoo._tasks import task_of_properties
 from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
-from ccnn_zoo.metadata import ModelMetadata
+from ccnn_zoo.metadata import FILES, ModelMetadata, check_precision
 
 from ._backend import Backend, OpenOptions
 from ._checks import check_graph, usual_shape
@@ -192,12 +192,10 @@ def _exported_into(folder: Path, precision: str) -> Path | None:
     Raises:
         ConfigurationError: nothing was exported in this precision, but there are trained weights.
     """
-    from ccnn_zoo import hub
-
     if (folder / "manifest.json").exists() or (folder / "config.json").exists():
         return None
-    hub.check_precision(precision)
-    file = Path(hub.PRECISIONS[precision])
+    check_precision(precision)
+    file = Path(FILES[precision])
     for path in (folder / file, folder / file.name):
         if path.is_file():
             return path
@@ -210,12 +208,8 @@ def _exported_into(folder: Path, precision: str) -> Path | None:
 
 
 def _refuse_other_precision(path: Path, precision: str) -> None:
-    if precision == "fp32":
-        return
-    from ccnn_zoo.hub import PRECISIONS, check_precision  # imports huggingface_hub, which a plain file does not need
-
     check_precision(precision)
-    if path.name != Path(PRECISIONS[precision]).name:
+    if precision != "fp32" and path.name != Path(FILES[precision]).name:
         raise ConfigurationError(f"precision chooses a file of a repository, {str(path)!r} is a file. Leave it out.")
 
 
@@ -229,7 +223,7 @@ def _refuse_for_paths(name: str, **arguments: object) -> None:
 def _verify(folder: Path, name: str, whole: bool) -> None:
     from ccnn_zoo import hub
 
-    precisions = {path: precision for precision, path in hub.PRECISIONS.items()}
+    precisions = {path: precision for precision, path in FILES.items()}
     hub.download(f"{_LOCAL}{folder}", precision=None if whole else precisions.get(f"onnx/{name}"))
 
 
@@ -237,4 +231,4 @@ def _verified(repo_id: str, precision: str, whole: bool, **of_hub: Any) -> Path:
     from ccnn_zoo import hub  # imports huggingface_hub, which a plain .onnx file does not need
 
     wanted = None if whole and precision == "fp32" else precision
-    return hub.download(repo_id, precision=wanted, **of_hub) / hub.PRECISIONS[precision]
+    return hub.download(repo_id, precision=wanted, **of_hub) / FILES[precision]

@@ -40,23 +40,22 @@ def draw_curves(axes: Axes, histories: Mapping[str, History]) -> None:
     right: Axes | None = None
     for number, (name, history) in enumerate(histories.items()):
         epochs = [result.epoch for result in history]
-        tested = [result for result in history if result.test_error_percent is not None]
+        tested = [(result.epoch, *judged) for result in history if (judged := result.judged("test"))]
         # One epoch alone would be an invisible line.
         style = {"color": f"C{number}", "marker": "o", "markersize": 3}
-        if history and history[-1].test_map_percent is not None:
+        quality = tested[-1][1] if tested else None
+        # What is not measured in training as it is in the test has an axis of its own, beside the loss.
+        beside = quality is not None and history[-1].judged("train") is None
+        trained = [r.train_loss if beside else r.train_error_percent for r in history]
+        axes.plot(epochs, trained, linestyle="--", label=f"{name}, training", **style)
+        if beside:
             right = right or axes.twinx()
-            axes.plot(epochs, [r.train_loss for r in history], linestyle="--", label=f"{name}, training", **style)
-            precise = [result for result in history if result.test_map_percent is not None]
-            precision = [r.test_map_percent for r in precise]
-            right.plot([r.epoch for r in precise], precision, label=f"{name}, test", **style)
-            continue
-        axes.plot(epochs, [r.train_error_percent for r in history], linestyle="--", label=f"{name}, training", **style)
-        test = [r.test_error_percent for r in tested]
-        axes.plot([r.epoch for r in tested], test, linestyle="-", label=f"{name}, test", **style)
+            right.set(ylabel=quality.axis, ylim=(0, 100))
+        test = [value for _, _, value in tested]
+        (right if beside else axes).plot([epoch for epoch, _, _ in tested], test, label=f"{name}, test", **style)
     axes.set(xlabel="epoch", ylabel="error (%)" if right is None else "loss (dashed)")
     axes.set_ylim(bottom=0)
     if right is not None:
-        right.set(ylabel="mean average precision (%)", ylim=(0, 100))
         right.legend(loc="lower right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -16,6 +16,30 @@ _LATER = ("test_map_percent", "validation_map_percent")
 
 
 @dataclass(frozen=True)
+class Quality:
+    """By what networks of a task are judged, in per cent.
+
+    Args:
+        field: the end of its names in :class:`EpochResult`.
+        axis: what a picture calls it.
+        word: what stands before its value in a line; empty for the error, of which nobody asks what it is.
+        rises: whether more is better.
+    """
+
+    field: str
+    axis: str
+    word: str
+    rises: bool
+
+
+QUALITIES = (
+    Quality("map_percent", "mean average precision (%)", "mAP ", rises=True),
+    Quality("error_percent", "error (%)", "", rises=False),
+)
+"""Of every task; the first that was measured is the network's."""
+
+
+@dataclass(frozen=True)
 class EpochResult:
     """Figures of one epoch.
 
@@ -50,9 +74,17 @@ class EpochResult:
     @property
     def validation_rank(self) -> float | None:
         """Return what is the lower the better the network is on held-out images; None if there are none."""
-        if self.validation_map_percent is not None:
-            return -self.validation_map_percent
-        return self.validation_error_percent
+        judged = self.judged("validation")
+        return judged and (-judged[1] if judged[0].rises else judged[1])
+
+    def judged(self, part: str) -> tuple[Quality, float] | None:
+        """Return by what the network is judged on a part, and its value; None if it was not measured.
+
+        Args:
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+        """
+        values = ((quality, getattr(self, f"{part}_{quality.field}", None)) for quality in QUALITIES)
+        return next(((quality, value) for quality, value in values if value is not None), None)
 
     def metrics(self) -> dict[str, float]:
         """Return losses and measures of quality by name, without those that were not measured."""

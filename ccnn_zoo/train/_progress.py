@@ -62,10 +62,10 @@ class TrainingProgress:
 
     def show_epoch(self, result: EpochResult) -> None:
         """Show what the epoch ended with."""
-        if result.test_error_percent is not None:
-            self._test = f", test {result.test_error_percent:.2f} %"
-        elif result.test_map_percent is not None:
-            self._test = f", test mAP {result.test_map_percent:.2f} %"
+        judged = result.judged("test")
+        if judged is not None:
+            quality, value = judged
+            self._test = f", test {quality.word}{value:.2f} %"
         if not self._console.is_terminal:
             self._console.print(
                 f"{self._title} {result.epoch}/{self._epochs}: "

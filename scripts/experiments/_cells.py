@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from documents import write
 from filelock import FileLock
-
-from ccnn_zoo._files import replacing
 
 RECORD = "record.json"
 
@@ -103,8 +102,7 @@ def finish(cell: Cell, place: Path) -> Record:
         if found is None:
             found = Record(cell.name, cell.settings(), cell.run(folder), folder)
             # Last, and whole or not at all: this file says that the cell is finished.
-            with replacing(folder / RECORD) as temporary:
-                temporary.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+            write(folder / RECORD, [json.dumps(found.as_json(), indent=1)])
     return found
 
 

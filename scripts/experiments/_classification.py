@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -11,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from documents import replacing
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnn_zoo import fold
-from ccnn_zoo._files import replacing
 from ccnn_zoo.analysis import branch_diversity
-from ccnn_zoo.analysis._diversity import calibrated_layers
 from ccnn_zoo.errors import NonFiniteLossError
+from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import Data, History, Images, Recipe, build_model, load_data, train
-from ccnn_zoo.train._network import Builder
 from ccnn_zoo.train.tasks import loader_of, view_of
 
 from . import _others, _variants
@@ -31,7 +31,7 @@ from ._scores import scores
 
 _MEMBER = 1000  # between the seeds of two members, so that no member is another run's network
 PREDICTIONS = "predictions.safetensors"
-BUILDERS: dict[str, Builder] = {
+BUILDERS: dict[str, Callable[[Recipe, Data], nn.Module]] = {
     "ours": build_model,
     **_others.NETWORKS,
     "late_branches": _variants.late_branches,
@@ -104,7 +104,8 @@ class Training:
         """Return how far R moved and how far apart the branches are on test images, of our networks with K > 1."""
         if self.network != "ours" or self.recipe.branches == 1:
             return {}
-        first, last = (calibrated_layers(m).values() for m in (self._build(self.recipe, data), model))
+        networks = (self._build(self.recipe, data), model)
+        first, last = ([m for m in n.modules() if isinstance(m, CalibratedConv2d)] for n in networks)
         moved = [
             (a.calibration - b.calibration).detach().square().mean().sqrt() for a, b in zip(first, last, strict=True)
         ]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from documents import replacing
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from ccnn_zoo import fold
-from ccnn_zoo._files import replacing
 from ccnn_zoo.detection import AnnotatedPicture, Detections, coco_evaluate, detect, train_detector, voc_evaluate
 from ccnn_zoo.detection._task import Detection
 from ccnn_zoo.errors import NonFiniteLossError

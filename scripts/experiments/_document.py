@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from documents import replacing, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from ccnn_zoo._files import replacing
 
 from ._cells import Record
 from ._statistics import RULE
@@ -45,17 +44,13 @@ class Document:
         for name, figure in self.pictures.items():
             with replacing(place / name) as temporary:
                 FigureCanvasAgg(figure).print_png(temporary)
-        with replacing(place / f"{self.name}.json") as temporary:
-            values = [record.as_json() for record in self.records]
-            temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write(place / f"{self.name}.json", [json.dumps([record.as_json() for record in self.records], indent=1)])
         head = [f"# {self.title}", "", f"Written by `{command}`; the cells' records are in {self.name}.json.", ""]
         if len(self.records) < wanted:
             ended = f"{len(self.records)} of {wanted} trainings"
             head += [f"**Not finished: {ended}.** Figures are over the seeds that are there.", ""]
         path = place / f"{self.name}.md"
-        with replacing(path) as temporary:
-            lines = [*head, *self.lines, "", "## How", "", *provenance(self.records)]
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write(path, [*head, *self.lines, "", "## How", "", *provenance(self.records)])
         return path
 
 

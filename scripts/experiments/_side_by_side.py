@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.train import ArrayImages, Data, Recipe, build_model, build_optimizer, build_scheduler
+from ccnn_zoo.train import ArrayImages, Data, EpochResult, Recipe, build_model, build_optimizer, build_scheduler
 from ccnn_zoo.train._accelerator import steps_per_epoch
 from ccnn_zoo.train._augment import needs_pictures
 from ccnn_zoo.train._batches import Pixels, crops_of, order_of
 from ccnn_zoo.train._environment import package_versions
-from ccnn_zoo.train._history import EpochResult
 from ccnn_zoo.train._state import RunState, StateFolder
 
 PRECISIONS = ("tf32", "fp32", "bf16")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from documents import replacing
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
-from ccnn_zoo._files import replacing
 from ccnn_zoo.train import ArrayImages, load_data
 
 SEED = 0

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from documents import replacing
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ccnn_zoo._files import replacing
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import Data, Images, Recipe, build_model
 from ccnn_zoo.train.tasks import loader_of, view_of

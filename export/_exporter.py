@@ -6,9 +6,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,25 +15,23 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from ccnn_zoo._checks import check_choice, check_integer, is_integer
+from ccnn_zoo._checks import check_integer, is_integer
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.metadata import check_precision
 
-from ._compare import BATCH_SIZES, Comparison, Run, compare, runner, session_of
+from ._compare import BATCH_SIZES, Comparison, compare
 from ._convert import convert, count_convolutions
-from ._fp16 import choose_kept, emulate, to_half
 from ._graph import BATCH, DEFAULT_OPSET, INPUT, Expected, check_file, check_graph, summary_of
-from ._images import ImageBatches, Probe
-from ._measure import choose_fp32, choose_int8, timer
 from ._metadata import metadata_of
+from ._precisions import PRECISIONS, Made, Material
 from ._preprocess import check_supported, measure_preprocessing, with_preprocessing
-from ._quantize import Quantizer, images_for_ranges
+from ._probe import ImageBatches, Probe
+from ._quantize import images_for_ranges
 from ._report import ExportReport, reported
+from ._session import Run, runner, session_of
 from ._uncertainty import add_confidence, fitted
-
-FILES = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
-"""Precision to the name of its file in a folder, as the Hub's convention has it."""
 
 ANY = "any"
 """The size of the images is left open."""
@@ -74,15 +71,6 @@ class ExportOptions:
             )
 
 
-def check_precision(precision: str) -> None:
-    """Refuse a precision that there is not.
-
-    Raises:
-        ConfigurationError: it is none of :data:`FILES`.
-    """
-    check_choice("precision", precision, FILES)
-
-
 @dataclass
 class _File:
     """A file in the making.
@@ -90,17 +78,13 @@ class _File:
     Attributes:
         precision: its precision.
         path: where it is written.
-        graph: the network's graph.
-        emulated: what is judged in its place, None for itself; see :mod:`ccnn_zoo.export._fp16`.
-        figures: what became known while it was made, by its names in the report.
+        made: its graph; figures are added to those it came with.
         run: what runs it on preprocessed images, once it is written.
     """
 
     precision: str
     path: Path
-    graph: ModelProto
-    emulated: ModelProto | None = None
-    figures: dict[str, Any] = field(default_factory=dict)
+    made: Made
     run: Run | None = None
 
 
@@ -120,7 +104,8 @@ class Exporter:
     def __init__(self, model: nn.Module, precisions: tuple[str, ...], options: ExportOptions) -> None:
         for precision in precisions:
             check_precision(precision)
-        if "int8" in precisions and options.int8_images is None:
+        needs_ranges = any(PRECISIONS[precision].needs_ranges for precision in precisions)
+        if needs_ranges and options.int8_images is None:
             raise ConfigurationError(
                 "int8 needs real images to measure ranges on: pass int8_images, a few hundred preprocessed images of "
                 "the training set."
@@ -139,7 +124,7 @@ class Exporter:
         self._batch_sizes = BATCH_SIZES if options.batch is None else (options.batch,)
         classes = len(self._metadata.labels)
         size, count = self._metadata.input_size, max(self._batch_sizes)
-        self._int8_images = images_for_ranges(options.int8_images, size, classes) if "int8" in precisions else None
+        self._int8_images = images_for_ranges(options.int8_images, size, classes) if needs_ranges else None
         # Noise lies outside of the ranges that int8 is given.
         self._probe = Probe(options.images, size, classes, count, substitute=self._int8_images)
         self._held_out = None
@@ -164,7 +149,15 @@ class Exporter:
             core, expected, parameters = self._translated(stack)
             if set(paths) != {"fp32"}:
                 self._compare({"fp32": runner(core)}, every_image=False)
-            files = [self._made(precision, path, core, stack) for precision, path in paths.items()]
+            material = Material(
+                core,
+                self._probe.batch,
+                self._int8_images,
+                (self._options.batch or _TIMED_BATCH) if self._options.measure else None,
+                self._metadata.branches,
+                stack.callback,
+            )
+            files = [_File(name, path, PRECISIONS[name].make(material)) for name, path in paths.items()]
             together = {"parameters": parameters}
             if self._options.preprocess:
                 found = measure_preprocessing(self._metadata, self._options.opset, core.ir_version)
@@ -175,7 +168,11 @@ class Exporter:
                 self._add_confidence(files)
             return {
                 file.precision: reported(
-                    named[file.precision], file.precision, file.path, compared[file.precision], file.figures | together
+                    named[file.precision],
+                    file.precision,
+                    file.path,
+                    compared[file.precision],
+                    file.made.figures | together,
                 )
                 for file in files
             }
@@ -205,33 +202,11 @@ class Exporter:
             compare(self._network, {"fp32": runner(core)}, self._other_size(), batch_sizes=(2,))
         return core, expected, summary.parameters
 
-    def _made(self, precision: str, path: Path, core: ModelProto, stack: ExitStack) -> _File:
-        """Return the file of one precision, yet unwritten."""
-        if precision == "fp16":  # for GPUs: what this machine's CPU prefers says nothing of them
-            kept = choose_kept(core, self._probe.batch)
-            return _File(precision, path, to_half(core, kept), emulate(core, kept), {"kept_fp32": kept})
-        images = self._int8_images
-
-        def quantizer_of(graph: ModelProto) -> Quantizer:
-            quantizer = Quantizer(graph, images)
-            stack.callback(quantizer.close)
-            return quantizer
-
-        figures: dict[str, Any] = {"int8_images": len(images)} if precision == "int8" else {}
-        if not self._options.measure:
-            graph = quantizer_of(core)() if precision == "int8" else core
-            return _File(precision, path, graph, figures=figures)
-        timed = self._probe.batch[: self._options.batch or _TIMED_BATCH].numpy()
-        how = (timer(timed), len(timed), self._metadata.branches)
-        chosen = choose_int8(core, quantizer_of, *how) if precision == "int8" else choose_fp32(core, *how)
-        graph, figures["timing"] = chosen
-        return _File(precision, path, graph, figures=figures)
-
     def _saved(self, file: _File, expected: Expected) -> Run:
         """Write a finished file; return what runs that by which it is judged, on preprocessed images."""
         options, path = self._options, file.path
         graph = ModelProto()
-        graph.CopyFrom(file.graph)
+        graph.CopyFrom(file.made.graph)
         if options.batch is not None:
             _fix_batch(graph, options.batch)
         core = graph
@@ -242,14 +217,14 @@ class Exporter:
         onnx.helper.set_model_props(graph, properties)
         onnx.save(graph, path)
         summary = check_file(path, replace(expected, metadata=metadata, batch=options.batch or BATCH))
-        file.figures |= vars(summary)
+        file.made.figures |= vars(summary)
         if options.preprocess:
             self._check_pictures(path)
         file.run = runner(core if options.preprocess else path)
-        if file.emulated is None:
+        if file.made.emulated is None:
             return file.run
         self._compare({file.precision: file.run}, every_image=False)
-        return runner(file.emulated)
+        return runner(file.made.emulated)
 
     def _add_confidence(self, files: Sequence[_File]) -> None:
         """Fit numbers of confidence for each file by its own logits, and write them into it."""
@@ -257,7 +232,7 @@ class Exporter:
         for file in files:
             confidence = found[file.precision]
             add_confidence(file.path, confidence, outputs=True)
-            file.figures |= {**vars(summary_of(file.path)), "confidence": confidence}
+            file.made.figures |= {**vars(summary_of(file.path)), "confidence": confidence}
 
     def _check_pictures(self, path: Path) -> None:
         """Run a file that takes pictures on a grey one."""
