@@ -86,12 +86,17 @@ def check_file(path: Path, expected: Expected) -> GraphSummary:
     Raises:
         ExportError: the file is not what ``expected`` says; names the first reason.
     """
-    model = load_graph(path)
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
-    check_self_contained(model, nodes)
+    model, nodes = _opened(path)
     check_no_calibration(model, expected.calibrations)
     _check_interface(model, expected)
     return summarised(model, nodes)
+
+
+def _opened(path: Path) -> tuple[ModelProto, list[NodeProto]]:
+    model = load_graph(path)
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    check_self_contained(model, nodes)
+    return model, nodes
 
 
 def check_graph(path: Path, expected: Expected) -> GraphSummary:
@@ -100,9 +105,7 @@ def check_graph(path: Path, expected: Expected) -> GraphSummary:
     Raises:
         ExportError: the file is not what ``expected`` says; names the first reason.
     """
-    model = load_graph(path)
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
-    check_self_contained(model, nodes)
+    model, nodes = _opened(path)
     _check_operators(nodes, expected.metadata.branches)
     check_batch_norms(model, nodes)
     check_convolutions(model, nodes, expected.convolutions)

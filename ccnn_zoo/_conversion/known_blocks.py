@@ -30,15 +30,7 @@ class CalibratedConv2dSame(CalibratedConv2d):
             size, stride = input.shape[2 + axis], self.stride[axis]
             total = max((-(-size // stride) - 1) * stride + reach - size, 0)
             pads += [total // 2, total - total // 2]
-        return F.conv2d(
-            F.pad(input, pads),
-            self.effective_weight(),
-            self.effective_bias(),
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.total_groups,
-        )
+        return self._convolved(F.pad(input, pads))
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:

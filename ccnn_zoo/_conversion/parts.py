@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from ccnn_zoo._conversion.kinds import branch_axes, count_branches, is_calibratable_conv
 from ccnn_zoo._conversion.network import CalibratedNetwork, become_plain, have_branches, meeting_layer
 from ccnn_zoo._conversion.options import ConversionOptions
-from ccnn_zoo._conversion.probe import FAILURES, likely_sizes, private_randomness
-from ccnn_zoo.errors import CalibrationError, CCNNError, ConfigurationError
+from ccnn_zoo._conversion.probe import FAILURES, Result, likely_sizes, on_first_size, private_randomness
+from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear
-
-_Result = TypeVar("_Result")
 
 _TOLERANCE = 1e-3
 """Relative, of norms: rounding gives about 1e-6 in float32, a branch in the wrong place about 1."""
@@ -188,8 +185,8 @@ def _parts(
 
 
 def tried(
-    network: nn.Module, call: Callable[[Tensor], _Result], input_size: tuple[int, int, int] | None = None
-) -> tuple[Tensor, _Result]:
+    network: nn.Module, call: Callable[[Tensor], Result], input_size: tuple[int, int, int] | None = None
+) -> tuple[Tensor, Result]:
     """Return images that a folded network takes, two random ones, and what ``call`` makes of them.
 
     Raises:
@@ -198,19 +195,9 @@ def tried(
     # All convolutions but those that read the image have K times the groups of the plain network.
     reader = min(filter(is_calibratable_conv, network.modules()), key=lambda conv: conv.groups)
     sizes = [input_size] if input_size else likely_sizes(network, reader.in_channels)
-    for size in sizes:
-        images = torch.randn(2, *size, device=reader.weight.device)
-        try:
-            return images, call(images)
-        except CCNNError:
-            raise
-        except FAILURES as failure:
-            error = failure
-    shapes = " or ".join("x".join(map(str, size)) for size in sizes)
-    raise CalibrationError(
-        f"{type(network).__name__} cannot be taken apart, for it does not run on images of {shapes} ({error}); give "
-        "split input_size=(channels, height, width), or name it in model.pretrained_cfg"
-    ) from error
+    remedy = "give split input_size=(channels, height, width), or name it in model.pretrained_cfg"
+    images = (torch.randn(2, *size, device=reader.weight.device) for size in sizes)
+    return on_first_size(images, call, f"{type(network).__name__} cannot be taken apart", remedy)
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:

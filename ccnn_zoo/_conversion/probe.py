@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ccnn_zoo._conversion.survey import Survey
-from ccnn_zoo.errors import CalibrationError
+from ccnn_zoo.errors import CalibrationError, CCNNError
+
+Result = TypeVar("Result")
 
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 """What networks raise for images of a size that they do not take."""
@@ -65,18 +68,42 @@ def make_probe(model: nn.Module, found: Survey, input_size: tuple[int, int, int]
     network = deepcopy(model).to("cpu", torch.float32).requires_grad_(False).eval()
     _randomise(network)
     sizes = [input_size] if input_size else likely_sizes(model, model.get_submodule(found.convs[0]).in_channels)
-    for size in sizes:
-        images = torch.randn(2, *size)
+
+    def run(images: Tensor) -> tuple[str, ...]:
+        with _noted_readers(network, images, found.convs) as readers:
+            settle(network, images)
+        return tuple(readers)
+
+    why = f"{type(model).__name__} cannot be checked", "give input_size=(channels, height, width)"
+    images, readers = on_first_size((torch.randn(2, *size) for size in sizes), run, *why)
+    return Probe(network, images), _with_readers(found, readers)
+
+
+def on_first_size(
+    images: Iterable[Tensor], run: Callable[[Tensor], Result], failed: str, remedy: str
+) -> tuple[Tensor, Result]:
+    """Return the first images on which a network runs, and what came of it.
+
+    Args:
+        images: of one size after the other.
+        run: runs the network on some.
+        failed: what cannot be done, in the error.
+        remedy: what to do about it.
+
+    Raises:
+        CalibrationError: it runs on none of them.
+    """
+    sizes = []
+    for some in images:
         try:
-            with _noted_readers(network, images, found.convs) as readers:
-                settle(network, images)
-            return Probe(network, images), _with_readers(found, readers)
+            return some, run(some)
         except FAILURES as failure:
+            if isinstance(failure, CCNNError):
+                raise
+            sizes.append("x".join(map(str, some.shape[1:])))
             error = failure
-    tried = " or ".join("x".join(map(str, size)) for size in sizes)
     raise CalibrationError(
-        f"{type(model).__name__} cannot be checked, for it does not run on images of {tried} ({error}); give "
-        "input_size=(channels, height, width)"
+        f"{failed}, for it does not run on images of {' or '.join(sizes)} ({error}); {remedy}"
     ) from error
 
 

@@ -193,8 +193,11 @@ class CalibratedConv2d(nn.Conv2d):
         return None if bias is None else bias.repeat(self.branches)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Conv2d's own name
+        return self._convolved(input)
+
+    def _convolved(self, images: Tensor) -> Tensor:
         return F.conv2d(
-            input,
+            images,
             self.effective_weight(),
             self.effective_bias(),
             self.stride,

@@ -45,7 +45,18 @@ class PadShortcut(nn.Module):
         return f"zeros={self.before}+{self.after}, stride={self.stride}"
 
 
-class SmallInputResNet(ResNet):
+class FewStages:
+    """Intermediate features of timm's ResNets, for networks of another number of stages than theirs."""
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As in timm; ``indices`` count the stem and the stages that there are."""
+        taken, _ = feature_take_indices(len(self.feature_info), indices)
+        return super().forward_intermediates(x, taken, **kwargs)
+
+
+class SmallInputResNet(FewStages, ResNet):
     """timm's ``ResNet``, fit for small images if asked.
 
     Args:
@@ -104,13 +115,6 @@ class SmallInputResNet(ResNet):
         for block in self.modules():
             if isinstance(block, BasicBlock) and block.downsample is not None:
                 block.downsample = PadShortcut(block.conv1.in_channels, block.conv2.out_channels, block.stride)
-
-    def forward_intermediates(
-        self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As in timm; ``indices`` count the stem and the stages that there are."""
-        taken, _ = feature_take_indices(len(self.feature_info), indices)
-        return super().forward_intermediates(x, taken, **kwargs)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -11,18 +11,18 @@ from typing import Any
 from timm.layers import BatchNormAct2d, ClassifierHead, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnetv2 import ResNetV2
-from torch import Tensor, nn
+from torch import nn
 
 from ccnn_zoo._compat import feature_take_indices
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg
-from ccnn_zoo.models._small_resnet import timm_output_stride
+from ccnn_zoo.models._small_resnet import FewStages, timm_output_stride
 
 __all__ = ["CalibratedWideResNet"]
 
 
-class WideResNet(ResNetV2):
+class WideResNet(FewStages, ResNetV2):
     """timm's ``ResNetV2`` of basic blocks with the stem of a Wide ResNet: one 3x3 convolution, no pooling.
 
     Args:
@@ -78,13 +78,6 @@ class WideResNet(ResNetV2):
         self.feature_info[0]["reduction"] = 1
         for info in self.feature_info[1:]:
             info["reduction"] //= 4
-
-    def forward_intermediates(
-        self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As in timm; ``indices`` count the stem and the three stages."""
-        taken, _ = feature_take_indices(len(self.feature_info), indices)
-        return super().forward_intermediates(x, taken, **kwargs)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
