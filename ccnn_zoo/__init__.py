@@ -8,7 +8,7 @@ is imported, before or after, the networks (``ccnn_*``) and the optimizer (``csg
 
 import sys as _sys
 
-from ._missing import MissingPackages as _MissingPackages
+from ._base.missing import MissingPackages as _MissingPackages
 
 # Public names and the modules that hold them; `__init__.pyi` tells type checkers the same.
 _HOMES = {
@@ -30,7 +30,7 @@ __all__ = [*_HOMES, *_MODULES]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from ._version import version
+        from ._base.version import version
 
         return version()
     if name not in __all__:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ccnn_zoo._checks import is_integer
+from ccnn_zoo._base.checks import is_integer
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import INPUT_SCALES, MERGES, MIXINGS, SCALED_LAYERS
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from ccnn_zoo._base.named import shipped_weights
+from ccnn_zoo._base.version import version
 from ccnn_zoo._files import sha256_of
-from ccnn_zoo._named import shipped_weights
-from ccnn_zoo._version import version
 from ccnn_zoo.errors import ConfigurationError, MissingPackageError, RepositoryError
 from ccnn_zoo.metadata import FILES, check_precision
 

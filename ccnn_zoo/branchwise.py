@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._checks import check_integer
-from ccnn_zoo._compat import BatchNorm
+from ccnn_zoo._base.checks import check_integer
+from ccnn_zoo._base.compat import BatchNorm
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
 

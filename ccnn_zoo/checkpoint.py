@@ -20,12 +20,12 @@ import safetensors
 from torch import nn
 
 from ccnn_zoo._arguments import ARGUMENTS, TEXT, Kind, checked, whole
-from ccnn_zoo._compat import save_config_for_hf
+from ccnn_zoo._base.compat import save_config_for_hf
+from ccnn_zoo._base.wrapped import unwrapped
 from ccnn_zoo._conversion.network import CalibratedNetwork
 from ccnn_zoo._files.sealed import read_sealed, read_tensors, write_sealed
 from ccnn_zoo._rebuild import check_describes, check_same_tensors, parsed, rebuild
 from ccnn_zoo._tasks import Task, task_of_texts
-from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 from ccnn_zoo.layers import CalibratedConv2d
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ccnn_zoo._checks import is_integer
+from ccnn_zoo._base.checks import is_integer
+from ccnn_zoo._base.wrapped import unwrapped, usual_settings
 from ccnn_zoo._conversion.apply import apply
 from ccnn_zoo._conversion.kinds import plain_classifier
 from ccnn_zoo._conversion.network import CalibratedNetwork as CalibratedNetwork
@@ -20,7 +21,6 @@ from ccnn_zoo._conversion.parts import Split as Split
 from ccnn_zoo._conversion.parts import check_branches_can_part, checked_branches, taken_apart
 from ccnn_zoo._conversion.selfcheck import checked
 from ccnn_zoo._conversion.survey import survey
-from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ccnn_zoo._checks import check_choice, is_integer
+from ccnn_zoo._base.checks import check_choice, is_integer
 from ccnn_zoo.errors import MetadataError
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ccnn_zoo._checks import is_integer
+from ccnn_zoo._base.checks import is_integer
+from ccnn_zoo._base.wrapped import unwrapped, usual_settings
 from ccnn_zoo._conversion.network import CalibratedNetwork
 from ccnn_zoo._files import replacing, sha256_of
-from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.convert import chosen_branches
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.uncertainty import Cascade, FittedCascade, fit_cascade

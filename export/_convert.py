@@ -16,7 +16,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
-from ccnn_zoo._compat import TorchDispatchMode
+from ccnn_zoo._base.compat import TorchDispatchMode
 from ccnn_zoo.errors import ExportError
 from ccnn_zoo.metadata import ModelMetadata
 

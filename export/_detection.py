@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
+from ccnn_zoo._base.wrapped import unwrapped, usual_settings
 from ccnn_zoo._files import replacing
-from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import DetectorMetadata

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ccnn_zoo._base.wrapped import unwrapped, usual_settings
 from ccnn_zoo._files import replacing
-from ccnn_zoo._wrapped import unwrapped, usual_settings
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
 from ccnn_zoo.metadata import FILES, check_precision
 

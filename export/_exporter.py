@@ -15,7 +15,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from ccnn_zoo._checks import check_integer, is_integer
+from ccnn_zoo._base.checks import check_integer, is_integer
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import ConfigurationError, ExportError
 from ccnn_zoo.layers import CalibratedConv2d

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
-from ccnn_zoo._wrapped import unwrapped
+from ccnn_zoo._base.wrapped import unwrapped
 from ccnn_zoo.convert import timm_name
 from ccnn_zoo.errors import MetadataError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor
 
-from ccnn_zoo._compat import ort_errors
+from ccnn_zoo._base.compat import ort_errors
 from ccnn_zoo.errors import ExportError
 
 from ._graph import INPUT

@@ -6,8 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from ccnn_zoo._base.named import hub_name
 from ccnn_zoo._files.folders import while_it_stays
-from ccnn_zoo._named import hub_name
 from ccnn_zoo.errors import IntegrityError, RepositoryError
 from ccnn_zoo.metadata import check_precision
 

@@ -20,7 +20,7 @@ def limit_waiting() -> None:
     """Give the requests of this process a limit, unless its user has set how huggingface_hub makes its HTTP client."""
     from huggingface_hub import set_client_factory
 
-    from ccnn_zoo._compat import hub_client_factory
+    from ccnn_zoo._base.compat import hub_client_factory
 
     if (factory := hub_client_factory()) is not None:
         set_client_factory(partial(_limited_client, factory))

@@ -6,7 +6,7 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ccnn_zoo._named import PICKLES
+from ccnn_zoo._base.named import PICKLES
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import FILES as PRECISIONS
 

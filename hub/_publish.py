@@ -189,7 +189,7 @@ def _stage(staging: Staging, folder: Path, address: str | None) -> Manifest:
     if not isinstance(source, str | os.PathLike):
         from torch import nn  # it takes a second, and publishing a folder does not need it
 
-        from ccnn_zoo._wrapped import unwrapped
+        from ccnn_zoo._base.wrapped import unwrapped
 
         if not isinstance(source, nn.Module):
             raise ConfigurationError(f"source must be a network, a checkpoint file or a folder, got {source!r}")

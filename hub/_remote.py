@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ccnn_zoo._named import PICKLES
-from ccnn_zoo._version import version
+from ccnn_zoo._base.named import PICKLES
+from ccnn_zoo._base.version import version
 from ccnn_zoo.errors import CCNNError, ConfigurationError, RepositoryError
 
 from . import _limits

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._wrapped import usual_settings
+from ccnn_zoo._base.wrapped import usual_settings
 from ccnn_zoo.checkpoint import TrainingRecord, config_json, load_checkpoint, rebuildable_config
 from ccnn_zoo.convert import fold, timm_name
 from ccnn_zoo.errors import ConfigurationError

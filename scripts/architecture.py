@@ -27,16 +27,15 @@ CORE = ("layers", "convert", "branchwise", "_conversion")
 ROOMS = {
     "core": CORE,
     "networks in files": ("checkpoint", "_arguments", "_rebuild"),
-    "names": ("_named", "_deployed"),
     "metadata": ("metadata", "_tasks"),
-    "base": ("errors", "_checks", "_compat", "_files", "_missing", "_printable", "_roles", "_version", "_wrapped"),
+    "base": ("errors", "_base", "_files", "_printable"),
 }
-SPLIT = {"_arguments": "arguments", "_named": "names", "_deployed": "shipped"}
+SPLIT = {"_arguments": "arguments", "_deployed": "shipped"}
 """Modules that stand above and below other rooms than the rest of their own: rooms of one file in the picture."""
 IS = {
     "analysis": "the paper's theory on a real run",
     "arguments": "what a file may say of a network: known names, types, ranges",
-    "base": "errors, files that are never half-written, what an ONNX file may hold",
+    "base": "errors, checks of values and of names that people type, files that are never half-written",
     "cli": "the command `ccnn`",
     "core": "the calibrated convolution, what becomes what, and the check that branches stay apart",
     "demo": "`make demo`",
@@ -45,7 +44,6 @@ IS = {
     "hub": "publish, find, download, verify",
     "metadata": "labels, preprocessing and numbers of confidence of an ONNX file; how tasks are told apart",
     "models": "the zoo, in timm's registry",
-    "names": "what people type for a network",
     "networks in files": "checkpoints, and networks built again from what they say",
     "optim": "CSGD",
     "pictures": "reading and finding pictures",

@@ -23,6 +23,7 @@ TIMM_VERSION = "1.0.31"
 # VGG-16's 138 million weights alone take as long as all of these: --all has it.
 ORDINARY = ("ccnn", "ccnn_alexnet", "ccnn_nin", "ccnn_resnet18", "ccnn_resnet20_cifar", "ccnn_wrn28_4")
 OPTIMIZER = "csgd"
+HANG_S = 3600  # timm's two minutes a test judge how busy the machine is; this ends what hangs
 MODULES = ("ccnn_any", "ccnn_alexnet", "ccnn_nin", "ccnn_resnet", "ccnn_vgg", "ccnn_wrn")
 
 # timm runs these on networks that it names, not on all that are registered; the value makes one parameter set.
@@ -59,7 +60,6 @@ def main() -> int:
         "TORCH_BACKEND": "ccnn_zoo",  # the suite imports it, and so registers the networks
         "TORCH_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",  # one process per core
-        "TIMEOUT": "3600",  # timm's two minutes of a test judge how busy the machine is; this ends what hangs
         "TIMM_SUITE_MODELS": "*" if options.all else " ".join(options.models),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
@@ -124,6 +124,8 @@ def pytest_pycollect_makeitem(collector: object, name: str, obj: object) -> None
 
 def pytest_collection_modifyitems(config: object, items: list) -> None:
     """Keep the tests of the chosen networks, with every tag, and those of the optimizer."""
+    import pytest
+
     wanted = {OPTIMIZER, *chosen_models()}
     kept, dropped = [], []
     for item in items:
@@ -131,6 +133,7 @@ def pytest_collection_modifyitems(config: object, items: list) -> None:
         firsts = [value[0] if isinstance(value, tuple) and value else value for value in values]
         names = {first.partition(".")[0] for first in firsts if isinstance(first, str)}
         (kept if names & wanted else dropped).append(item)
+        item.add_marker(pytest.mark.timeout(HANG_S), append=False)  # before timm's own
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
 

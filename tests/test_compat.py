@@ -14,20 +14,20 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import get_session
 
-from ccnn_zoo import _compat
+from ccnn_zoo._base import compat
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTED = {("os", "_exit")}  # in spite of its name
 
 
 def test_indices_of_features_count_from_the_end_too():
-    assert _compat.feature_take_indices(5, [1, -1]) == ([1, 4], 4)
-    assert _compat.feature_take_indices(5, 2) == ([3, 4], 4)
+    assert compat.feature_take_indices(5, [1, -1]) == ([1, 4], 4)
+    assert compat.feature_take_indices(5, 2) == ([3, 4], 4)
 
 
 def test_config_json_is_timms(tmp_path):
     model = timm.create_model("resnet18", num_classes=7)
-    _compat.save_config_for_hf(model, tmp_path / "config.json", model_args={"zero_init_last": False})
+    compat.save_config_for_hf(model, tmp_path / "config.json", model_args={"zero_init_last": False})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet18"
     assert (config["num_classes"], config["model_args"]) == (7, config["model_args"] | {"zero_init_last": False})
@@ -37,21 +37,21 @@ def test_an_optimizer_of_the_registry_is_made_by_its_name():
     class Mine(torch.optim.SGD):
         pass
 
-    _compat.optimizer_registry.register(timm.optim.OptimInfo(name="ofthistest", opt_class=Mine, has_eps=False))
+    compat.optimizer_registry.register(timm.optim.OptimInfo(name="ofthistest", opt_class=Mine, has_eps=False))
     made = timm.optim.create_optimizer_v2(torch.nn.Linear(2, 2), opt="ofthistest", lr=0.1)
     assert type(made) is Mine
 
 
 def test_errors_of_onnxruntime_are_the_ones_it_raises(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no network")
-    with pytest.raises(_compat.ort_errors.InvalidProtobuf):
+    with pytest.raises(compat.ort_errors.InvalidProtobuf):
         ort.InferenceSession(tmp_path / "broken.onnx", providers=["CPUExecutionProvider"])
 
 
 def test_a_dispatch_mode_sees_every_operator():
     seen = []
 
-    class Watch(_compat.TorchDispatchMode):
+    class Watch(compat.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             seen.append(str(function))
             return function(*args, **kwargs or {})
@@ -63,60 +63,60 @@ def test_a_dispatch_mode_sees_every_operator():
 
 def test_leaves_of_nested_outputs_are_found():
     outputs = {"logits": torch.zeros(1), "more": [torch.ones(1), (torch.ones(2), None)]}
-    assert sum(isinstance(leaf, torch.Tensor) for leaf in _compat.tree_leaves(outputs)) == 3
+    assert sum(isinstance(leaf, torch.Tensor) for leaf in compat.tree_leaves(outputs)) == 3
 
 
 def test_batch_normalisation_is_known_by_its_base():
     kinds = torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm
-    assert all(issubclass(kind, _compat.BatchNorm) for kind in kinds)
-    assert issubclass(torch.nn.InstanceNorm2d, _compat.BatchOrInstanceNorm)
-    assert not issubclass(torch.nn.InstanceNorm2d, _compat.BatchNorm)
+    assert all(issubclass(kind, compat.BatchNorm) for kind in kinds)
+    assert issubclass(torch.nn.InstanceNorm2d, compat.BatchOrInstanceNorm)
+    assert not issubclass(torch.nn.InstanceNorm2d, compat.BatchNorm)
 
 
 def test_many_tensors_are_stepped_at_once():
     one, other = [torch.ones(2), torch.ones(3)], [torch.full((2,), 2.0), torch.full((3,), 5.0)]
-    _compat.foreach_mul_(one, 3.0)
-    _compat.foreach_add_(one, other, alpha=2.0)
+    compat.foreach_mul_(one, 3.0)
+    compat.foreach_add_(one, other, alpha=2.0)
     assert [tensor.tolist() for tensor in one] == [[7.0] * 2, [13.0] * 3]
-    _compat.foreach_copy_(one, other)
+    compat.foreach_copy_(one, other)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_what_dynamo_is_kept_out_of_runs_as_it_is():
     compiled = torch.compile(
-        lambda x: _compat.disable_dynamo(lambda y: y + torch.compiler.is_compiling())(x), backend="eager"
+        lambda x: compat.disable_dynamo(lambda y: y + torch.compiler.is_compiling())(x), backend="eager"
     )
     assert compiled(torch.zeros(1)).item() == 0
 
 
 def test_weights_of_vgg_are_torchvisions_under_timms_names():
     theirs = {"classifier.0.weight": torch.zeros(4096, 25088), "features.0.bias": torch.zeros(1)}
-    ours = _compat.vgg_weights(theirs)
+    ours = compat.vgg_weights(theirs)
     assert ours["pre_logits.fc1.weight"].shape == (4096, 512, 7, 7)
 
 
 def test_a_process_takes_another_precision_after_forgetting():
     for precision in ("bf16", "no"):
-        _compat.forget_accelerators()
+        compat.forget_accelerators()
         assert Accelerator(cpu=True, mixed_precision=precision).mixed_precision == precision
 
 
 def test_a_factory_that_a_user_has_set_is_noticed(monkeypatch):
-    before = _compat.hub_client_factory()
+    before = compat.hub_client_factory()
     assert before is not None
     assert before().timeout is not None
     try:
         huggingface_hub.set_client_factory(lambda: before())
-        assert _compat.hub_client_factory() is None
+        assert compat.hub_client_factory() is None
     finally:
         huggingface_hub.set_client_factory(before)
     assert get_session() is not None
 
 
 def test_every_name_is_there():
-    assert all(getattr(_compat, name) is not None for name in _compat.NAMES)
+    assert all(getattr(compat, name) is not None for name in compat.NAMES)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _compat.nonsense  # noqa: B018
+        compat.nonsense  # noqa: B018
 
 
 def private_names(file: Path) -> list[str]:
@@ -147,7 +147,7 @@ def private_names(file: Path) -> list[str]:
 def test_private_names_of_other_packages_stand_in_one_file():
     files = [file for folder in ("ccnn_zoo", "export", "hub") for file in sorted((ROOT / folder).rglob("*.py"))]
     found = {str(file.relative_to(ROOT)): private_names(file) for file in files}
-    assert found.pop("ccnn_zoo/_compat.py")
+    assert found.pop("ccnn_zoo/_base/compat.py")
     assert not {file: names for file, names in found.items() if names}
 
 

@@ -52,7 +52,7 @@ def test_only_listed_files_know_private_modules_and_no_line_is_left_over():
     ("source", "found"),
     [
         ("from ccnn_zoo.train._batches import view_of", {"ccnn_zoo.train._batches"}),
-        ("from ccnn_zoo import hub, _roles", {"ccnn_zoo._roles"}),
+        ("from ccnn_zoo import hub, _base", {"ccnn_zoo._base"}),
         ("import ccnn_zoo._files.sealed", {"ccnn_zoo._files"}),
         ("def f():\n    from ccnn_zoo.serve import _ray as ray", {"ccnn_zoo.serve._ray"}),
         ("patch('ccnn_zoo.cli._formats.find_spec')", {"ccnn_zoo.cli._formats"}),

@@ -14,7 +14,7 @@ from light_site import PROJECT, REPOSITORY, light_python, light_site, required
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ccnn_zoo._missing import ELSEWHERE, PACKAGES, ROOMS, missing_package
+from ccnn_zoo._base.missing import ELSEWHERE, PACKAGES, ROOMS, missing_package
 from ccnn_zoo.errors import CCNNError, ConfigurationError, MissingPackageError
 
 EXTRAS = PROJECT["optional-dependencies"]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from ccnn_zoo._compat import BatchOrInstanceNorm
+from ccnn_zoo._base.compat import BatchOrInstanceNorm
 from ccnn_zoo._conversion.known_blocks import CalibratedConv2dSame, qualified_name
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ccnn_zoo._compat import tree_leaves
+from ccnn_zoo._base.compat import tree_leaves
+from ccnn_zoo._base.wrapped import usual_settings
 from ccnn_zoo._conversion.apply import apply
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo._conversion.probe import Probe, make_probe, private_randomness, settle, traced, tracking_norms
 from ccnn_zoo._conversion.survey import Survey
-from ccnn_zoo._wrapped import usual_settings
 from ccnn_zoo.errors import CalibrationError
 from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
 

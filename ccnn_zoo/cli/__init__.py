@@ -69,7 +69,7 @@ def _app(commands: Iterable[str]) -> typer.Typer:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from ccnn_zoo._version import version
+        from ccnn_zoo._base.version import version
 
         _output.say(f"ccnn-zoo {version()}")
         raise typer.Exit

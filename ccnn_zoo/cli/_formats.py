@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ccnn_zoo._missing import missing_package
+from ccnn_zoo._base.missing import missing_package
 from ccnn_zoo.errors import ConfigurationError
 
 Record = dict[str, Any]

@@ -11,8 +11,8 @@ import numpy as np
 import timm
 
 from ccnn_zoo import hub
+from ccnn_zoo._base.named import hub_name, refuse_weights
 from ccnn_zoo._files.folders import is_there
-from ccnn_zoo._named import hub_name, refuse_weights
 from ccnn_zoo._tasks import task_of_texts
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, load_repository, task_of
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
@@ -35,7 +35,7 @@ def find(source: str, token: bool = False) -> Path | str:
 
     Args:
         source: a checkpoint or training folder, a repository folder (as it is or as ``local:FOLDER``), a Hub id
-            ``org/name`` in any spelling of :func:`ccnn_zoo._named.hub_name`, or a timm name.
+            ``org/name`` in any spelling of :func:`ccnn_zoo._base.named.hub_name`, or a timm name.
         token: send the stored token to the Hub, for private repositories.
 
     Raises:

@@ -78,7 +78,7 @@ def _is_one_network(folder: Path) -> bool:
 def _onnx_file(name: str, target: Path, precision: str, token: bool) -> Path:
     """Return the file of an exported network; trained weights alone are exported, with what their branches say."""
     from ccnn_zoo import runtime
-    from ccnn_zoo._named import shipped_weights
+    from ccnn_zoo._base.named import shipped_weights
 
     from . import _held_out, _sources
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from ccnn_zoo._compat import BatchNorm
+from ccnn_zoo._base.compat import BatchNorm
 from ccnn_zoo._rebuild import created
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import merge_features

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torchvision.models.detection import FasterRCNN
 
+from ccnn_zoo._base.wrapped import unwrapped
 from ccnn_zoo._files.sealed import read_sealed, write_sealed
 from ccnn_zoo._rebuild import filled, parsed
-from ccnn_zoo._wrapped import unwrapped
 from ccnn_zoo.checkpoint import TrainingRecord, read_record
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 

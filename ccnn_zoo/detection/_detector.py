@@ -17,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 
 from ccnn_zoo._arguments import ARGUMENTS, DETECTOR, checked
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
 from ccnn_zoo._rebuild import refused_by
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import FEATURE_MERGES, CalibratedConv2d, check_branches, check_merge

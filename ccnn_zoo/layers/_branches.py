@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnn_zoo._checks import check_choice, check_integer, check_number
+from ccnn_zoo._base.checks import check_choice, check_integer, check_number
 
 FEATURE_MERGES = ("mean", "max", "concat")
 """How features of branches meet."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, set_role
+from ccnn_zoo._base.roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
 
 from ._branches import check_branches, check_diversity, check_input_scale, check_mixing

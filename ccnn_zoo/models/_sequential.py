@@ -7,7 +7,7 @@ from timm.models import checkpoint_seq
 from timm.models.vgg import VGG
 from torch import Tensor, nn
 
-from ccnn_zoo._compat import feature_take_indices
+from ccnn_zoo._base.compat import feature_take_indices
 
 
 class TappedFeatures:

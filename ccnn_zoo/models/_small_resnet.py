@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ccnn_zoo._compat import feature_take_indices
+from ccnn_zoo._base.compat import feature_take_indices
 from ccnn_zoo.errors import ConfigurationError
 
 

@@ -14,7 +14,7 @@ from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ccnn_zoo._checks import check_choice
+from ccnn_zoo._base.checks import check_choice
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
 from ccnn_zoo.models._sequential import CutAtTaps

@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vgg import VGG, cfgs
 from torch import nn
 
-from ccnn_zoo._compat import vgg_weights
+from ccnn_zoo._base.compat import vgg_weights
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import imagenet_cfg
 from ccnn_zoo.models._sequential import TappedFeatures

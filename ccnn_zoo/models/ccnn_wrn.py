@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from ccnn_zoo._compat import feature_take_indices
+from ccnn_zoo._base.compat import feature_take_indices
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.models._calibrated import ZooClassifier
 from ccnn_zoo.models._cfgs import cifar_cfg

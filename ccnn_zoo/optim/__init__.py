@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role
+from ccnn_zoo._base.roles import CALIBRATION, SHARED_WEIGHT, get_role
 
 from ._algorithm import CALIBRATION_UPDATES, calibration_step
 from ._csgd import CSGD

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from ccnn_zoo._compat import foreach_add_
+from ccnn_zoo._base.compat import foreach_add_
 
 from ._sharded import place, whole
 

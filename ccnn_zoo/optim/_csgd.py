@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from ccnn_zoo._checks import check_choice
-from ccnn_zoo._compat import foreach_add_, foreach_mul_
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT
+from ccnn_zoo._base.checks import check_choice
+from ccnn_zoo._base.compat import foreach_add_, foreach_mul_
+from ccnn_zoo._base.roles import CALIBRATION, SHARED_WEIGHT
 from ccnn_zoo.errors import ConfigurationError
 
 from ._algorithm import CALIBRATION_UPDATES, csgd_one_by_one, csgd_together

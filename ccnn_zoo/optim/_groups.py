@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._compat import disable_dynamo
-from ccnn_zoo._roles import CALIBRATION, SHARED_WEIGHT, get_role, layers_with_roles, set_role
+from ccnn_zoo._base.compat import disable_dynamo
+from ccnn_zoo._base.roles import CALIBRATION, SHARED_WEIGHT, get_role, layers_with_roles, set_role
 from ccnn_zoo.errors import ConfigurationError
 
 from ._sharded import is_sharded

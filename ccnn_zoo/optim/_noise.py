@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnn_zoo._compat import disable_dynamo
+from ccnn_zoo._base.compat import disable_dynamo
 
 from ._sharded import is_sharded, part_of
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ccnn_zoo._compat import foreach_copy_
+from ccnn_zoo._base.compat import foreach_copy_
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ def register_with_timm() -> None:
     """Register CSGD as ``opt="csgd"`` of ``timm.optim.create_optimizer_v2`` and of timm's scripts."""
     from timm.optim import OptimInfo
 
-    from ccnn_zoo._compat import optimizer_registry
+    from ccnn_zoo._base.compat import optimizer_registry
 
     optimizer_registry.register(
         OptimInfo(

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ccnn_zoo._checks import check_choice, check_integer
+from ccnn_zoo._base.checks import check_choice, check_integer
 from ccnn_zoo.errors import ConfigurationError, DeviceError
 
 from . import _nvidia

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ccnn_zoo import pictures
-from ccnn_zoo._checks import check_integer, check_number
+from ccnn_zoo._base.checks import check_integer, check_number
 from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError, MetadataError
 from ccnn_zoo.metadata import DetectorMetadata

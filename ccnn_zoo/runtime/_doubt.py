@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.uncertainty import doubt, prediction_sets, probabilities

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
+from ccnn_zoo._base.named import hub_name, refuse_weights, shipped_weights
 from ccnn_zoo._files.folders import while_it_stays
 from ccnn_zoo._files.onnx_contents import checked_content
-from ccnn_zoo._named import hub_name, refuse_weights, shipped_weights
 from ccnn_zoo._tasks import task_of_properties
 from ccnn_zoo.errors import ConfigurationError, MetadataError, RepositoryError
 from ccnn_zoo.metadata import FILES, ModelMetadata, check_precision

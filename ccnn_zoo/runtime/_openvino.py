@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
-from ccnn_zoo._checks import check_choice
+from ccnn_zoo._base.checks import check_choice
 from ccnn_zoo.errors import DeviceError, IntegrityError
 
 from ._backend import Backend, OpenOptions, Problem, Session, reason

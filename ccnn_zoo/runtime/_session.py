@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccnn_zoo import pictures
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
 from ccnn_zoo.errors import ConfigurationError, ImageError, IntegrityError
 from ccnn_zoo.metadata import ModelMetadata
 from ccnn_zoo.pictures import ImageInput

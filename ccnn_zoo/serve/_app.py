@@ -10,7 +10,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
 from ccnn_zoo._files import parsed_yaml
 from ccnn_zoo.errors import ConfigurationError
 

@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ccnn_zoo import runtime
-from ccnn_zoo._checks import check_integer
+from ccnn_zoo._base.checks import check_integer
 from ccnn_zoo.errors import DeviceError
 from ccnn_zoo.runtime import Asked, Classification, OutOfDistribution, Prediction
 

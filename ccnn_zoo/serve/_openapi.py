@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ccnn_zoo._version import version
+from ccnn_zoo._base.version import version
 
 from ._schema import About, Answer, Health, Query, Refusal
 

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from ccnn_zoo._checks import check_integer, is_integer
+from ccnn_zoo._base.checks import check_integer, is_integer
 from ccnn_zoo.errors import ConfigurationError
 
 from ._ray import LOCAL

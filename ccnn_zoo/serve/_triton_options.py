@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ccnn_zoo._checks import check_choice, check_integer, is_integer
+from ccnn_zoo._base.checks import check_choice, check_integer, is_integer
 from ccnn_zoo.errors import ConfigurationError
 
 KINDS = ("auto", "cpu", "gpu")

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, broadcast
 
-from ccnn_zoo._compat import forget_accelerators
+from ccnn_zoo._base.compat import forget_accelerators
 from ccnn_zoo._files.locks import held
 from ccnn_zoo.errors import CCNNError, ConfigurationError, DeviceError
 

@@ -12,7 +12,7 @@ from timm.data.readers import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ccnn_zoo._missing import missing_package
+from ccnn_zoo._base.missing import missing_package
 from ccnn_zoo.errors import ConfigurationError, ImageError
 from ccnn_zoo.pictures import look, read
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ccnn_zoo._arguments import ARGUMENTS, checked
+from ccnn_zoo._base.roles import CALIBRATION, get_role
 from ccnn_zoo._rebuild import created
-from ccnn_zoo._roles import CALIBRATION, get_role
 from ccnn_zoo.branchwise import Branchwise
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.models import zoo_name

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import yaml
 
-from ccnn_zoo._checks import check_integer, check_number
+from ccnn_zoo._base.checks import check_integer, check_number
 from ccnn_zoo._files import parsed_yaml, read_text, replacing
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_merge

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ccnn_zoo._missing import missing_package
+from ccnn_zoo._base.missing import missing_package
 
 from ._history import EpochResult
 

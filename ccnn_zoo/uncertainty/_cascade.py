@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ccnn_zoo._checks import is_integer
+from ccnn_zoo._base.checks import is_integer
 from ccnn_zoo.errors import ConfigurationError, MetadataError
 
 from ._fit import fit

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
-from ccnn_zoo._checks import check_choice
+from ccnn_zoo._base.checks import check_choice
 from ccnn_zoo.errors import ConfigurationError, MetadataError
 
 VERSION = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from importlib.resources import files
 
-from ccnn_zoo._version import version
+from ccnn_zoo._base.version import version
 
 _SHARED = ("icon.svg", "page.css", "page.js", "pad.js", "pictures.js", "show.js")
 _SERVICE = (*_SHARED, "service.js")

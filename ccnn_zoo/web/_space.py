@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ccnn_zoo._named import hub_name
+from ccnn_zoo._base.named import hub_name
 
 from ._site import SITE, fill_site
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnn_zoo import fold
-from ccnn_zoo._roles import SHARED_WEIGHT, set_role
+from ccnn_zoo._base.roles import SHARED_WEIGHT, set_role
 from ccnn_zoo.train import Data, Recipe, build_model
 
 ALPHA = 2

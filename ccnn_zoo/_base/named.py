@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .errors import ConfigurationError
+from ccnn_zoo.errors import ConfigurationError
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar")
 """Suffixes of formats that are, or may hold, pickles: loading one can run any code."""
@@ -71,7 +71,7 @@ def _of_address(text: str) -> HubName:
 
 def shipped_weights(name: str) -> Path | None:
     """Return the trained weights that come with the package under timm's name, e.g. ``ccnn_resnet18_cifar.mnist``."""
-    path = Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
+    path = Path(__file__).parents[1] / "checkpoints" / f"{name}.safetensors"
     return path if re.fullmatch(r"\w{1,100}\.\w{1,100}", name) and path.is_file() else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .errors import MissingPackageError
+from ccnn_zoo.errors import MissingPackageError
 
 # Modules that an extra or the base brings, where the package is called otherwise.
 PACKAGES = {

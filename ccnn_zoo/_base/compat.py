@@ -1,7 +1,7 @@
 """What other packages do not promise to keep, all of it: names that begin with ``_``, or lie in modules that do.
 
-``from ccnn_zoo._compat import tree_leaves`` imports torch then, not with this module. tests/test_compat.py uses each
-name as it is used here, and finds others that stand elsewhere.
+``from ccnn_zoo._base.compat import tree_leaves`` imports torch then, not with this module. tests/test_compat.py uses
+each name as it is used here, and finds others that stand elsewhere.
 """
 
 from __future__ import annotations
