@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 
 from ccnn_zoo._base.named import PICKLES
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.metadata import FILES as PRECISIONS
+from ccnn_zoo.metadata import FILES
 
 LOCAL = "local:"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-NETWORK = PRECISIONS["fp32"]
+NETWORK = FILES["fp32"]
 CARD = "README.md"
 MANIFEST = "manifest.json"
 TAG = "ccnn-zoo"
@@ -22,6 +22,9 @@ CURVES = "pictures/errors.png"
 HEAT_MAP = "pictures/calibration.png"
 DOUBT = {"confidence": "pictures/confidence.png", "doubtful": "pictures/doubtful.png"}
 """Pictures of what the network does not know, by the names that the training gives them."""
+
+PRECISIONS = FILES
+"""Precision to the path of its ONNX file."""
 
 REQUIRED = (CONFIG, WEIGHTS, NETWORK, CARD)
 """Files that every published repository has, besides its manifest."""
