@@ -17,7 +17,7 @@ from ccnn_zoo._printable import printable
 from ccnn_zoo.errors import ConfigurationError
 
 from ._interrupts import ends_on_interrupt
-from ._options import IMAGES_HELP, MODEL_HELP, TOKEN
+from ._options import DEVICE, IMAGES, JSON_LINES, MODEL, PRECISION, REVISION, TOKEN, WORKERS
 from ._output import say
 from ._pictures import Pictures, is_standard_input
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @ends_on_interrupt()
 def classify(
-    images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    device: Annotated[str, typer.Option(help="auto, or a backend of `ccnn doctor`, strictly.")] = "auto",
+    images: Annotated[list[Path], IMAGES],
+    model: Annotated[str, MODEL],
+    device: Annotated[str, DEVICE] = "auto",
     top_k: Annotated[int, typer.Option(help="How many of the most probable classes to print.")] = 5,
-    precision: Annotated[str, typer.Option(help="Which file of a repository: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, PRECISION] = "fp32",
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network; all cores by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures that are classified at once.")] = 32,
-    workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
+    workers: Annotated[int, WORKERS] = 2,
     coverage: Annotated[
         float | None, typer.Option(help="Sets that hold the true class of this share: 0.9, 0.95 or 0.99.")
     ] = None,
@@ -49,13 +49,13 @@ def classify(
     most_doubtful: Annotated[
         int | None, typer.Option(help="Print only so many pictures: those that a person should look at first.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    revision: Annotated[str | None, REVISION] = None,
     token: Annotated[bool, TOKEN] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write .csv, .jsonl or .parquet instead of lines.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an --output that was interrupted.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")] = False,
+    as_json: Annotated[bool, JSON_LINES] = False,
     on_ray: Annotated[bool, typer.Option("--ray", help="Classify in processes on Ray; needs the extra serve.")] = False,
     processes: Annotated[int, typer.Option(help="With --ray: processes that hold the network.")] = 2,
     address: Annotated[str, typer.Option(help="With --ray: local, or auto for this machine's cluster.")] = "local",

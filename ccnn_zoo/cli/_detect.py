@@ -17,7 +17,7 @@ from ccnn_zoo._files import replacing
 from ccnn_zoo.errors import ConfigurationError, ImageError
 
 from ._interrupts import ends_on_interrupt
-from ._options import IMAGES_HELP, MODEL_HELP, TOKEN
+from ._options import DEVICE, IMAGES, JSON_LINES, MODEL, REVISION, TOKEN, WORKERS
 from ._output import say
 from ._pictures import Pictures
 
@@ -30,17 +30,17 @@ RESULTS = "detections.jsonl"
 
 @ends_on_interrupt()
 def detect(
-    images: Annotated[list[Path], typer.Argument(help=IMAGES_HELP, readable=False)],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    device: Annotated[str, typer.Option(help="auto, or a backend of `ccnn doctor`, strictly.")] = "auto",
+    images: Annotated[list[Path], IMAGES],
+    model: Annotated[str, MODEL],
+    device: Annotated[str, DEVICE] = "auto",
     score: Annotated[float, typer.Option(help="Leave out objects that the network is less sure of.")] = 0.5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=f"Folder for pictures with boxes (PNG) and {RESULTS}.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads that decode pictures ahead; 0 decodes in between.")] = 2,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    workers: Annotated[int, WORKERS] = 2,
+    revision: Annotated[str | None, REVISION] = None,
     token: Annotated[bool, TOKEN] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")] = False,
+    as_json: Annotated[bool, JSON_LINES] = False,
 ) -> None:
     """Find objects in pictures: boxes in pixels (x1, y1, x2, y2), labels and scores, and pictures that show them.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._options import MODEL_HELP, TOKEN
+from ._options import MODEL_HELP, PRECISION, TOKEN
 from ._output import say
 
 
@@ -19,7 +19,7 @@ def serve(
     replicas: Annotated[int, typer.Option(help="Processes that hold the network.")] = 1,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each; by default the cores are shared.")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu; cuda takes one GPU a replica.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Which file of a repository: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, PRECISION] = "fp32",
     token: Annotated[bool, TOKEN] = False,
     batch_size: Annotated[int, typer.Option(help="Pictures that a replica classifies at once.")] = 16,
     batch_wait: Annotated[float, typer.Option(help="Seconds that a picture waits for others.")] = 0.005,

@@ -10,7 +10,7 @@ import typer
 
 from ccnn_zoo.errors import ConfigurationError
 
-from ._options import MODEL_HELP, TOKEN
+from ._options import MODEL_HELP, PRECISION, TOKEN
 from ._output import say
 
 MODELS_HELP = f"{MODEL_HELP} Or a folder of .onnx files. Several can be chosen from on the page."
@@ -23,7 +23,7 @@ WEBGPU = typer.Option("--webgpu", help="Also bring what WebGPU needs, 27 MB; wor
 def web(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODELS_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The site's folder.")] = Path("site"),
-    precision: Annotated[str, typer.Option(help="Which file of a repository: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, PRECISION] = "fp32",
     webgpu: Annotated[bool, WEBGPU] = False,
     runtime: Annotated[Path | None, RUNTIME] = None,
     token: Annotated[bool, TOKEN] = False,
