@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import why_figures  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def why_figures():
-    spec = importlib.util.spec_from_file_location("why_figures", ROOT / "scripts" / "why_figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_why_says_what_the_results_say_today(why_figures):
+def test_why_says_what_the_results_say_today():
     text = why_figures.PAGE.read_text(encoding="utf-8")
     assert why_figures.current(text) == text, "run scripts/why_figures.py"
 
