@@ -47,9 +47,11 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def constant(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     """Give a constant that a package hands on the words under it in the module that defines it."""
+    if what != "data":
+        return
     attribute = name.rpartition(".")[2]
-    for module in sorted(name for name in sys.modules if name.startswith("ccnn_zoo.")):
-        if what == "data" and getattr(sys.modules[module], attribute, None) is value:
+    for module in sorted(sys.modules):
+        if module.startswith("ccnn_zoo.") and getattr(sys.modules[module], attribute, None) is value:
             lines[:] = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", attribute), lines)
 
 

@@ -133,9 +133,10 @@ def pytest_collection_modifyitems(config: object, items: list) -> None:
         firsts = [value[0] if isinstance(value, tuple) and value else value for value in values]
         names = {first.partition(".")[0] for first in firsts if isinstance(first, str)}
         (kept if names & wanted else dropped).append(item)
-        item.add_marker(pytest.mark.timeout(HANG_S), append=False)  # before timm's own
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
+    for item in kept:
+        item.add_marker(pytest.mark.timeout(HANG_S), append=False)  # before timm's own
 
 
 if __name__ == "__main__":

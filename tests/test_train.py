@@ -40,6 +40,7 @@ from ccnn_zoo.train import (
     train,
 )
 from ccnn_zoo.train._batches import ShuffledOrder, view_of
+from ccnn_zoo.train._history import write_history
 
 TINY = Recipe(
     model="ccnn_resnet18_cifar",
@@ -112,6 +113,7 @@ def test_a_full_disk_is_named_whatever_is_written(tmp_path):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     writers = [
         lambda: TINY.to_yaml(tmp_path / "recipe.yaml"),
+        lambda: write_history(history([9.0, 4.0]), tmp_path / "history.csv"),
         lambda: plot_curves({"plain": history([9.0, 4.0])}, tmp_path / "curves.png"),
     ]
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))

@@ -97,9 +97,9 @@ def on_first_size(
     for some in images:
         try:
             return some, run(some)
+        except CCNNError:
+            raise
         except FAILURES as failure:
-            if isinstance(failure, CCNNError):
-                raise
             sizes.append("x".join(map(str, some.shape[1:])))
             error = failure
     raise CalibrationError(
