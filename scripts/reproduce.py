@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = args.out or (RESULTS if size != "quick" else RUNS / "quick")
     cells_folder = args.cells or RUNS / "cells"
     try:
-        plan = make_plan(size, f"voc:{args.voc}" if args.voc else args.data, args.seeds, cells_folder, args.side)
+        data = f"voc:{args.voc}" if args.voc else args.data
+        plan = make_plan(size, data, args.seeds, cells_folder, args.side, args.narrow)
         chosen, cells = [], []
         for name in names:
             experiment = experiments.load(name)
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CCNNError as error:
         sys.exit(f"error: {error}")
     for name, experiment in chosen:
-        command = f"scripts/reproduce.py {name}{'' if size == 'full' else f' --{size}'}"
+        command = f"scripts/reproduce.py {name}{'' if size == 'full' else f' --{size}'}{' --narrow' * plan.narrow}"
         wanted = len({key_of(cell.settings()) for cell in experiment.cells(plan)})
         print(experiment.report(plan, records).write(out, command, wanted))
 
@@ -72,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="as recipes name data: cifar10:FOLDER, folder:FOLDER, mnist:FOLDER, digits")
     parser.add_argument("--voc", type=Path, help="for table4: folder that holds VOCdevkit, of VOC2007 or in its layout")
     parser.add_argument("--side", type=int, default=16, help="pixels, with --medium: 16 or 32")
+    parser.add_argument("--narrow", action="store_true", help="a network of a third of the time, with --medium")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick)")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick, 5 with --medium)")
     parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")
     parser.add_argument("--cells", type=Path, help=f"folder of the trainings ({RUNS}/cells)")
     parser.add_argument("--report", action="store_true", help="train nothing: write what the finished cells say")

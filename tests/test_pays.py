@@ -28,10 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from experiments import _others, pays  # noqa: E402, found through the line before
-from experiments._cells import Records, finish  # noqa: E402
+from experiments._cells import Records, finish, key_of  # noqa: E402
 from experiments._classification import BUILDERS  # noqa: E402
 from experiments._plans import MissingDataError, make_plan  # noqa: E402
 from experiments._running import run_cells  # noqa: E402
+from experiments._trial import Trial  # noqa: E402
 
 ROWS = {row.label: row for row in pays.ROWS}
 
@@ -135,7 +136,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plan(place, tmp_path_factory):
     """Return the plan, two steps long."""
-    full = make_plan("medium", f"cifar10:{place}", 1, tmp_path_factory.mktemp("cells"))
+    full = make_plan("medium", f"cifar10:{place}", 1, tmp_path_factory.mktemp("cells"), narrow=True)
     assert full.overrides["epochs"] == 30
     return replace(full, overrides={**full.overrides, "epochs": 1, "evaluate_every": 1, "batch_size": 50})
 
@@ -148,7 +149,7 @@ def test_pixels_are_means_of_four(place, plan):
 
 
 def test_rows_are_trained_scored_and_known_on_another_machine(plan, tmp_path):
-    named = ("plain", "K=4, joint", "plain, taught by K=4, joint")
+    named = ("plain", "K=4, joint, average of the weights", "plain, taught by K=4, joint, average of the weights")
     chosen = [ROWS[name] for name in named]
     records = Records(finish(row.make(plan, 0), tmp_path) for row in chosen)
     plain, ours, student = (records[row.make(plan, 0)].measured for row in chosen)
@@ -165,6 +166,32 @@ def test_rows_are_trained_scored_and_known_on_another_machine(plan, tmp_path):
     again = run_cells([row.make(plan, 0) for row in chosen], tmp_path / "empty", 1, 1, known=records)
     assert again[chosen[1].make(plan, 0)].measured == ours
     assert not (tmp_path / "empty").exists()
+
+
+def test_one_training_gives_the_network_with_and_without_the_average_of_its_weights(plan, tmp_path):
+    cell = ROWS["K=2, joint"].make(plan, 0)
+    both, alone = finish(cell, tmp_path / "both"), finish(Trial(cell.recipe, elsewhere=cell.elsewhere), tmp_path)
+    assert both.settings == alone.settings
+    of_time = ("seconds", "environment")
+    assert {k: v for k, v in both.measured.items() if k not in of_time} == {
+        k: v for k, v in alone.measured.items() if k not in of_time
+    }
+    average = finish(ROWS["K=2, joint, average of the weights"].make(plan, 0), tmp_path / "both")
+    assert average.settings["ema_decay"] == cell.decay
+    assert average.measured["test"]["nll"] != both.measured["test"]["nll"]
+    assert average.measured["train"] == both.measured["train"]
+
+
+def test_five_seeds_of_the_first_rows_and_three_of_the_others(place, tmp_path):
+    plan = make_plan("medium", f"cifar10:{place}", None, tmp_path, narrow=True)
+    cells = pays.cells(plan)
+    seeds = {row: [c.settings()["seed"] for c in cells if c.row == row] for row in (c.row for c in cells)}
+    assert sorted(seeds["K=2, joint"]) == [0, 1, 2, 3, 4]
+    assert sorted(seeds["K=8, joint"]) == [0, 1, 2]
+    assert max(seeds["plain"][:3]) == 2
+    whole = pays.cells(replace(plan, narrow=False))
+    assert {c.row for c in whole} == {"plain", "K=2, joint"}
+    assert not {key_of(c.settings()) for c in whole} & {key_of(c.settings()) for c in cells}
 
 
 @pytest.mark.slow

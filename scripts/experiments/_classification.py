@@ -22,7 +22,7 @@ from ccnn_zoo import fold
 from ccnn_zoo.analysis import branch_diversity
 from ccnn_zoo.errors import NonFiniteLossError
 from ccnn_zoo.layers import CalibratedConv2d
-from ccnn_zoo.train import Data, History, Images, Recipe, build_model, load_data, train
+from ccnn_zoo.train import Data, History, Images, Recipe, TrainingResult, build_model, load_data, train
 from ccnn_zoo.train.tasks import loader_of, view_of
 
 from . import _others, _variants
@@ -74,7 +74,7 @@ class Training:
             data, held_out = data.hold_out(self.recipe.validation, self.recipe.seed)
         measured = {"data": sizes(data, held_out)}
         try:
-            result = train(self.recipe, folder, resume=True, progress=False, build=self._build)
+            result = self._trained(folder)
         except NonFiniteLossError as error:
             return {**measured, "diverged": str(error), **_environment(folder)}
         found = {"test": _predictions(result.model, data.test, data, self.recipe)}
@@ -93,8 +93,11 @@ class Training:
             **costs(result.model, data.input_size),
             **self._branches(result.model, data),
             **self._further(folder, result.model, data, held_out),
-            **_environment(folder),
+            **_environment(result.checkpoint.parent),
         }
+
+    def _trained(self, folder: Path) -> TrainingResult:
+        return train(self.recipe, folder, resume=True, progress=False, build=self._build)
 
     def _further(self, folder: Path, model: nn.Module, data: Data, held_out: Images | None) -> dict[str, Any]:
         """Return what else a kind of cell measures of the trained network."""

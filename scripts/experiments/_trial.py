@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ccnn_zoo.layers import CalibratedConv2d
-from ccnn_zoo.train import Data, Images, Recipe, build_model
+from ccnn_zoo.train import Data, Images, Recipe, TrainingResult, build_model, train
 from ccnn_zoo.train.tasks import loader_of, view_of
 
 from ._beyond import beyond
@@ -25,6 +25,7 @@ from ._doubt import Outputs, as_arrays, doubt, from_arrays, mixed
 from ._scores import scores
 
 OUTPUTS = "outputs.safetensors"
+AVERAGED = ", average of the weights"
 _IMAGES_OF_STATISTICS = 12_800
 
 
@@ -66,6 +67,36 @@ class Trial(Training):
             together = outputs(average, loader_of(view_of(data.test, data), self.recipe))
             measured["averaged_kernels"] = scores(together.log_probabilities.numpy(), together.targets.numpy())
         return measured
+
+
+@dataclass(frozen=True)
+class Unaveraged(Trial):
+    """A trial without an average of the weights, taken from the trial that has one: to the bit the same training.
+
+    Its settings are those of a trial of its own, for its figures are.
+
+    Args:
+        decay: of the average in the other trial.
+    """
+
+    decay: float = 0.0
+
+    def averaged(self) -> Trial:
+        """Return the trial that trains both."""
+        recipe = replace(self.recipe, ema_decay=self.decay)
+        return Trial(recipe, self.network, self.member, self.elsewhere, self.row + AVERAGED)
+
+    def _trained(self, folder: Path) -> TrainingResult:
+        other, built = self.averaged(), []
+
+        def build(recipe: Recipe, data: Data) -> nn.Module:
+            built.append(self._build(recipe, data))
+            return built[-1]
+
+        place = finish(other, folder.parent).folder
+        # At its end already: this loads its last state, into the network that was trained.
+        result = train(other.recipe, place, resume=True, progress=False, build=build)
+        return replace(result, model=built[0].cpu().eval())
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from . import _others
-from ._cells import Record, Records
+from ._cells import Cell, Record, Records
 from ._document import Document, table
 from ._plans import MissingDataError, Plan
 from ._statistics import difference, spread
-from ._trial import Ensemble, Student, Trial
+from ._trial import AVERAGED, Ensemble, Student, Trial, Unaveraged
 
-CHANNELS = (16, 16, 32, 64)
 PLAIN = "plain"
+_DECAY = 0.998
 Path_: TypeAlias = tuple[str, ...]
 
 FIGURES: dict[str, tuple[Path_, int]] = {
@@ -44,93 +45,111 @@ class Row:
     """A line of the comparison: how its cell of a seed is made, or why it cannot be."""
 
     label: str
-    make: Callable[[Plan, int], Trial | Ensemble]
+    make: Callable[[Plan, int], Cell]
     missing: str | None = None
 
 
-def _trial(label: str, network: str = "ours", width: float = 1, **changes: Any) -> Row:
+def _trial(label: str, network: str = "ours", width: float = 1, kind: type[Trial] = Trial, **changes: Any) -> Row:
     def make(plan: Plan, seed: int) -> Trial:
-        kwargs = {**changes.get("model_kwargs", {}), "channels": [round(width * c) for c in CHANNELS]}
+        sizes = {**plan.network, "channels": [round(width * c) for c in plan.network["channels"]]}
+        kwargs = {**changes.get("model_kwargs", {}), **sizes}
         settings = {"branches": 1, **changes, "model_kwargs": kwargs, "seed": seed}
         made = plan.training("cifar10_table1", network, **settings)
-        return Trial(made.recipe, network, elsewhere=plan.elsewhere, row=label)
+        return kind(made.recipe, network, elsewhere=plan.elsewhere, row=label)
 
     missing = None if network not in _others.NETWORKS or _others.available() else _others.MISSING
     return Row(label, make, missing)
 
 
-def _ensemble(label: str, members: int) -> Row:
-    plain = _trial(PLAIN)
+def _both(label: str, **changes: Any) -> tuple[Row, Row]:
+    """Return a network with the average of its weights, and the same training without: one training for both."""
+    last = _trial(label, kind=partial(Unaveraged, decay=_DECAY), **changes)
+    return Row(label + AVERAGED, lambda plan, seed: last.make(plan, seed).averaged()), last
+
+
+def _ensemble(members: int) -> Row:
+    label = f"ensemble of {members} plain networks"
 
     def make(plan: Plan, seed: int) -> Ensemble:
-        first = plain.make(plan, seed)
+        first = _PLAIN.make(plan, seed)
         return Ensemble(tuple(replace(first, member=number) for number in range(members)), label)
 
     return Row(label, make)
 
 
-def _student(label: str, teacher: str) -> Row:
+def _student(teacher: Row) -> Row:
+    label = f"{PLAIN}, taught by {teacher.label}"
     plain = _trial(label)
 
     def make(plan: Plan, seed: int) -> Student:
         own = plain.make(plan, seed)
-        taught_by = next(row for row in ROWS if row.label == teacher).make(plan, seed)
-        return Student(own.recipe, elsewhere=own.elsewhere, row=label, teacher=taught_by)
+        return Student(own.recipe, elsewhere=own.elsewhere, row=label, teacher=teacher.make(plan, seed))
 
     return Row(label, make)
 
 
-ROWS = (
-    # The first ones of every seed, then the others: what decides most comes first.
-    _trial(PLAIN),
-    _trial("K=2, joint", branches=2),
-    _trial("plain, average of the weights", ema_decay=0.998),
-    _trial("K=4, joint", branches=4),
-    _student("plain, taught by K=4, joint", "K=4, joint"),
+_PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
+_K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
+_K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
+# Who is taken from another one's training comes later, so that no process waits for another's.
+_FIRST = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4)
+_OTHERS = (
+    _student(_K4_AVERAGED),
+    _ensemble(2),
+    _ensemble(4),
     _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
-    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
-    _trial("K=4, joint, probability", branches=4, merge="probability"),
-    _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
-    _trial("K=4, half joint, probability", branches=4, merge="probability", objective=0.5),
-    _trial("K=4, joint, random signs", branches=4, model_kwargs={"input_scale": "signs"}),
-    _trial("K=4, joint, learned scales", branches=4, model_kwargs={"input_scale": "learned"}),
-    _trial(
-        "K=4, joint, learned scales, probability",
-        branches=4,
-        merge="probability",
-        model_kwargs={"input_scale": "learned"},
-    ),
-    _trial("plain, 2 times wider", width=2),
-    _ensemble("ensemble of 4 plain networks", 4),
-    _trial("K=4, joint, average of the weights", branches=4, ema_decay=0.998),
-    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
-    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
-    _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
     _trial("plain, 1.41 times wider", width=2**0.5),
+    _trial("plain, 2 times wider", width=2),
+    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
+    # Choices of the method, each with two branches, which train in half the time of four.
+    _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
+    _trial("K=2, half joint, probability", branches=2, merge="probability", objective=0.5),
+    _trial("K=2, joint, probability", branches=2, merge="probability"),
+    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
+    _trial("K=2, joint, random signs", branches=2, model_kwargs={"input_scale": "signs"}),
+    _trial("K=2, joint, learned scales", branches=2, model_kwargs={"input_scale": "learned"}),
+    _trial("K=2, joint, R frozen", branches=2, calibration_lr=0.0),
+    _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
+    _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
+    _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
+    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
     _trial("K=8, joint", branches=8),
-    _trial("K=4, joint, sigma 1e-4", branches=4, noise_std=1e-4),
-    _trial("K=4, joint, R frozen", branches=4, calibration_lr=0.0),
 )
+ROWS = (*_FIRST, *_OTHERS)
+"""Those of narrow networks. Of the whole ones, which take three times as long, :data:`WHOLE` with three seeds."""
+
+WHOLE = (_PLAIN, _K2)
+_SEEDS_OF_OTHERS = 3
 
 
-def cells(plan: Plan) -> list[Trial | Ensemble]:
-    """Return the comparison, row by row, each with its seeds.
+def _rows(plan: Plan) -> Iterator[tuple[Row, tuple[int, ...]]]:
+    """Yield the rows of the plan with their seeds."""
+    for row in ROWS if plan.narrow else WHOLE:
+        if row.missing is None:
+            yield row, plan.seeds if row in _FIRST and plan.narrow else plan.seeds[:_SEEDS_OF_OTHERS]
+
+
+def cells(plan: Plan) -> list[Cell]:
+    """Return the comparison, row by row, each with its seeds; what decides most comes first.
 
     Raises:
         MissingDataError: the plan is of another size.
     """
     if plan.size != "medium":
         raise MissingDataError("pays is an experiment of --medium")
-    return [row.make(plan, seed) for row in ROWS if row.missing is None for seed in plan.seeds]
+    found = [(row, seed) for row, seeds in _rows(plan) for seed in seeds]
+    # The fourth and fifth seed after three of every first row but the last.
+    found.sort(key=lambda pair: pair[0] not in _FIRST[:-1] or pair[1] >= _SEEDS_OF_OTHERS)
+    return [row.make(plan, seed) for row, seed in found]
 
 
 def report(plan: Plan, records: Records) -> Document:
     """Return the figures, and what the rows gain over the plain network."""
-    found = {row.label: records.of(row.make(plan, s) for s in plan.seeds) for row in ROWS if row.missing is None}
+    found = {row.label: records.of(row.make(plan, seed) for seed in seeds) for row, seeds in _rows(plan)}
     done = {label: rows for label, rows in found.items() if rows}
     epochs = plan.overrides["epochs"]
     lines = [
-        f"CIFAR-10 (JPEG copy) at {plan.side}x{plan.side} pixels, ResNet-18 with stages 16-16-32-64, one cycle of "
+        f"CIFAR-10 (JPEG copy) at {plan.side}x{plan.side} pixels, {_network(plan)}, one cycle of "
         f"{epochs} epochs, weight decay 5e-4, no noise unless a row says so. Figures are of test images; the "
         "temperature is fitted, and the best branch chosen, on held-out ones. AUROC: of the highest probability, or of "
         "the mutual information of the branches, as the sign of a picture of something else (digits, photographs, "
@@ -158,6 +177,11 @@ def report(plan: Plan, records: Records) -> Document:
         *table(["", "error, %", "NLL"], [[n, *_figures(rows, _HELD_OUT)] for n, rows in done.items()]),
     ]
     return Document(f"pays{plan.suffix}", "What K branches buy", lines, records.of(cells(plan)))
+
+
+def _network(plan: Plan) -> str:
+    stages = "-".join(map(str, plan.network["channels"]))
+    return f"ResNet-{'10, one block a stage,' if plan.narrow else '18'} with stages {stages}"
 
 
 _HELD_OUT = {"error": (("validation", "error_percent"), 2), "NLL": (("validation", "nll"), 3)}
