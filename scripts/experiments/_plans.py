@@ -146,7 +146,9 @@ class Plan:
         return [replace(c, recipe=replace(c.recipe, seed=seed)) for seed in self.seeds for c in cells]
 
 
-def make_plan(size: str, data: str | None, seeds: int | None, place: Path, side: int = 16, narrow: bool = False) -> Plan:
+def make_plan(
+    size: str, data: str | None, seeds: int | None, place: Path, side: int = 16, narrow: bool = False
+) -> Plan:
     """Return the plan of a call.
 
     Args:

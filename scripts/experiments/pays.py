@@ -5,7 +5,7 @@ What is chosen, is chosen by held-out images; what is claimed, by the test image
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -93,15 +93,8 @@ _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 # Who is taken from another one's training comes later, so that no process waits for another's.
 _FIRST = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4)
-_OTHERS = (
-    _student(_K4_AVERAGED),
-    _ensemble(2),
-    _ensemble(4),
-    _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
-    _trial("plain, 1.41 times wider", width=2**0.5),
-    _trial("plain, 2 times wider", width=2),
-    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
-    # Choices of the method, each with two branches, which train in half the time of four.
+# Each with two branches, which train in half the time of four.
+_CHOICES = (
     _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
     _trial("K=2, half joint, probability", branches=2, merge="probability", objective=0.5),
     _trial("K=2, joint, probability", branches=2, merge="probability"),
@@ -111,6 +104,16 @@ _OTHERS = (
     _trial("K=2, joint, R frozen", branches=2, calibration_lr=0.0),
     _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
     _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
+)
+_OTHERS = (
+    _student(_K4_AVERAGED),
+    _ensemble(2),
+    _ensemble(4),
+    _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
+    _trial("plain, 1.41 times wider", width=2**0.5),
+    _trial("plain, 2 times wider", width=2),
+    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
+    *_CHOICES,
     _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
     _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
     _trial("K=8, joint", branches=8),
@@ -170,12 +173,15 @@ def report(plan: Plan, records: Records) -> Document:
         "",
         "## Less the plain network",
         "",
-        *_gains(done),
+        *_less(done, PLAIN, done, {name: FIGURES[name] for name in _COMPARED}),
         "",
         "## By held-out images",
         "",
-        *table(["", "error, %", "NLL"], [[n, *_figures(rows, _HELD_OUT)] for n, rows in done.items()]),
+        *table(["", *_HELD_OUT], [[n, *_figures(rows, _HELD_OUT)] for n, rows in done.items()]),
     ]
+    if plan.narrow:
+        choices = _less(done, _K2.label, [row.label for row in _CHOICES], _HELD_OUT)
+        lines += ["", f"## Choices: less {_K2.label}, by held-out images", "", *choices]
     return Document(f"pays{plan.suffix}", "What K branches buy", lines, records.of(cells(plan)))
 
 
@@ -184,7 +190,8 @@ def _network(plan: Plan) -> str:
     return f"ResNet-{'10, one block a stage,' if plan.narrow else '18'} with stages {stages}"
 
 
-_HELD_OUT = {"error": (("validation", "error_percent"), 2), "NLL": (("validation", "nll"), 3)}
+_COMPARED = ("error, %", "NLL, tempered", "AUROC elsewhere, %")
+_HELD_OUT = {"error, %": (("validation", "error_percent"), 2), "NLL": (("validation", "nll"), 3)}
 
 
 def _figures(records: Sequence[Record], figures: dict[str, tuple[Path_, int]]) -> list[str]:
@@ -207,17 +214,19 @@ def _costs(done: dict[str, list[Record]]) -> Iterator[list[str]]:
         yield [label, *counts, spread(records, "seconds").text(0)]
 
 
-def _gains(done: dict[str, list[Record]]) -> Iterator[str]:
-    if PLAIN not in done:
-        yield "The plain network is not trained yet."
+def _less(
+    done: dict[str, list[Record]], reference: str, labels: Iterable[str], figures: dict[str, tuple[Path_, int]]
+) -> Iterator[str]:
+    """Yield what each of the rows is better or worse by than the one of ``reference``."""
+    rows = [name for name in labels if name in done and name != reference]
+    if reference not in done or not rows:
+        yield "Not trained yet."
         return
-    shown = {name: FIGURES[name] for name in ("error, %", "NLL, tempered", "AUROC elsewhere, %")}
-    rows = [
-        [
-            label,
-            *(difference(spread(r, *path), spread(done[PLAIN], *path)).text(digits) for path, digits in shown.values()),
-        ]
-        for label, r in done.items()
-        if label != PLAIN
-    ]
-    yield from table(["", *shown], rows)
+    yield from table(["", *figures], [[name, *_differences(done[name], done[reference], figures)] for name in rows])
+
+
+def _differences(
+    records: Sequence[Record], reference: Sequence[Record], figures: dict[str, tuple[Path_, int]]
+) -> Iterator[str]:
+    for path, digits in figures.values():
+        yield difference(spread(records, *path), spread(reference, *path)).text(digits)
