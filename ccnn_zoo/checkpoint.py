@@ -164,11 +164,6 @@ def read_record(text: str) -> TrainingRecord:
     return TrainingRecord(**checked(values, _RECORD, "the record"))
 
 
-def holds_detector(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is the checkpoint of a detector, which ``ccnn_zoo.detection.load_detector`` reads."""
-    return task_of(path).name == "detection"
-
-
 def task_of(path: str | os.PathLike[str]) -> Task:
     """Return what task the network of a checkpoint is for; of what is no checkpoint, classification."""
     try:

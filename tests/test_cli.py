@@ -131,6 +131,7 @@ def test_classify_imports_neither_torch_nor_timm(repository, tmp_path):
         (["train", "--set", "lr=2020-99-99"], "--set lr=2020-99-99 is not YAML: month must be in"),
         (["train", "--data", "folder:/nowhere"], "/nowhere"),
         (["train", "--epochs", "1", "--output", "/proc/ccnn"], "cannot write .*/proc/ccnn"),
+        (["export", "no-such-thing", "-p", "int9"], "precision must be one of .*int9"),
         (["export", "no-such-thing"], "no network found for 'no-such-thing'"),
         (["export", "runs/typo"], "there is no file or folder 'runs/typo' here, and on the Hub: runs/typo: "),
         (["publish", "no-such-thing", "local:x"], "no-such-thing"),

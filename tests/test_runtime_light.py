@@ -101,7 +101,7 @@ def test_the_runtime_works_where_nothing_else_is_installed(site, pictures, tmp_p
             pytest.approx(probabilities_of(colour).max(), rel=1e-5),
         )
     told = light_python(site, CLASSIFY, "--version")
-    assert told.stdout == f"ccnn-zoo {ccnn_zoo.__version__}\n", told.stderr
+    assert told.stdout == f"ccnn-runtime {ccnn_zoo.__version__}\n", told.stderr
     export = light_python(site, CLASSIFY, "export", "ccnn_resnet20_cifar", "--output", tmp_path / "x.onnx")
     assert export.returncode == 1
     assert 'is not installed: pip install "ccnn-zoo' in export.stderr
@@ -219,7 +219,7 @@ def test_ccnn_runtime_runs_without_torch_and_gets_into_the_way_of_no_ccnn_zoo(tm
     assert classifies_from() == "ccnn_runtime/ccnn_zoo"
     command = tmp_path / "venv" / "bin" / "ccnn-runtime"
     assert run(command, "classify", pictures / "0.png", "--model", published_folder()).startswith(f"{pictures}")
-    assert run(command, "--version") == f"ccnn-zoo {ccnn_zoo.__version__}\n"
+    assert run(command, "--version") == f"ccnn-runtime {ccnn_zoo.__version__}\n"
 
     pip("install", "--no-deps", REPOSITORY)
     assert classifies_from() == "ccnn_zoo"  # the whole one goes first

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 def version() -> str:
     """Return the version of ccnn-zoo, or of ccnn-runtime, which has the same files."""
+    return distribution()[1]
+
+
+def distribution() -> tuple[str, str]:
+    """Return the name and the version of what was installed."""
     from importlib import metadata  # it reads e-mail headers, and costs as much as all of `import ccnn_zoo`
 
     try:
-        return metadata.version("ccnn-zoo")
+        return "ccnn-zoo", metadata.version("ccnn-zoo")
     except metadata.PackageNotFoundError:
-        return metadata.version("ccnn-runtime")
+        return "ccnn-runtime", metadata.version("ccnn-runtime")

@@ -69,9 +69,9 @@ def _app(commands: Iterable[str]) -> typer.Typer:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from ccnn_zoo._base.version import version
+        from ccnn_zoo._base.version import distribution
 
-        _output.say(f"ccnn-zoo {version()}")
+        _output.say(" ".join(distribution()))
         raise typer.Exit
 
 

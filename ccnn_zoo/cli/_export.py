@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ccnn_zoo.errors import ConfigurationError
+from ccnn_zoo.metadata import check_precision
 
 from ._held_out import PICTURES
 from ._options import TOKEN
@@ -92,6 +93,8 @@ def export(
     if pictures is not None and not (uncertainty or cascade):
         raise ConfigurationError("--pictures is for --uncertainty, which is fitted on them: add it, or leave them out")
     precisions = list(dict.fromkeys(precision or ["fp32"]))
+    for name in precisions:
+        check_precision(name)
     if cascade:
         _check_cascade(output, precisions, report, report_beside)
     options = {
