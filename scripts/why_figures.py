@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from documents import renewed, write
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "why.md"
-PAYS, DIGITS = "results/pays_medium_cifar10_16.md", "results/ablation_small_digits.md"
+PAYS = ("results/pays_medium_cifar10_16_narrow.md", "results/pays_medium_cifar10_16.md")
+DIGITS = "results/ablation_small_digits.md"
 DATA = ("CIFAR-10", "MNIST")
 ASKED = {
     "error of the network, %": "error, %",
@@ -41,6 +43,10 @@ def rows(page: str, section: str = "") -> list[list[str]]:
     text = (DOCS / page).read_text(encoding="utf-8")
     if section:
         text = text.partition(f"\n## {section}")[2].partition("\n## ")[0]
+    return _rows_of(text)
+
+
+def _rows_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
@@ -56,25 +62,35 @@ def confidence() -> list[str]:
 
 
 def branches() -> list[str]:
-    """Return how far the comparison has come, its rows, and those of the smaller one on digits."""
-    text = (DOCS / PAYS).read_text(encoding="utf-8")
-    far = re.search(r"\*\*Not finished: (.*?)\.\*\*", text)
-    state = f"{far[1]} are there yet" if far else "all trainings are there"
-    begun = text.partition("## ")[0]
-    table = [line for line in begun.splitlines() if line.startswith("|")]
+    """Return how far the comparisons have come, their rows, and those of the smaller one on digits."""
     heading, *digits = [row[:3] for row in rows(DIGITS)[:5]]
     del digits[0]  # the line under the heading
     return [
-        f"CIFAR-10 at 16x16 pixels ([the page]({PAYS})): {state}.",
-        "",
-        *table,
-        "",
+        *(line for page in PAYS for line in _pays(page)),
         f"scikit-learn's digits, K = 4, three seeds ([the page]({DIGITS})); a small task, which decides little:",
         "",
         f"| {' | '.join(heading)} |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in digits),
     ]
+
+
+def _pays(page: str) -> Iterator[str]:
+    """Yield what a page of `pays` is of, and its figures with what the errors are less than the plain one's."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    far = re.search(r"\*\*Not finished: (.*?)\.\*\*", text)
+    of = re.search(r"^CIFAR-10 .*? epochs", text, re.MULTILINE)[0]
+    yield f"{of} ([the page]({page})): {f'{far[1]} are there yet' if far else 'all trainings are there'}."
+    yield ""
+    heading, rule, *table = _rows_of(text.partition("\n## ")[0])
+    less = {row[0]: row[1] for row in rows(page, "Less the plain network")}
+    for (name, error, *others), gap in [
+        (heading, "less the plain one"),
+        (rule, "---"),
+        *((row, less.get(row[0], "")) for row in table),
+    ]:
+        yield f"| {' | '.join([name, error, gap, *others])} |"
+    yield ""
 
 
 def cost() -> list[str]:

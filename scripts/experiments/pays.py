@@ -182,7 +182,8 @@ def report(plan: Plan, records: Records) -> Document:
     if plan.narrow:
         choices = _less(done, _K2.label, [row.label for row in _CHOICES], _HELD_OUT)
         lines += ["", f"## Choices: less {_K2.label}, by held-out images", "", *choices]
-    return Document(f"pays{plan.suffix}", "What K branches buy", lines, records.of(cells(plan)))
+    title = f"What K branches buy {'ResNet-10' if plan.narrow else 'ResNet-18'}"
+    return Document(f"pays{plan.suffix}", title, lines, records.of(cells(plan)))
 
 
 def _network(plan: Plan) -> str:
