@@ -1,4 +1,4 @@
-"""Write the figures of docs/why.md, from the pages that the experiments wrote.
+"""Write the figures of docs/why.md and docs/decisions.md that come from the pages that the experiments wrote.
 
 python scripts/why_figures.py
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from documents import renewed, write
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE = DOCS / "why.md"
 PAYS = ("results/pays_medium_cifar10_16_narrow.md", "results/pays_medium_cifar10_16.md")
 DIGITS = "results/ablation_small_digits.md"
 DATA = ("CIFAR-10", "MNIST")
@@ -28,13 +27,15 @@ ASKED = {
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    write(PAGE, [current(PAGE.read_text(encoding="utf-8"))])
+    for name in PAGES:
+        write(DOCS / name, [current(name)])
 
 
-def current(text: str) -> str:
-    """Return the text of the page with the figures that the other pages hold now."""
-    for name, lines in (("confidence", confidence()), ("branches", branches()), ("cost", cost())):
-        text = renewed(text, name, lines)
+def current(page: str) -> str:
+    """Return the text of one of :data:`PAGES` with the figures that the other pages hold now."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for name, lines in PAGES[page].items():
+        text = renewed(text, name, lines())
     return text
 
 
@@ -107,6 +108,24 @@ def cost() -> list[str]:
         "Times over the plain one in fp32, ResNet-18 at 224x224 on one core: [speed](inference_speed.md).",
     ]
 
+
+def cifar() -> list[str]:
+    """Return what each way is better or worse by than the plain network, and each choice than the default."""
+    lines = []
+    for page in PAYS:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        for heading in re.findall(r"^## (Less .*|Choices: .*)$", text, re.MULTILINE):
+            table = rows(page, heading)
+            if table:
+                title = re.search(r"^# (.*)$", text, re.MULTILINE)[1]
+                lines += [f"[{title}]({page}). {heading}:", "", *(f"| {' | '.join(row)} |" for row in table), ""]
+    return lines[:-1]
+
+
+PAGES = {
+    "why.md": {"confidence": confidence, "branches": branches, "cost": cost},
+    "decisions.md": {"cifar": cifar},
+}
 
 if __name__ == "__main__":
     main()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import why_figures  # noqa: E402
 
 
-def test_why_says_what_the_results_say_today():
-    text = why_figures.PAGE.read_text(encoding="utf-8")
-    assert why_figures.current(text) == text, "run scripts/why_figures.py"
+@pytest.mark.parametrize("page", why_figures.PAGES)
+def test_a_page_says_what_the_results_say_today(page):
+    text = (why_figures.DOCS / page).read_text(encoding="utf-8")
+    assert why_figures.current(page) == text, "run scripts/why_figures.py"
 
 
 def test_the_short_table_of_uncertainty_is_of_the_long_one():
