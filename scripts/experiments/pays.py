@@ -91,8 +91,7 @@ def _student(teacher: Row) -> Row:
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
 _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
-# Who is taken from another one's training comes later, so that no process waits for another's.
-_FIRST = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4)
+_FIRST = (_PLAIN, _PLAIN_AVERAGED, _K2, _K2_AVERAGED, _K4, _K4_AVERAGED)
 # Each with two branches, which train in half the time of four.
 _CHOICES = (
     _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
@@ -122,6 +121,8 @@ ROWS = (*_FIRST, *_OTHERS)
 """Those of narrow networks. Of the whole ones, which take three times as long, :data:`WHOLE` with three seeds."""
 
 WHOLE = (_PLAIN, _K2)
+# What decides most is trained first; what is taken from another one's training later, so that no process waits.
+_ORDER = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, *_OTHERS[:2], _K4, *_OTHERS[2:])
 _SEEDS_OF_OTHERS = 3
 
 
@@ -133,7 +134,7 @@ def _rows(plan: Plan) -> Iterator[tuple[Row, tuple[int, ...]]]:
 
 
 def cells(plan: Plan) -> list[Cell]:
-    """Return the comparison, row by row, each with its seeds; what decides most comes first.
+    """Return the comparison, row by row, each with its seeds.
 
     Raises:
         MissingDataError: the plan is of another size.
@@ -141,8 +142,7 @@ def cells(plan: Plan) -> list[Cell]:
     if plan.size != "medium":
         raise MissingDataError("pays is an experiment of --medium")
     found = [(row, seed) for row, seeds in _rows(plan) for seed in seeds]
-    # The fourth and fifth seed after three of every first row but the last.
-    found.sort(key=lambda pair: pair[0] not in _FIRST[:-1] or pair[1] >= _SEEDS_OF_OTHERS)
+    found.sort(key=lambda pair: (pair[1] >= _SEEDS_OF_OTHERS, _ORDER.index(pair[0])))
     return [row.make(plan, seed) for row, seed in found]
 
 
