@@ -1,4 +1,4 @@
-"""Write the figures of docs/why.md and docs/decisions.md that come from the pages that the experiments wrote.
+"""Write the figures of README.md, docs/why.md and docs/decisions.md that come from the pages that the experiments wrote.
 
 python scripts/why_figures.py
 """
@@ -23,6 +23,15 @@ ASKED = {
     "risk asked 5 %: wrong of what was decided, %": "risk asked 5 %: wrong of them, %",
     "decided, %": "risk asked 5 %: decided, %",
 }
+
+SHORT = (
+    "K=2, joint",
+    "K=4, joint",
+    "plain, taught by K=4, joint, average of the weights",
+    "ensemble of 4 plain networks",
+    "plain, 1.41 times wider",
+)
+"""Rows of the comparison that README has, where they are trained."""
 
 
 def main() -> None:
@@ -122,7 +131,22 @@ def cifar() -> list[str]:
     return lines[:-1]
 
 
+def short() -> list[str]:
+    """Return what branches cost and buy on CIFAR-10, beside the ways that README names."""
+    lines = ["| network | multiply-adds | trained parameters | error on CIFAR-10, points | |", "|---|---|---|---|---|"]
+    for page in PAYS:
+        title = re.search(r"^# What K branches buy (.*)$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)[1]
+        costs = {row[0]: [int(cell.replace(",", "")) for cell in row[1:4]] for row in rows(page, "What it costs")[2:]}
+        for label, gap, *_ in rows(page, "Less the plain network")[2:]:
+            if label in SHORT:
+                trained, _, arithmetic = (a / b for a, b in zip(costs[label], costs["plain"], strict=True))
+                points, _, verdict = gap.partition(": ")
+                lines.append(f"| {title}: {label} | {arithmetic:.1f} x | {trained:.1f} x | {points} | {verdict} |")
+    return lines
+
+
 PAGES = {
+    "../README.md": {"pays": short},
     "why.md": {"confidence": confidence, "branches": branches, "cost": cost},
     "decisions.md": {"cifar": cifar},
 }
