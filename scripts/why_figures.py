@@ -1,4 +1,4 @@
-"""Write the figures of README.md, docs/why.md and docs/decisions.md that come from the pages that the experiments wrote.
+"""Write the figures that README.md, docs/why.md and docs/decisions.md take from the experiments' pages.
 
 python scripts/why_figures.py
 """
