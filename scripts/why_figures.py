@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from documents import renewed, write
@@ -60,6 +60,10 @@ def _rows_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def confidence() -> list[str]:
     """Return what was asked of the files, and what they kept."""
     kept: dict[str, dict[str, str]] = {}
@@ -67,8 +71,8 @@ def confidence() -> list[str]:
         heading, _, *table = rows("uncertainty_figures.md", data)
         for column, network in enumerate(heading[1:], start=1):
             kept[f"{data}, {network}"] = {row[0]: row[column] for row in table}
-    lines = [f"| | {' | '.join(kept)} |", f"|---|{'---|' * len(kept)}"]
-    return lines + [f"| {name} | {' | '.join(of[row] for of in kept.values())} |" for name, row in ASKED.items()]
+    lines = [_line(["", *kept]), f"|---|{'---|' * len(kept)}"]
+    return lines + [_line([name, *(of[row] for of in kept.values())]) for name, row in ASKED.items()]
 
 
 def branches() -> list[str]:
@@ -79,9 +83,9 @@ def branches() -> list[str]:
         *(line for page in PAYS for line in _pays(page)),
         f"scikit-learn's digits, K = 4, three seeds ([the page]({DIGITS})); a small task, which decides little:",
         "",
-        f"| {' | '.join(heading)} |",
+        _line(heading),
         "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in digits),
+        *(_line(row) for row in digits),
     ]
 
 
@@ -99,7 +103,7 @@ def _pays(page: str) -> Iterator[str]:
         (rule, "---"),
         *((row, less.get(row[0], "")) for row in table),
     ]:
-        yield f"| {' | '.join([name, error, gap, *others])} |"
+        yield _line([name, error, gap, *others])
     yield ""
 
 
@@ -127,7 +131,7 @@ def cifar() -> list[str]:
             table = rows(page, heading)
             if table:
                 title = re.search(r"^# (.*)$", text, re.MULTILINE)[1]
-                lines += [f"[{title}]({page}). {heading}:", "", *(f"| {' | '.join(row)} |" for row in table), ""]
+                lines += [f"[{title}]({page}). {heading}:", "", *(_line(row) for row in table), ""]
     return lines[:-1]
 
 

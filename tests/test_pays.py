@@ -182,6 +182,12 @@ def test_one_training_gives_the_network_with_and_without_the_average_of_its_weig
     assert average.measured["train"] == both.measured["train"]
 
 
+def test_a_training_that_diverges_is_a_result_of_both_its_networks(plan, tmp_path):
+    cell = ROWS["plain"].make(plan, 0)
+    cell = replace(cell, recipe=replace(cell.recipe, lr=1e30, warmup=0.0))
+    assert "diverged" in finish(cell, tmp_path).measured
+
+
 def test_five_seeds_of_the_first_rows_and_three_of_the_others(place, tmp_path):
     plan = make_plan("medium", f"cifar10:{place}", None, tmp_path, narrow=True)
     cells = pays.cells(plan)

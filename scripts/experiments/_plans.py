@@ -171,7 +171,7 @@ def make_plan(
         return Plan(size, data or "", chosen, {})
     kind, _, folder = (data or "digits").partition(":")
     if size == "medium":
-        return replace(_medium(kind, folder, chosen, place, side), narrow=narrow)
+        return _medium(kind, folder, chosen, place, side, narrow)
     if kind in ("voc", "coco"):  # the packaged recipes of detectors as they are
         return Plan(size, data, chosen, {})
     if (size, kind) not in _EPOCHS:
@@ -184,12 +184,12 @@ def make_plan(
     return Plan(size, f"mnist:{subset}", chosen, {**_MNIST, **epochs})
 
 
-def _medium(kind: str, folder: str, seeds: tuple[int, ...], place: Path, side: int) -> Plan:
+def _medium(kind: str, folder: str, seeds: tuple[int, ...], place: Path, side: int, narrow: bool) -> Plan:
     if kind != "cifar10" or side not in (16, 32):
         raise ConfigurationError(f"--medium trains on 'cifar10:FOLDER' at 16 or 32 pixels, got {kind!r} at {side}")
     source = cifar10_halved(Path(folder), place / "data") if side == 16 else folder
     overrides = {**_MEDIUM, "image_size": side, "crop_padding": side // 8}
-    return Plan("medium", f"cifar10:{source}", seeds, overrides, elsewhere=folder)
+    return Plan("medium", f"cifar10:{source}", seeds, overrides, elsewhere=folder, narrow=narrow)
 
 
 class MissingDataError(ConfigurationError):

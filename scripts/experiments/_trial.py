@@ -19,7 +19,7 @@ from ccnn_zoo.train import Data, Images, Recipe, TrainingResult, build_model, tr
 from ccnn_zoo.train.tasks import loader_of, view_of
 
 from ._beyond import beyond
-from ._cells import finish, key_of
+from ._cells import finish, folder_of, key_of
 from ._classification import Training
 from ._doubt import Outputs, as_arrays, doubt, from_arrays, mixed
 from ._scores import scores
@@ -86,6 +86,11 @@ class Unaveraged(Trial):
         recipe = replace(self.recipe, ema_decay=self.decay)
         return Trial(recipe, self.network, self.member, self.elsewhere, self.row + AVERAGED)
 
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Finish the trial that trains both, then score the last weights."""
+        both = finish(self.averaged(), folder.parent)
+        return both.measured if "diverged" in both.measured else super().run(folder)
+
     def _trained(self, folder: Path) -> TrainingResult:
         other, built = self.averaged(), []
 
@@ -93,9 +98,8 @@ class Unaveraged(Trial):
             built.append(self._build(recipe, data))
             return built[-1]
 
-        place = finish(other, folder.parent).folder
         # At its end already: this loads its last state, into the network that was trained.
-        result = train(other.recipe, place, resume=True, progress=False, build=build)
+        result = train(other.recipe, folder_of(other, folder.parent), resume=True, progress=False, build=build)
         return replace(result, model=built[0].cpu().eval())
 
 

@@ -104,9 +104,10 @@ _CHOICES = (
     _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
     _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
 )
+_TAUGHT, _TWO = _student(_K4_AVERAGED), _ensemble(2)
 _OTHERS = (
-    _student(_K4_AVERAGED),
-    _ensemble(2),
+    _TAUGHT,
+    _TWO,
     _ensemble(4),
     _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
     _trial("plain, 1.41 times wider", width=2**0.5),
@@ -122,7 +123,8 @@ ROWS = (*_FIRST, *_OTHERS)
 
 WHOLE = (_PLAIN, _K2)
 # What decides most is trained first; what is taken from another one's training later, so that no process waits.
-_ORDER = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, *_OTHERS[:2], _K4, *_OTHERS[2:])
+_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _TAUGHT, _TWO, _K4)
+_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, *ROWS)))
 _SEEDS_OF_OTHERS = 3
 
 
@@ -182,13 +184,16 @@ def report(plan: Plan, records: Records) -> Document:
     if plan.narrow:
         choices = _less(done, _K2.label, [row.label for row in _CHOICES], _HELD_OUT)
         lines += ["", f"## Choices: less {_K2.label}, by held-out images", "", *choices]
-    title = f"What K branches buy {'ResNet-10' if plan.narrow else 'ResNet-18'}"
-    return Document(f"pays{plan.suffix}", title, lines, records.of(cells(plan)))
+    return Document(f"pays{plan.suffix}", f"What K branches buy {_name(plan)}", lines, records.of(cells(plan)))
+
+
+def _name(plan: Plan) -> str:
+    return "ResNet-10" if plan.narrow else "ResNet-18"
 
 
 def _network(plan: Plan) -> str:
     stages = "-".join(map(str, plan.network["channels"]))
-    return f"ResNet-{'10, one block a stage,' if plan.narrow else '18'} with stages {stages}"
+    return f"{_name(plan)}{', one block a stage,' * plan.narrow} with stages {stages}"
 
 
 _COMPARED = ("error, %", "NLL, tempered", "AUROC elsewhere, %")
