@@ -1,9 +1,11 @@
 """Put a trained network into the package, with its card: scripts/ship_checkpoint.py RUN NAME.TAG --note TEXT.
 
     ccnn train --recipe mnist_cpu --data mnist:data --output runs/mnist
-    python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist
+    ccnn train --recipe mnist_cpu --data mnist:data --output runs/mnist_plain --branches 1
+    python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist --control runs/mnist_plain
 
-The test error on the card is measured anew from the file that ships; the run's own must be the same.
+The test errors on the card are measured anew from the files; those of the runs must be the same. The control is the
+plain network of the same recipe, data and seed, so that the card says what branches changed.
 """
 
 from __future__ import annotations
@@ -29,35 +31,55 @@ def main() -> None:
     parser.add_argument("name", help="timm name with its tag, e.g. ccnn_resnet18_cifar.mnist")
     parser.add_argument("--recipe", required=True, help="packaged recipe that the run was started with")
     parser.add_argument("--note", default="", help="what a reader must know of the data")
+    parser.add_argument("--control", type=Path, help="folder of the plain network's run, with which the card compares")
     args = parser.parse_args()
     checkpoint = FOLDER / f"{args.name}.safetensors"
-    with replacing(checkpoint) as temporary:
-        shutil.copyfile(args.run / CHECKPOINT, temporary)
-        _, record = load_checkpoint(temporary)
-        error = test_error_percent(temporary, record)
-        if abs(error - record.metrics["test_error_percent"]) > 1e-6:
-            parser.error(
-                f"the file's test error is {error} %, its record says {record.metrics['test_error_percent']} %"
-            )
-    write(checkpoint.with_suffix(".md"), [card(args, checkpoint, record, error)])
+    try:
+        with replacing(checkpoint) as temporary:
+            shutil.copyfile(args.run / CHECKPOINT, temporary)
+            record = measured_again(temporary)
+            control = measured_again(args.control / CHECKPOINT) if args.control else None
+            if control and (others := differences(record, control)):
+                raise ValueError(f"the control differs in more than its branches: {', '.join(others)}")
+    except ValueError as error:
+        parser.error(str(error))
+    write(checkpoint.with_suffix(".md"), [card(args, checkpoint, record, control)])
 
 
 @torch.no_grad()
-def test_error_percent(checkpoint: Path, record: TrainingRecord) -> float:
-    """Return the error of the network in a checkpoint on its test images."""
-    model, _ = load_checkpoint(checkpoint)
+def measured_again(checkpoint: Path) -> TrainingRecord:
+    """Return the record of a checkpoint, whose test error is that of its network.
+
+    Raises:
+        ValueError: it is not.
+    """
+    model, record = load_checkpoint(checkpoint)
     data = load_data(record.recipe["data"])
     wrong = sum((model(images).argmax(1) != targets).sum().item() for images, targets in evaluation_batches(data))
-    return 100 * wrong / len(data.test)
+    error, recorded = 100 * wrong / len(data.test), record.metrics["test_error_percent"]
+    if abs(error - recorded) > 1e-6:
+        raise ValueError(f"the test error of {checkpoint} is {error} %, its record says {recorded} %")
+    return record
 
 
-def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, error: float) -> str:
+def differences(record: TrainingRecord, control: TrainingRecord) -> list[str]:
+    """Return the settings in which a control differs from a run, but for one branch in place of K."""
+    plain = {**record.recipe, "branches": 1, "epochs": record.epochs}
+    other = {**control.recipe, "epochs": control.epochs}
+    return [name for name in plain if plain[name] != other.get(name)]
+
+
+def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, control: TrainingRecord | None) -> str:
     """Return the card's text."""
     architecture = args.name.partition(".")[0]
     recipe = record.recipe
     options = "".join(f" {option}" for option in changes(Recipe(**recipe), Recipe.load(args.recipe)))
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    plain = ""
+    if control:
+        error, loss = (control.metrics[name] for name in ("test_error_percent", "test_loss"))
+        plain = f"\n| the same of the plain network of that recipe, its control | {error:.2f} %, {loss:.4f} |"
     return f"""\
 # {args.name}
 
@@ -65,8 +87,8 @@ def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, err
 |---|---|
 | network | `{architecture}`, K={recipe["branches"]}, merge {recipe["merge"]} |
 | data | {record.data} |
-| test error | {error:.2f} % |
-| test loss | {record.metrics["test_loss"]:.4f} |
+| test error | {record.metrics["test_error_percent"]:.2f} % |
+| test loss | {record.metrics["test_loss"]:.4f} |{plain}
 | epochs, seed | {record.epochs}, {record.seed} |
 | versions | {versions} |
 | SHA-256 | `{digest}` |

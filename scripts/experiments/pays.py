@@ -122,9 +122,9 @@ ROWS = (*_FIRST, *_OTHERS)
 """Those of narrow networks. Of the whole ones, which take three times as long, :data:`WHOLE` with three seeds."""
 
 WHOLE = (_PLAIN, _K2)
-# What decides most is trained first; what is taken from another one's training later, so that no process waits.
-_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _TAUGHT, _TWO, _K4)
-_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, *ROWS)))
+# What is taken from another one's training comes after it, so that no process waits.
+_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, _TWO)
+_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, *_CHOICES, *(row for row in ROWS if row is not _TAUGHT), _TAUGHT)))
 _SEEDS_OF_OTHERS = 3
 
 
@@ -144,8 +144,14 @@ def cells(plan: Plan) -> list[Cell]:
     if plan.size != "medium":
         raise MissingDataError("pays is an experiment of --medium")
     found = [(row, seed) for row, seeds in _rows(plan) for seed in seeds]
-    found.sort(key=lambda pair: (pair[1] >= _SEEDS_OF_OTHERS, _ORDER.index(pair[0])))
+    found.sort(key=_turn)
     return [row.make(plan, seed) for row, seed in found]
+
+
+def _turn(pair: tuple[Row, int]) -> tuple[bool, int, int]:
+    """Return when a training's turn is: what others are compared with, then the first seed of all others, and so on."""
+    row, seed = pair
+    return seed >= _SEEDS_OF_OTHERS, 0 if row in _BEFORE_OTHERS else 1 + seed, _ORDER.index(row)
 
 
 def report(plan: Plan, records: Records) -> Document:
