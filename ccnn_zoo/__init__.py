@@ -17,6 +17,7 @@ _HOMES = {
     "CalibratedConv2d": "layers",
     "Split": "convert",
     "calibrate": "convert",
+    "deep_ensemble": "convert",
     "fold": "convert",
     "split": "convert",
 }

@@ -12,6 +12,7 @@ from . import train as train
 from . import uncertainty as uncertainty
 from .convert import Split as Split
 from .convert import calibrate as calibrate
+from .convert import deep_ensemble as deep_ensemble
 from .convert import fold as fold
 from .convert import split as split
 from .layers import BranchLinear as BranchLinear
@@ -27,6 +28,7 @@ __all__ = [
     "analysis",
     "calibrate",
     "checkpoint",
+    "deep_ensemble",
     "detection",
     "errors",
     "export",

@@ -12,6 +12,7 @@ from torch import nn
 from ccnn_zoo._base.checks import is_integer
 from ccnn_zoo._base.wrapped import unwrapped, usual_settings
 from ccnn_zoo._conversion.apply import apply
+from ccnn_zoo._conversion.ensemble import check_alike, join
 from ccnn_zoo._conversion.kinds import plain_classifier
 from ccnn_zoo._conversion.network import CalibratedNetwork as CalibratedNetwork
 from ccnn_zoo._conversion.network import timm_name as timm_name
@@ -128,6 +129,50 @@ def fold_(model: nn.Module) -> None:
             if module not in folded:
                 folded[module] = module.fuse()
             model.set_submodule(name, folded[module])
+
+
+@usual_settings()
+def deep_ensemble(networks: Sequence[nn.Module], *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+    """Return one folded network of K plain networks of one architecture that were trained apart.
+
+    Branch k is network k. The logits are the logarithm of the mean of the networks' probabilities, as in
+    Lakshminarayanan et al., NeurIPS 2017 (https://arxiv.org/abs/1612.01474). So K networks are saved, exported to one
+    ONNX file, published and served as any network with K branches is. Unlike branches of one calibrated network they
+    share no weights.
+
+    >>> together = ccnn_zoo.deep_ensemble([first, second, third])
+    >>> together(images).softmax(-1)  # the mean of the three networks' softmax
+
+    Args:
+        networks: at least two, as :func:`calibrate` takes them, which end in one linear layer; or networks of the zoo
+            with one branch. They are left untouched.
+        input_size: (channels, height, width) to try with; by default 64x64, or what the networks declare.
+
+    Returns:
+        A new network with ``merge="probability"``, on the CPU, in float32 and in eval mode.
+
+    Raises:
+        ConfigurationError: they differ in more than their weights (shapes, preprocessing, class names), have no
+            classifier, or have several branches already; or there are too few.
+        CalibrationError: the architecture has no form with branches; names the module and why.
+    """
+    if len(networks) < 2:
+        raise ConfigurationError(f"an ensemble has at least 2 networks, got {len(networks)}")
+    members = [_plain_member(unwrapped(network), number) for number, network in enumerate(networks)]
+    check_alike(members)
+    options = ConversionOptions(branches=len(members), merge="probability")
+    return join(fold(_calibrated(members[0], options, input_size)), members, input_size)
+
+
+def _plain_member(network: nn.Module, number: int) -> nn.Module:
+    """Return a plain copy of a network of one branch, on the CPU, in float32 and in eval mode."""
+    if isinstance(network, CalibratedNetwork):
+        if (count := network.conversion.branches) > 1:
+            raise ConfigurationError(
+                f"network {number} has {count} branches already; an ensemble takes networks of one branch (branches=1)"
+            )
+        network = plain_form(network)
+    return deepcopy(network).to("cpu", torch.float32).eval()
 
 
 @usual_settings()

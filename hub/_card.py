@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 _TEXT = Template("""
 # $name
 
-`$architecture`, a calibrated convolutional network, trained on $data. In every layer $branches share one weight w;
-branch k convolves with the effective kernel R_k * w. In `onnx/model.onnx` R is folded into plain grouped convolutions.
+`$architecture`, a $kind
 
 ## Use
 
@@ -94,7 +93,7 @@ $training
 
 ## Files
 
-`config.json` and `model.safetensors` hold the trained network with R, $networks the folded one with labels and
+`config.json` and `model.safetensors` hold the trained network, $networks the deployed one with labels and
 preprocessing, `manifest.json` the SHA-256 of every file, which `ccnn_zoo.hub.download` and `ccnn_zoo.runtime.load`
 verify. There is no pickle.
 
@@ -218,8 +217,7 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
         example,
         name=name,
         architecture=details["architecture"],
-        data=one_line(record["data"]),
-        branches=f"{branches} branches" if branches > 1 else "1 branch",
+        kind=_kind(branches, one_line(record["data"]), details["parameters"]),
         timm_name=f"hf-hub:{address}" if address else "local-dir:.",
         where="" if address else " Run them, and what follows, in this folder.",
         imports="import onnxruntime as ort" + ("\nfrom huggingface_hub import hf_hub_download" if address else ""),
@@ -234,14 +232,30 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
     )
 
 
+def _kind(branches: int, data: str, parameters: Mapping[str, int]) -> str:
+    """Return what the network is: plain, one whose branches share their weights, or one whose branches do not."""
+    if branches == 1:
+        return f"convolutional network, trained on {data}. It has one branch, so it is the plain network."
+    if parameters["shared"] == parameters["folded"]:
+        return (
+            f"convolutional network of {branches} branches, trained on {data}. Every branch has weights of its own, in "
+            "plain grouped\nconvolutions."
+        )
+    return (
+        f"calibrated convolutional network, trained on {data}. In every layer {branches} branches share one weight w;\n"
+        "branch k convolves with the effective kernel R_k * w. In `onnx/model.onnx` R is folded into plain grouped "
+        "convolutions."
+    )
+
+
 def _network_table(details: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     parameters = details["parameters"]
     labels = in_order(config["pretrained_cfg"].get("label_names") or [])
     rows = {
         "branches (K)": details["branches"],
         "branches meet by": details["merge"],
-        "parameters, shared (trained, with R)": f"{parameters['shared']:,}",
-        "parameters, folded (deployed)": f"{parameters['folded']:,}",
+        "parameters, trained": f"{parameters['shared']:,}",
+        "parameters, deployed": f"{parameters['folded']:,}",
         "input (channels, height, width)": " x ".join(map(str, config["pretrained_cfg"]["input_size"])),
         "classes": f"{config['num_classes']}: {', '.join(map(str, labels[:20]))}{', …' if len(labels) > 20 else ''}",
     }

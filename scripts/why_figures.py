@@ -28,6 +28,7 @@ SHORT = (
     "K=2, joint",
     "K=4, joint",
     "plain, taught by K=4, joint, average of the weights",
+    "ensemble of 2 plain networks",
     "ensemble of 4 plain networks",
     "plain, 1.41 times wider",
 )

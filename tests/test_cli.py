@@ -19,7 +19,7 @@ from PIL import Image
 from ccnn_zoo.cli import main
 from ccnn_zoo.train import load_data
 
-COMMANDS = ("demo", "train", "export", "publish", "download", "classify", "serve", "doctor", "list")
+COMMANDS = ("demo", "train", "ensemble", "export", "publish", "download", "classify", "serve", "doctor", "list")
 
 
 @pytest.fixture(scope="module")

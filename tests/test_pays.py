@@ -166,6 +166,10 @@ def test_rows_are_trained_scored_and_known_on_another_machine(plan, tmp_path):
     again = run_cells([row.make(plan, 0) for row in chosen], tmp_path / "empty", 1, 1, known=records)
     assert again[chosen[1].make(plan, 0)].measured == ours
     assert not (tmp_path / "empty").exists()
+    # Nor is what was recorded first replaced, where a training was needed again, on another processor for one.
+    first = replace(records[chosen[0].make(plan, 0)], measured={"recorded": "first"})
+    kept = run_cells([chosen[0].make(plan, 0)], tmp_path, 1, 1, known=Records([first]))
+    assert kept[chosen[0].make(plan, 0)].measured == {"recorded": "first"}
 
 
 def test_one_training_gives_the_network_with_and_without_the_average_of_its_weights(plan, tmp_path):

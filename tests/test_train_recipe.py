@@ -58,6 +58,7 @@ def test_every_value_survives_yaml(tmp_path):
         decay_at=(0.25, 0.5),
         decay_rate=0.2,
         seed=7,
+        member=2,
         mixed_precision="bf16",
         channels_last=True,
         workers=2,

@@ -21,6 +21,7 @@ from . import _output
 COMMANDS = {
     "demo": "_demo:demo",
     "train": "_networks:train",
+    "ensemble": "_ensemble:ensemble",
     "export": "_export:export",
     "calibrate-confidence": "_confidence:calibrate_confidence",
     "publish": "_publish:publish",

@@ -28,6 +28,10 @@ Builder: TypeAlias = Callable[[Recipe, Data], nn.Module]
 """Makes the network as training starts from it, of the classes of timm."""
 
 
+_MEMBER = 1000
+"""Between the seeds of the initial weights of two members, so that no member is another run's network."""
+
+
 def build_model(recipe: Recipe, data: Data) -> nn.Module:
     """Return the network as training starts from it: the same for the same recipe.
 
@@ -52,7 +56,7 @@ def build_model(recipe: Recipe, data: Data) -> nn.Module:
     if own.keys() & further.keys():
         raise ConfigurationError(f"model_kwargs may not hold {', '.join(own)}: recipe and data say them")
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed + _MEMBER * recipe.member)
         name, base = zoo_name(recipe.model)
         model = created(name, pretrained_cfg_overlay=overlay, **base, **own, **further)
     if recipe.channels_last:

@@ -87,6 +87,8 @@ class Recipe:
         decay_at: shares of the run, in (0, 1); one alone for ``"step"``.
         decay_rate: factor, in (0, 1].
         seed: seed of initial weights, held-out images, order, augmentation and noise.
+        member: number in an ensemble (:func:`ccnn_zoo.deep_ensemble`): other initial weights, all else as ``seed``
+            says, so that what one member held out, no other has seen.
         ema_decay: decay of an average of the weights, which then is evaluated and saved; None is off.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
         compile: compile the network by ``torch.compile``.
@@ -143,6 +145,7 @@ class Recipe:
     decay_at: tuple[float, ...] = (0.5, 0.75)
     decay_rate: float = 0.1
     seed: int = 0
+    member: int = 0
     ema_decay: float | None = None
     mixed_precision: str = "no"
     compile: bool = False
@@ -199,7 +202,7 @@ class Recipe:
                 check_integer(name, getattr(self, name), least=1)
         for name in ("batch_size", "accumulate", "evaluate_every", "keep"):
             check_integer(name, getattr(self, name), least=1)
-        for name in ("crop_padding", "workers", "seed"):
+        for name in ("crop_padding", "workers", "seed", "member"):
             check_integer(name, getattr(self, name), least=0)
         at_least_0 = "lr", "momentum", "weight_decay", "noise_std", "calibration_lr", "color_jitter", "mixup", "cutmix"
         for name in at_least_0:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from . import _others, _variants
 from ._cells import Record
 from ._scores import scores
 
-_MEMBER = 1000  # between the seeds of two members, so that no member is another run's network
 PREDICTIONS = "predictions.safetensors"
 BUILDERS: dict[str, Callable[[Recipe, Data], nn.Module]] = {
     "ours": build_model,
@@ -46,25 +45,27 @@ class Training:
     Args:
         recipe: what to train.
         network: name of what builds it, of :data:`BUILDERS`; others than ours have ``recipe.branches`` members.
-        member: number in an ensemble: other initial weights, on the same images in the same order.
     """
 
     recipe: Recipe
     network: str = "ours"
-    member: int = 0
 
     @property
     def name(self) -> str:
         """Network, K, sigma and seed."""
         network = self.recipe.model.removeprefix("ccnn_") if self.network == "ours" else self.network
-        member = f"-member{self.member}" if self.member else ""
+        member = f"-member{self.recipe.member}" if self.recipe.member else ""
         return f"{network}-k{self.recipe.branches}-sigma{self.recipe.noise_std:g}-seed{self.recipe.seed}{member}"
+
+    def as_member(self, number: int) -> Self:
+        """Return the training of a member of an ensemble."""
+        return replace(self, recipe=replace(self.recipe, member=number))
 
     def settings(self) -> dict[str, Any]:
         """Return the decisive values; of the data's place its last name only, so that a moved copy stays the same."""
         values = self.recipe.decisive()
         kind, colon, place = values["data"].partition(":")
-        return {**values, "data": f"{kind}{colon}{Path(place).name}", "network": self.network, "member": self.member}
+        return {**values, "data": f"{kind}{colon}{Path(place).name}", "network": self.network}
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train and score. A loss that does not stay finite is a result too: ``{"diverged": why}``."""
@@ -123,7 +124,7 @@ class Training:
         }
 
     def _build(self, recipe: Recipe, data: Data) -> nn.Module:
-        return BUILDERS[self.network](replace(recipe, seed=recipe.seed + _MEMBER * self.member), data)
+        return BUILDERS[self.network](recipe, data)
 
 
 def predictions(record: Record, part: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -28,7 +28,8 @@ def run_cells(
     """
     wanted = {key_of(cell.settings()): cell for cell in cells}
     known = Records(()) if known is None else known
-    done = [record for cell in wanted.values() if (record := find(cell, place) or known.get(cell))]
+    # What was recorded first stays: a training that another cell needed again, elsewhere, is no better figure.
+    done = [record for cell in wanted.values() if (record := known.get(cell) or find(cell, place))]
     finished = {key_of(record.settings) for record in done}
     left = [cell for key, cell in wanted.items() if run and key not in finished]
     print(f"{len(wanted)} cells, {len(done)} of them finished before", file=sys.stderr)

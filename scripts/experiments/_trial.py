@@ -44,7 +44,7 @@ class Trial(Training):
     @property
     def name(self) -> str:
         """The row and the seed."""
-        member = f"-member{self.member}" if self.member else ""
+        member = f"-member{self.recipe.member}" if self.recipe.member else ""
         return f"{self.recipe.image_size or ''} {self.row} seed{self.recipe.seed}{member}"
 
     def settings(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Unaveraged(Trial):
     def averaged(self) -> Trial:
         """Return the trial that trains both."""
         recipe = replace(self.recipe, ema_decay=self.decay)
-        return Trial(recipe, self.network, self.member, self.elsewhere, self.row + AVERAGED)
+        return Trial(recipe, self.network, self.elsewhere, self.row + AVERAGED)
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Finish the trial that trains both, then score the last weights."""

@@ -53,7 +53,7 @@ def rows(plan: Plan) -> list[Row]:
     of = Row
     missing = None if _others.available() else _others.MISSING
     plain = training(plan, branches=1)
-    members = tuple(replace(plain, member=number) for number in range(BRANCHES))
+    members = tuple(plain.as_member(number) for number in range(BRANCHES))
     wider = {w: (training(plan, width=w, branches=1),) for w in (BRANCHES // 2, BRANCHES)}
     return [
         of(PLAIN, (plain,)),

@@ -6,7 +6,7 @@ What is chosen, is chosen by held-out images; what is claimed, by the test image
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -72,7 +72,7 @@ def _ensemble(members: int) -> Row:
 
     def make(plan: Plan, seed: int) -> Ensemble:
         first = _PLAIN.make(plan, seed)
-        return Ensemble(tuple(replace(first, member=number) for number in range(members)), label)
+        return Ensemble(tuple(first.as_member(number) for number in range(members)), label)
 
     return Row(label, make)
 

@@ -1,0 +1,90 @@
+"""Networks that were trained apart, as the branches of one folded network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from ccnn_zoo._conversion.kinds import branch_axes
+from ccnn_zoo._conversion.network import CalibratedNetwork, meeting_layer
+from ccnn_zoo._conversion.parts import agree, tried
+from ccnn_zoo._conversion.probe import private_randomness
+from ccnn_zoo.errors import CalibrationError, ConfigurationError
+
+_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def check_alike(networks: Sequence[nn.Module]) -> None:
+    """Refuse networks that differ in more than their weights.
+
+    Raises:
+        ConfigurationError: names the first that does, and in what.
+    """
+    first, *others = networks
+    expected = _shapes(first)
+    for number, other in enumerate(others, start=1):
+        if differ := [name for name, wanted, found in _described(first, other) if wanted != found]:
+            raise ConfigurationError(
+                f"network {number} has other values of {', '.join(differ)} than network 0; an ensemble takes networks "
+                "of one architecture, which see the same pictures and name the same classes"
+            )
+        if (found := _shapes(other)) != expected:
+            name = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+            raise ConfigurationError(
+                f"network {number} is of another architecture than network 0: {name} is {found.get(name)} in place of "
+                f"{expected.get(name)}. Take networks that differ in their weights only."
+            )
+
+
+@torch.no_grad()
+def join(folded: nn.Module, networks: Sequence[nn.Module], input_size: tuple[int, int, int] | None) -> nn.Module:
+    """Give branch k of a folded network the weights of network k, and return it.
+
+    Args:
+        folded: of ``len(networks)`` branches, each with a classifier of its own; on the CPU and in eval mode, as all.
+        networks: plain networks, whose modules are called as those of ``folded``.
+        input_size: (C, H, W) to try it on, or None for one that it takes.
+
+    Raises:
+        ConfigurationError: it has no classifier.
+        CalibrationError: a branch then does not say what its network says.
+    """
+    if meeting_layer(folded)[1] is None:
+        raise ConfigurationError(f"{type(folded).__name__} has no classifier, so there are no probabilities to average")
+    for name, module in folded.named_modules():
+        axes = branch_axes(module) or {}
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            theirs = [getattr(network.get_submodule(name), key) for network in networks]
+            if key in axes:
+                tensor.copy_(torch.cat(theirs, axes[key]))
+            elif tensor.is_floating_point() and not all(torch.equal(theirs[0], other) for other in theirs):
+                raise CalibrationError(
+                    f"{name}.{key} ({type(module).__name__}) is one for all branches, and the networks differ in it"
+                )
+    with private_randomness():
+        images, found = tried(folded, partial(CalibratedNetwork.forward_branches, folded), input_size)
+        for number, network in enumerate(networks):
+            if not agree(found[number], network(images)):
+                raise CalibrationError(
+                    f"network {number} does not say in the ensemble what it says alone; do the networks differ in more "
+                    "than their weights?"
+                )
+    return folded
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _described(first: nn.Module, other: nn.Module) -> list[tuple[str, object, object]]:
+    """Return what is said of both networks: (name, of the first, of the other)."""
+    ours, theirs = (getattr(network, "pretrained_cfg", None) or {} for network in (first, other))
+    names = (*_PREPROCESSING, "label_names")
+    return [(name, _plainly(ours.get(name)), _plainly(theirs.get(name))) for name in names]
+
+
+def _plainly(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
