@@ -29,7 +29,9 @@ SHORT = (
     "K=4, joint",
     "plain, taught by K=4, joint, average of the weights",
     "ensemble of 2 plain networks",
+    "ensemble of 2 plain networks, as a cascade",
     "ensemble of 4 plain networks",
+    "ensemble of 4 plain networks, as a cascade",
     "plain, 1.41 times wider",
 )
 """Rows of the comparison that README has, where they are trained."""

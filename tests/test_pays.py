@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from experiments import _others, pays  # noqa: E402, found through the line before
 from experiments._cells import Records, finish, key_of  # noqa: E402
 from experiments._classification import BUILDERS  # noqa: E402
+from experiments._doubt import Outputs  # noqa: E402
 from experiments._plans import MissingDataError, make_plan  # noqa: E402
 from experiments._running import run_cells  # noqa: E402
 from experiments._trial import Trial  # noqa: E402
@@ -204,6 +205,28 @@ def test_five_seeds_of_the_first_rows_and_three_of_the_others(place, tmp_path):
     whole = pays.cells(replace(plan, narrow=False))
     assert {c.row for c in whole} == {"plain", "K=2, joint"}
     assert not {key_of(c.settings()) for c in whole} & {key_of(c.settings()) for c in cells}
+
+
+def test_a_cascade_asks_the_other_members_where_the_first_is_in_doubt(plan):
+    cell = ROWS["ensemble of 2 plain networks, as a cascade"].make(plan, 0)
+    random = np.random.default_rng(0)
+    # Where the first member's highest probability is high, it is right; elsewhere the second is.
+    targets = random.integers(0, 3, 400)
+    sure = random.random(400) < 0.7
+    first = np.where(sure, 0.9, 0.4)[:, None] * np.eye(3)[np.where(sure, targets, (targets + 1) % 3)]
+    first += (1 - first.sum(1, keepdims=True)) * np.where(first == 0, 0.5, 0)
+    second = 0.98 * np.eye(3)[targets] + 0.02 / 3
+    mean = (first + second) / 2
+    both = Outputs(torch.from_numpy(np.log(mean)), torch.from_numpy(np.log([first, second])), torch.from_numpy(targets))
+    said, share = cell._said({"validation": both, "test": both})
+    assert share == pytest.approx(0.5 + 0.5 * (~sure).mean())
+    wanted = np.where(sure[:, None], first, mean)
+    np.testing.assert_allclose(said["test"].log_probabilities.exp(), wanted)
+    assert (said["test"].log_probabilities.argmax(1) == said["test"].targets).all()
+    assert said["test"].branches is None
+    whole = ROWS["ensemble of 2 plain networks"].make(plan, 0)
+    assert whole._said({"test": both}) == ({"test": both}, 1.0)
+    assert key_of(whole.settings()) != key_of(cell.settings())
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import Data, Images, Recipe, TrainingResult, build_model, train
 from ccnn_zoo.train.tasks import loader_of, view_of
+from ccnn_zoo.uncertainty import fit_cascade
 
 from ._beyond import beyond
 from ._cells import finish, folder_of, key_of
@@ -148,7 +149,7 @@ class Ensemble:
         return {**self.members[0].settings(), "cell": "ensemble", "members": len(self.members)}
 
     def run(self, folder: Path) -> dict[str, Any]:
-        """Train the members that are not trained, and score their mean probability."""
+        """Train the members that are not trained, and score what they say together."""
         records = [finish(member, folder.parent) for member in self.members]
         diverged = [r.measured["diverged"] for r in records if "diverged" in r.measured]
         if diverged:
@@ -156,6 +157,7 @@ class Ensemble:
         tensors = [load_file(record.folder / OUTPUTS) for record in records]
         names = dict.fromkeys(key.partition("/")[0] for key in tensors[0])
         found = {name: mixed([from_arrays(each, name) for each in tensors]) for name in names}
+        found, share = self._said(found)
         strange = {name: o for name, o in found.items() if name not in ("validation", "test")}
         totals = ("trained_parameters", "deployed_parameters", "multiply_adds", "seconds")
         parts = {
@@ -166,10 +168,41 @@ class Ensemble:
         return {
             **records[0].measured,
             **parts,
-            **{name: sum(record.measured[name] for record in records) for name in totals},
+            **(sums := {name: sum(record.measured[name] for record in records) for name in totals}),
+            "multiply_adds": round(share * sums["multiply_adds"]),
             "train": {"loss": sum(losses) / len(losses)},
             "doubt": doubt(found["validation"], found["test"], strange),
         }
+
+    def _said(self, together: dict[str, Outputs]) -> tuple[dict[str, Outputs], float]:
+        """Return what is said, and the share of all members' arithmetic that a test image takes."""
+        return together, 1.0
+
+
+@dataclass(frozen=True)
+class CascadedEnsemble(Ensemble):
+    """An ensemble whose first member answers alone where it is sure enough; :class:`experiments._cells.Cell`.
+
+    How sure, is chosen by held-out images, as ``ccnn export --cascade`` does.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """Return the ensemble's, as a cascade."""
+        return {**super().settings(), "cell": "cascade"}
+
+    def _said(self, together: dict[str, Outputs]) -> tuple[dict[str, Outputs], float]:
+        first = 1 / len(self.members)
+        held = together["validation"]
+        held_out = (held.branches[0].numpy(), held.log_probabilities.numpy(), held.targets.numpy())
+        threshold = fit_cascade(*held_out, first).point.threshold
+        said, passed_on = {}, {}
+        for name, both in together.items():
+            doubted = both.branches[0].exp().amax(1) < threshold
+            said[name] = Outputs(
+                torch.where(doubted[:, None], both.log_probabilities, both.branches[0]), None, both.targets
+            )
+            passed_on[name] = float(doubted.double().mean())
+        return said, first + (1 - first) * passed_on["test"]
 
 
 @torch.no_grad()
