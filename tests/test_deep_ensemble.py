@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def runs() -> dict[str, Path]:
 
 def _train(folder: Path, name: str) -> None:
     thin = f"model_kwargs={json.dumps({key: list(value) for key, value in THIN.items()})}"
-    run = ccnn("train", "--branches", 1, "--epochs", 2, "--set", thin, *TRAINED[name], "-o", folder)
+    run = ccnn("train", "--branches", 1, "--epochs", 1, "--set", thin, *TRAINED[name], "-o", folder)
     assert run.returncode == 0, run.stderr
 
 
@@ -180,5 +181,16 @@ def test_its_card_does_not_say_that_the_branches_share_their_weights(both, tmp_p
     assert "convolutional network of 2 branches, trained on scikit-learn digits" in card
     assert "Every branch has weights of its own" in card
     assert "share one weight" not in card
-    classified = ccnn("export", both, "-o", tmp_path / "both.onnx")
-    assert "same class as torch                    on 100 % of 360 images" in classified.stdout
+
+
+def test_it_is_exported_as_a_cascade_whose_first_member_is_a_network(runs, both, tmp_path):
+    run = ccnn("export", both, "-o", tmp_path / "both.onnx", "--cascade")
+    assert run.returncode == 0, run.stderr
+    assert re.search("same class as torch +on 100 % of 360 images", run.stdout)
+    assert "1 of 2" in run.stdout
+    file = ort.InferenceSession(tmp_path / "both_first.onnx", providers=["CPUExecutionProvider"])
+    pixels = next(iter(evaluation_batches(load_data("digits"))))[0]
+    found = file.run(["logits"], {"image": pixels.numpy()})[0]
+    with torch.no_grad():
+        alone = [load_checkpoint(runs[f"member {m}"] / "last.safetensors")[0](pixels).numpy() for m in (0, 1)]
+    assert min(np.abs(found - logits).max() for logits in alone) < 1e-4
