@@ -5,7 +5,9 @@
     python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist --control runs/mnist_plain
 
 The test errors on the card are measured anew from the files; those of the runs must be the same. The control is the
-plain network of the same recipe, data and seed, so that the card says what branches changed.
+plain network of the same recipe, data and seed, so that the card says what branches changed. An ensemble is shipped as
+
+    python scripts/ship_checkpoint.py runs/all ccnn_resnet18_cifar.mnist --members runs/0 runs/1 --control runs/0
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from documents import replacing, write
 
-from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, load_record
 from ccnn_zoo.train import CHECKPOINT, Recipe, evaluation_batches, load_data
 
 FOLDER = Path(__file__).resolve().parents[1] / "ccnn_zoo" / "checkpoints"
@@ -32,6 +35,7 @@ def main() -> None:
     parser.add_argument("--recipe", required=True, help="packaged recipe that the run was started with")
     parser.add_argument("--note", default="", help="what a reader must know of the data")
     parser.add_argument("--control", type=Path, help="folder of the plain network's run, with which the card compares")
+    parser.add_argument("--members", type=Path, nargs="+", default=[], help="the runs that `ccnn ensemble` joined")
     args = parser.parse_args()
     checkpoint = FOLDER / f"{args.name}.safetensors"
     try:
@@ -39,11 +43,13 @@ def main() -> None:
             shutil.copyfile(args.run / CHECKPOINT, temporary)
             record = measured_again(temporary)
             control = measured_again(args.control / CHECKPOINT) if args.control else None
-            if control and (others := differences(record, control)):
-                raise ValueError(f"the control differs in more than its branches: {', '.join(others)}")
+            members = [load_record(run / CHECKPOINT) for run in args.members]
+            for other in (control, *members):
+                if other and (others := differences(record, other)):
+                    raise ValueError(f"a control or member differs in more than its branches: {', '.join(others)}")
     except ValueError as error:
         parser.error(str(error))
-    write(checkpoint.with_suffix(".md"), [card(args, checkpoint, record, control)])
+    write(checkpoint.with_suffix(".md"), [card(args, checkpoint, record, control, members)])
 
 
 @torch.no_grad()
@@ -62,24 +68,49 @@ def measured_again(checkpoint: Path) -> TrainingRecord:
     return record
 
 
-def differences(record: TrainingRecord, control: TrainingRecord) -> list[str]:
-    """Return the settings in which a control differs from a run, but for one branch in place of K."""
-    plain = {**record.recipe, "branches": 1, "epochs": record.epochs}
-    other = {**control.recipe, "epochs": control.epochs}
-    return [name for name in plain if plain[name] != other.get(name)]
+def differences(record: TrainingRecord, plain: TrainingRecord) -> list[str]:
+    """Return the settings in which a plain network differs from a run, but for branches and member."""
+    wanted = {**record.recipe, "branches": 1, "epochs": record.epochs}
+    found = {**plain.recipe, "epochs": plain.epochs}
+    return [name for name in wanted if wanted[name] != found.get(name) and name not in ("merge", "member")]
 
 
-def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, control: TrainingRecord | None) -> str:
+def commands(args: argparse.Namespace, record: TrainingRecord, members: Sequence[TrainingRecord]) -> Iterator[str]:
+    """Yield the commands that made the checkpoint."""
+    runs = dict(zip(args.members, members, strict=True)) or {args.run: record}
+    data = record.recipe["data"]
+    for run, trained in runs.items():
+        options = "".join(f" {o}" for o in changes(Recipe(**trained.recipe), Recipe.load(args.recipe)))
+        yield f"ccnn train --recipe {args.recipe} --data {data} --output runs/{run.name}{options}"
+    ship = f"python scripts/ship_checkpoint.py runs/{args.run.name} {args.name} --recipe {args.recipe}"
+    if members:
+        names = " ".join(f"runs/{run.name}" for run in args.members)
+        yield f"ccnn ensemble {names} --data {data} --output runs/{args.run.name}"
+        ship += f" --members {names}"
+    if args.control:
+        ship += f" --control runs/{args.control.name}"
+    yield ship
+
+
+def card(
+    args: argparse.Namespace,
+    checkpoint: Path,
+    record: TrainingRecord,
+    control: TrainingRecord | None,
+    members: Sequence[TrainingRecord],
+) -> str:
     """Return the card's text."""
     architecture = args.name.partition(".")[0]
     recipe = record.recipe
-    options = "".join(f" {option}" for option in changes(Recipe(**recipe), Recipe.load(args.recipe)))
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     plain = ""
     if control:
         error, loss = (control.metrics[name] for name in ("test_error_percent", "test_loss"))
         plain = f"\n| the same of the plain network of that recipe, its control | {error:.2f} %, {loss:.4f} |"
+    if members:
+        errors = ", ".join(f"{member.metrics['test_error_percent']:.2f} %" for member in members)
+        plain += f"\n| test errors of its members alone | {errors} |"
     return f"""\
 # {args.name}
 
@@ -96,8 +127,7 @@ def card(args: argparse.Namespace, checkpoint: Path, record: TrainingRecord, con
 Trained on CPU cores by
 
 ```bash
-ccnn train --recipe {args.recipe} --data {recipe["data"]} --output runs/{args.run.name}{options}
-python scripts/ship_checkpoint.py runs/{args.run.name} {args.name} --recipe {args.recipe}
+{chr(10).join(commands(args, record, members))}
 ```
 {f"{chr(10)}{args.note}{chr(10)}" if args.note else ""}
 The error is that of the last epoch; no epoch or setting was chosen by the test images. Apache-2.0.

@@ -47,9 +47,23 @@ def shipped_cfg(name: str) -> dict[str, Any]:
     Args:
         name: timm name with its tag, e.g. ``"ccnn_resnet18_cifar.mnist"``.
     """
-    path = files("ccnn_zoo") / "checkpoints" / f"{name}.safetensors"
-    with path.open("rb") as stream:  # a safetensors file begins with the length of its JSON header
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    trained = json.loads(header["__metadata__"]["config"])["pretrained_cfg"]
+    path = str(files("ccnn_zoo") / "checkpoints" / f"{name}.safetensors")
+    trained = _config(path)["pretrained_cfg"]
     expected = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "num_classes", "label_names")
-    return {"file": str(path), **{key: trained[key] for key in expected if key in trained}}
+    return {"file": path, **{key: trained[key] for key in expected if key in trained}}
+
+
+def arguments_of_weights(file: str) -> dict[str, Any]:
+    """Return the arguments that a network needs to hold trained weights that come with the package.
+
+    Args:
+        file: of :func:`shipped_cfg`.
+    """
+    made = _config(file)["model_args"]
+    return {key: made[key] for key in ("branches", "merge", "folded") if key in made}
+
+
+def _config(path: str) -> dict[str, Any]:
+    with open(path, "rb") as stream:  # a safetensors file begins with the length of its JSON header
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return json.loads(header["__metadata__"]["config"])

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ccnn_zoo.models._calibrated import ZooClassifier
-from ccnn_zoo.models._cfgs import cifar_cfg, imagenet_cfg, shipped_cfg
+from ccnn_zoo.models._cfgs import arguments_of_weights, cifar_cfg, imagenet_cfg, shipped_cfg
 from ccnn_zoo.models._small_resnet import SmallInputResNet
 
 __all__ = ["CalibratedResNet"]
@@ -45,13 +51,22 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> CalibratedResNet:
-    arguments = {**defaults, **kwargs}
+    # An ensemble that comes with the package is not built as the network that is trained by default.
+    arguments = {**defaults, **(_of_weights(variant, kwargs) if pretrained else {}), **kwargs}
     if not pretrained and not isinstance(kwargs.get("pretrained_cfg"), dict | PretrainedCfg):
         # The class names of the registered cfg belong to its weights, not to a network that learns other classes.
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         arguments["pretrained_cfg_overlay"] = {"label_names": None, **overlay}
     features = {"out_indices": tuple(range(len(arguments["layers"]) + 1))}
     return build_model_with_cfg(CalibratedResNet, variant, pretrained, feature_cfg=features, **arguments)
+
+
+def _of_weights(variant: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    tag = kwargs.get("pretrained_cfg")
+    if tag is not None and not isinstance(tag, str):  # of a repository, whose config.json says it
+        return {}
+    cfg = get_pretrained_cfg(f"{variant}.{tag}" if tag else variant)
+    return arguments_of_weights(cfg.file) if cfg is not None and cfg.file else {}
 
 
 def _create_cifar(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> CalibratedResNet:
