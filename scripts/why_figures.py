@@ -32,7 +32,9 @@ SHORT = (
     "ensemble of 2 plain networks, as a cascade",
     "ensemble of 4 plain networks",
     "ensemble of 4 plain networks, as a cascade",
+    "plain, 1.19 times wider",
     "plain, 1.41 times wider",
+    "plain, 2 times wider",
 )
 """Rows of the comparison that README has, where they are trained."""
 
