@@ -62,7 +62,8 @@ def test_concatenated_pooling_keeps_the_statistics_of_a_branch_together():
     plain = thin(global_pool="catavgmax")
     model = calibrate(plain, branches=3, diversity=1.0)
     separate = torch.stack([load_branch(plain, model, k)(images()) for k in range(3)])
-    torch.testing.assert_close(model.forward_branches(images()), separate)
+    # Sums of other orders: how far apart they are depends on the processor.
+    torch.testing.assert_close(model.forward_branches(images()), separate, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

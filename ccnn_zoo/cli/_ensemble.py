@@ -63,7 +63,8 @@ def ensemble(
     output.mkdir(parents=True, exist_ok=True)
     save_checkpoint(output / CHECKPOINT, model, replace(first, recipe=recipe, metrics=metrics))
     for source, record in zip(sources, records, strict=True):
-        say(f"{source}: test error {record.metrics['test_error_percent']:.2f} %")
+        if (error := record.metrics.get("test_error_percent")) is not None:
+            say(f"{source}: test error {error:.2f} %")
     say(f"together: test error {metrics['test_error_percent']:.2f} %, saved to {output / CHECKPOINT}")
 
 

@@ -62,6 +62,7 @@ CALLS: dict[str, list[list[str]]] = {
     "demo": [["--device", HOSTILE]],
     "train": [["--recipe", HOSTILE], ["--data", f"folder:{HOSTILE}"], ["--model", HOSTILE], ["--set", HOSTILE],
               ["--set", f"{HOSTILE}=1"], ["--output", f"file/{HOSTILE}"]],
+    "ensemble": [[HOSTILE, "x", "-o", "x"], ["NETWORK", HOSTILE, "-o", "x"], [f"o/{HOSTILE}", "x", "-o", "x"]],
     "export": [[HOSTILE], [f"local:{HOSTILE}"], [f"o/{HOSTILE}"], ["x", "--size", HOSTILE],
                ["x", "--triton-set", HOSTILE]],
     "calibrate-confidence": [[HOSTILE], [f"{HOSTILE}.onnx"], [f"{HOSTILE}.onnx", "--pictures", "x"],
