@@ -172,6 +172,11 @@ def test_the_command_refuses_what_would_spoil_held_out_pictures_or_a_member(runs
     run = ccnn("ensemble", runs["member 0"], runs["member 1"], "-o", runs["member 1"])
     assert run.returncode == 1
     assert "is one of the networks, which would be lost" in run.stderr
+    (tmp_path / "file").write_text("is no folder")
+    run = ccnn("ensemble", runs["member 0"], runs["member 1"], "-o", tmp_path / "file")
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert (tmp_path / "file").read_text() == "is no folder"
 
 
 def test_its_card_does_not_say_that_the_branches_share_their_weights(both, tmp_path):

@@ -60,7 +60,6 @@ def ensemble(
         loss, error = _measured(model, evaluation_batches(pictures))
         metrics |= {f"{part}_loss": loss, f"{part}_error_percent": error}
     recipe = {**first.recipe, "branches": len(networks), "merge": "probability"}
-    output.mkdir(parents=True, exist_ok=True)
     save_checkpoint(output / CHECKPOINT, model, replace(first, recipe=recipe, metrics=metrics))
     for source, record in zip(sources, records, strict=True):
         if (error := record.metrics.get("test_error_percent")) is not None:
