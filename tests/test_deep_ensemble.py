@@ -112,6 +112,9 @@ def test_a_member_has_other_first_weights_and_nothing_else_of_its_own():
     first, second = (build_model(Recipe.from_mapping({**recipe.to_dict(), "member": m}), data) for m in (0, 1))
     assert torch.equal(first.conv1.weight, build_model(recipe, data).conv1.weight)
     assert not torch.equal(first.conv1.weight, second.conv1.weight)
+    # A run of before there were members goes on.
+    assert "member" not in recipe.decisive()
+    assert Recipe.from_mapping({**recipe.to_dict(), "member": 1}).decisive()["member"] == 1
     with pytest.raises(ConfigurationError, match="member"):
         Recipe.from_mapping({**recipe.to_dict(), "member": -1})
 

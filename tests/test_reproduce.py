@@ -175,7 +175,7 @@ def test_a_changed_setting_is_another_cell(tmp_path):
     key = key_of(cell.settings())
     changes = {"lr": 0.2, "seed": 1, "noise": "gradient", "merge": "max", "model_kwargs": {"layers": [1, 1, 2]}}
     others = [replace(cell, recipe=replace(cell.recipe, **{name: value})) for name, value in changes.items()]
-    others += [replace(cell, network="batch_ensemble"), replace(cell, member=1)]
+    others += [replace(cell, network="batch_ensemble"), cell.as_member(1)]
     assert len({key, *(key_of(other.settings()) for other in others)}) == len(others) + 1
     moved = [replace(cell, recipe=replace(cell.recipe, data=f"cifar10:{place}/cifar")) for place in ("/a", "/b")]
     same = replace(cell, recipe=replace(cell.recipe, keep=5))

@@ -36,6 +36,7 @@ _NOT_FOR_DETECTORS = (
         "skip_unreadable",
         "objective",
         "teacher",
+        "member",
     ),
 )
 

@@ -29,7 +29,7 @@ _RATES = ("lr", "momentum", "weight_decay", "noise_std", "noise_decay", "calibra
 _MACHINERY = ("workers", "save_every", "keep")
 _SWITCHES = ("compile", "sync_batchnorm", "channels_last", "skip_unreadable", "skip_bad_annotations")
 _JOINT_SHARES = {"joint": 1.0, "branches": 0.0}
-_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9, "skip_unreadable": False}
+_ADDED_LATER = {"objective": "joint", "teacher": None, "teacher_share": 0.9, "skip_unreadable": False, "member": 0}
 """Keys that older runs did not know, with the value that changes nothing of them."""
 
 

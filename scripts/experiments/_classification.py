@@ -65,7 +65,8 @@ class Training:
         """Return the decisive values; of the data's place its last name only, so that a moved copy stays the same."""
         values = self.recipe.decisive()
         kind, colon, place = values["data"].partition(":")
-        return {**values, "data": f"{kind}{colon}{Path(place).name}", "network": self.network}
+        member = self.recipe.member  # also 0, which a recipe leaves out
+        return {**values, "data": f"{kind}{colon}{Path(place).name}", "network": self.network, "member": member}
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train and score. A loss that does not stay finite is a result too: ``{"diverged": why}``."""
