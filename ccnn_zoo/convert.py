@@ -160,8 +160,9 @@ def deep_ensemble(networks: Sequence[nn.Module], *, input_size: tuple[int, int, 
         raise ConfigurationError(f"an ensemble has at least 2 networks, got {len(networks)}")
     members = [_plain_member(unwrapped(network), number) for number, network in enumerate(networks)]
     check_alike(members)
-    options = ConversionOptions(branches=len(members), merge="probability")
-    return join(fold(_calibrated(members[0], options, input_size)), members, input_size)
+    together = _calibrated(members[0], ConversionOptions(branches=len(members), merge="probability"), input_size)
+    fold_(together)
+    return join(together, members, input_size)
 
 
 def _plain_member(network: nn.Module, number: int) -> nn.Module:
@@ -171,8 +172,10 @@ def _plain_member(network: nn.Module, number: int) -> nn.Module:
             raise ConfigurationError(
                 f"network {number} has {count} branches already; an ensemble takes networks of one branch (branches=1)"
             )
-        network = plain_form(network)
-    return deepcopy(network).to("cpu", torch.float32).eval()
+        copy = plain_form(network)
+    else:
+        copy = deepcopy(network)
+    return copy.to("cpu", torch.float32).eval()
 
 
 @usual_settings()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+"""timm's names of what decides how a picture becomes a network's input."""
 DETECTION = "object-detection"
 """The property ``task`` of a detector's file; a classifier's has none."""
 
@@ -114,8 +116,7 @@ class ModelMetadata:
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the preprocessing in the names of timm's ``pretrained_cfg``, which its ``create_transform`` takes."""
-        names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in PREPROCESSING}
 
     def to_props(self) -> dict[str, str]:
         """Return the ``metadata_props`` of an ONNX file: strings as they are, all else as JSON."""

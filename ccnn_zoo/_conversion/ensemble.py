@@ -13,8 +13,7 @@ from ccnn_zoo._conversion.network import CalibratedNetwork, meeting_layer
 from ccnn_zoo._conversion.parts import agree, tried
 from ccnn_zoo._conversion.probe import private_randomness
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
-
-_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+from ccnn_zoo.metadata import PREPROCESSING
 
 
 def check_alike(networks: Sequence[nn.Module]) -> None:
@@ -26,7 +25,7 @@ def check_alike(networks: Sequence[nn.Module]) -> None:
     first, *others = networks
     expected = _shapes(first)
     for number, other in enumerate(others, start=1):
-        if differ := [name for name, wanted, found in _described(first, other) if wanted != found]:
+        if differ := _described_otherwise(first, other):
             raise ConfigurationError(
                 f"network {number} has other values of {', '.join(differ)} than network 0; an ensemble takes networks "
                 "of one architecture, which see the same pictures and name the same classes"
@@ -79,12 +78,12 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def _described(first: nn.Module, other: nn.Module) -> list[tuple[str, object, object]]:
-    """Return what is said of both networks: (name, of the first, of the other)."""
+def _described_otherwise(first: nn.Module, other: nn.Module) -> list[str]:
+    """Return in what the pictures or classes that two networks declare differ."""
     ours, theirs = (getattr(network, "pretrained_cfg", None) or {} for network in (first, other))
-    names = (*_PREPROCESSING, "label_names")
-    return [(name, _plainly(ours.get(name)), _plainly(theirs.get(name))) for name in names]
+    names = (*PREPROCESSING, "label_names")
+    return [name for name in names if _as_tuple(ours.get(name)) != _as_tuple(theirs.get(name))]
 
 
-def _plainly(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # a list, where it was read from a file

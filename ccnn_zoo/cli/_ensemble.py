@@ -79,11 +79,11 @@ def _check_pictures(sources: Sequence[str], records: Sequence[TrainingRecord]) -
             raise ConfigurationError(
                 f"{source} was trained on {record.data}, {sources[0]} on {first.data}; an ensemble needs one"
             )
-        held_out = [(r.recipe.get("validation", 0), r.recipe.get("validation", 0) and r.seed) for r in (record, first)]
-        if held_out[0] != held_out[1]:
+        share, wanted = (each.recipe.get("validation", 0) for each in (record, first))
+        if (share or wanted) and (share, record.seed) != (wanted, first.seed):
             raise ConfigurationError(
-                f"{source} held out other pictures (validation={held_out[0][0]}, seed={record.seed}) than {sources[0]} "
-                f"(validation={held_out[1][0]}, seed={first.seed}), so none of them would be held out of all. Train "
+                f"{source} held out other pictures (validation={share}, seed={record.seed}) than {sources[0]} "
+                f"(validation={wanted}, seed={first.seed}), so none of them would be held out of all. Train "
                 "with one seed and --set member=0, member=1 and so on"
             )
 

@@ -6,6 +6,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from ccnn_zoo.metadata import PREPROCESSING
+
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -49,7 +51,7 @@ def shipped_cfg(name: str) -> dict[str, Any]:
     """
     path = str(files("ccnn_zoo") / "checkpoints" / f"{name}.safetensors")
     trained = _config(path)["pretrained_cfg"]
-    expected = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "num_classes", "label_names")
+    expected = (*PREPROCESSING, "num_classes", "label_names")
     return {"file": path, **{key: trained[key] for key in expected if key in trained}}
 
 

@@ -165,10 +165,11 @@ class Ensemble:
             for part in ("validation", "test")
         }
         losses = [record.measured["train"]["loss"] for record in records]
+        sums = {name: sum(record.measured[name] for record in records) for name in totals}
         return {
             **records[0].measured,
             **parts,
-            **(sums := {name: sum(record.measured[name] for record in records) for name in totals}),
+            **sums,
             "multiply_adds": round(share * sums["multiply_adds"]),
             "train": {"loss": sum(losses) / len(losses)},
             "doubt": doubt(found["validation"], found["test"], strange),
@@ -195,14 +196,14 @@ class CascadedEnsemble(Ensemble):
         held = together["validation"]
         held_out = (held.branches[0].numpy(), held.log_probabilities.numpy(), held.targets.numpy())
         threshold = fit_cascade(*held_out, first).point.threshold
-        said, passed_on = {}, {}
-        for name, both in together.items():
-            doubted = both.branches[0].exp().amax(1) < threshold
-            said[name] = Outputs(
-                torch.where(doubted[:, None], both.log_probabilities, both.branches[0]), None, both.targets
+        doubted = {name: each.branches[0].exp().amax(1) < threshold for name, each in together.items()}
+        said = {
+            name: Outputs(
+                torch.where(doubted[name][:, None], each.log_probabilities, each.branches[0]), None, each.targets
             )
-            passed_on[name] = float(doubted.double().mean())
-        return said, first + (1 - first) * passed_on["test"]
+            for name, each in together.items()
+        }
+        return said, first + (1 - first) * float(doubted["test"].double().mean())
 
 
 @torch.no_grad()

@@ -109,19 +109,16 @@ _CHOICES = (
     _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
     _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
 )
-_TAUGHT, _TWO, _TWO_CASCADED = _student(_K4_AVERAGED), _ensemble(2), _cascade(2)
-# Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
-_WIDER = (
+_TAUGHT = _student(_K4_AVERAGED)
+_CONTROLS = (
+    _ensemble(2),
+    _cascade(2),
+    _ensemble(4),
+    _cascade(4),
+    # Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
     _trial("plain, 1.19 times wider", width=2**0.25),
     _trial("plain, 1.41 times wider", width=2**0.5),
     _trial("plain, 2 times wider", width=2),
-)
-_CONTROLS = (
-    _TWO,
-    _TWO_CASCADED,
-    _ensemble(4),
-    _cascade(4),
-    *_WIDER,
     _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
 )
 _OTHERS = (
