@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     cells_folder = args.cells or RUNS / "cells"
     try:
         data = f"voc:{args.voc}" if args.voc else args.data
-        plan = make_plan(size, data, args.seeds, cells_folder, args.side, args.narrow)
+        plan = make_plan(size, data, args.seeds, cells_folder, args.side, args.narrow, args.few)
         chosen, cells = [], []
         for name in names:
             experiment = experiments.load(name)
@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     except CCNNError as error:
         sys.exit(f"error: {error}")
     for name, experiment in chosen:
-        command = f"scripts/reproduce.py {name}{'' if size == 'full' else f' --{size}'}{' --narrow' * plan.narrow}"
+        options = f"{'' if size == 'full' else f' --{size}'}{' --narrow' * plan.narrow}{' --few' * plan.few}"
+        command = f"scripts/reproduce.py {name}{options}"
         wanted = len({key_of(cell.settings()) for cell in experiment.cells(plan)})
         print(experiment.report(plan, records).write(out, command, wanted))
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--voc", type=Path, help="for table4: folder that holds VOCdevkit, of VOC2007 or in its layout")
     parser.add_argument("--side", type=int, default=16, help="pixels, with --medium: 16 or 32")
     parser.add_argument("--narrow", action="store_true", help="a network of a third of the time, with --medium")
+    parser.add_argument("--few", action="store_true", help="a tenth of the pictures to learn from, with --medium")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick, 5 with --medium)")
     parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")

@@ -19,11 +19,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from documents import replacing, write
 
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, load_record
-from ccnn_zoo.train import CHECKPOINT, Recipe, evaluation_batches, load_data
+from ccnn_zoo.train import CHECKPOINT, Recipe, load_data, measure
 
 FOLDER = Path(__file__).resolve().parents[1] / "ccnn_zoo" / "checkpoints"
 
@@ -52,7 +51,6 @@ def main() -> None:
     write(checkpoint.with_suffix(".md"), [card(args, checkpoint, record, control, members)])
 
 
-@torch.no_grad()
 def measured_again(checkpoint: Path) -> TrainingRecord:
     """Return the record of a checkpoint, whose test error is that of its network.
 
@@ -60,9 +58,8 @@ def measured_again(checkpoint: Path) -> TrainingRecord:
         ValueError: it is not.
     """
     model, record = load_checkpoint(checkpoint)
-    data = load_data(record.recipe["data"])
-    wrong = sum((model(images).argmax(1) != targets).sum().item() for images, targets in evaluation_batches(data))
-    error, recorded = 100 * wrong / len(data.test), record.metrics["test_error_percent"]
+    recorded = record.metrics["test_error_percent"]
+    error = measure(model, load_data(record.recipe["data"]))["error_percent"]
     if abs(error - recorded) > 1e-6:
         raise ValueError(f"the test error of {checkpoint} is {error} %, its record says {recorded} %")
     return record

@@ -13,7 +13,7 @@ from pathlib import Path
 from documents import renewed, write
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAYS = ("results/pays_medium_cifar10_16_narrow.md", "results/pays_medium_cifar10_16.md")
+PAYS = tuple(f"results/pays_medium_cifar10_16{bed}.md" for bed in ("_narrow", "_narrow_few", ""))
 DIGITS = "results/ablation_small_digits.md"
 DATA = ("CIFAR-10", "MNIST")
 ASKED = {
@@ -27,7 +27,7 @@ ASKED = {
 SHORT = (
     "K=2, joint",
     "K=4, joint",
-    "plain, taught by K=4, joint, average of the weights",
+    "plain, taught by ensemble of 4 plain networks, average of the weights",
     "ensemble of 2 plain networks",
     "ensemble of 2 plain networks, as a cascade",
     "ensemble of 4 plain networks",

@@ -31,16 +31,21 @@ def first(tmp_path_factory) -> tuple[Path, demo.DemoReport, str]:
 
 def test_the_report_says_what_was_measured(first):
     folder, report, said = first
-    assert json.loads((folder / "demo.json").read_text()) == asdict(report)
-    assert (report.plain.branches, report.calibrated.branches) == (1, 2)
+    assert json.loads((folder / "demo.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    first, second = report.plain
+    assert (first.branches, second.branches, report.ensemble.branches, report.calibrated.branches) == (1, 1, 2, 2)
+    assert first.test_loss != second.test_loss  # other first weights
     assert report.images == 360
     assert report.same_class_as_torch == 360
-    assert report.onnx_error_percent == pytest.approx(report.calibrated.test_error_percent)
+    assert report.onnx_error_percent == pytest.approx(report.ensemble.test_error_percent)
     assert report.provider == "CPUExecutionProvider"
     assert report.provider in said
-    assert report.plain.seconds > 0
+    assert first.seconds > 0
+    assert report.ensemble.seconds == first.seconds + second.seconds
+    assert report.ensemble.trained_parameters == 2 * first.trained_parameters
+    assert report.ensemble.deployed_parameters == 2 * first.deployed_parameters
     # 20 convolutions share w; a second branch adds one value of R a position, in 17 kernels of 3x3 and 3 of 1x1.
-    assert report.calibrated.trained_parameters - report.plain.trained_parameters == 17 * 9 + 3 + _batch_norm_weights()
+    assert report.calibrated.trained_parameters - first.trained_parameters == 17 * 9 + 3 + _batch_norm_weights()
 
 
 def test_what_the_file_knows_of_its_answers_is_counted(first):
@@ -73,15 +78,17 @@ def test_the_picture_is_drawn(first):
 
 def test_a_second_run_trains_and_exports_nothing_anew(first):
     folder, report, _ = first
-    files = [folder / "plain" / "last.safetensors", folder / "calibrated" / "last.safetensors"]
+    files = [folder / name / "last.safetensors" for name in ("plain-0", "plain-1", "ensemble", "calibrated")]
     files.append(Path(report.repository) / "onnx" / "model.onnx")
     before = [(file.stat().st_mtime_ns, file.stat().st_ino) for file in files]
     again, said = run(folder)
     assert [(file.stat().st_mtime_ns, file.stat().st_ino) for file in files] == before
-    assert said.count("trained before") == 2
-    unmeasured = {"seconds": 0.0}
+    assert said.count("trained before") == 3
     assert again == replace(
-        report, plain=replace(report.plain, **unmeasured), calibrated=replace(report.calibrated, **unmeasured)
+        report,
+        plain=tuple(replace(each, seconds=0.0) for each in report.plain),
+        ensemble=replace(report.ensemble, seconds=0.0),
+        calibrated=replace(report.calibrated, seconds=0.0),
     )
 
 
@@ -92,7 +99,7 @@ def test_a_damaged_cache_is_made_anew(first):
     data[-5] ^= 1
     checkpoint.write_bytes(data)
     again, said = run(folder)
-    assert said.count("trained before") == 1
+    assert said.count("trained before") == 2
     assert again.calibrated.test_error_percent == report.calibrated.test_error_percent
 
 

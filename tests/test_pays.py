@@ -21,14 +21,16 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 from ccnn_zoo import fold
+from ccnn_zoo.checkpoint import load_checkpoint
+from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import CalibratedConv2d
-from ccnn_zoo.train import build_model, load_data
+from ccnn_zoo.train import CHECKPOINT, build_model, load_data
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from experiments import _others, pays  # noqa: E402, found through the line before
-from experiments._cells import Records, finish, key_of  # noqa: E402
+from experiments._cells import Records, finish, folder_of, key_of  # noqa: E402
 from experiments._classification import BUILDERS  # noqa: E402
 from experiments._doubt import Outputs  # noqa: E402
 from experiments._plans import MissingDataError, make_plan  # noqa: E402
@@ -238,6 +240,30 @@ def test_an_ensemble_is_four_trainings_and_costs_them(plan, tmp_path):
     assert len({member["test"]["nll"] for member in members}) == 4  # none is another's network
     assert measured["multiply_adds"] == sum(member["multiply_adds"] for member in members)
     assert measured["doubt"]["kl"] > 0
+
+
+@pytest.mark.slow
+def test_a_teacher_may_be_the_mean_of_networks_trained_apart(plan, tmp_path):
+    cell = ROWS["plain, taught by ensemble of 4 plain networks, average of the weights"].make(plan, 0)
+    assert finish(cell, tmp_path).measured["deployed_parameters"] < 80_000
+    places = (cell.teacher, *cell.teacher.members)
+    teacher, *members = (load_checkpoint(folder_of(each, tmp_path) / CHECKPOINT)[0] for each in places)
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        wanted = torch.stack([member(images).softmax(1) for member in members]).mean(0)
+        torch.testing.assert_close(teacher(images).softmax(1), wanted)
+    assert len(members) == 4
+
+
+def test_few_pictures_are_another_task(place, tmp_path):
+    plans = [make_plan("medium", f"cifar10:{place}", 1, tmp_path, narrow=True, few=few) for few in (True, False)]
+    few, many = (ROWS["plain"].make(plan, 0) for plan in plans)
+    data, held_out = load_data(plans[0].data, 16).hold_out(few.recipe.validation, 0)
+    assert (len(data.train), len(held_out)) == (12, 108)
+    assert key_of(few.settings()) != key_of(many.settings())
+    assert plans[0].suffix == "_medium_cifar10_16_narrow_few"
+    with pytest.raises(ConfigurationError, match="--few"):
+        make_plan("quick", None, 1, tmp_path, few=True)
 
 
 def test_averaged_kernels_are_the_mean_of_the_branches(plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ._demo import DemoReport, NetworkReport, run
+from ._demo import run
+from ._report import DemoReport, NetworkReport
 
 __all__ = ["DemoReport", "NetworkReport", "run"]

@@ -7,109 +7,41 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from ccnn_zoo import hub, runtime
 from ccnn_zoo._files import replacing
-from ccnn_zoo.checkpoint import load_checkpoint
+from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
 from ccnn_zoo.convert import fold
 from ccnn_zoo.errors import CCNNError, ConfigurationError, IntegrityError
-from ccnn_zoo.train import Data, Recipe, TrainingResult, evaluation_batches, load_data, read_history, train
+from ccnn_zoo.train import (
+    CHECKPOINT,
+    Data,
+    Recipe,
+    TrainingResult,
+    evaluation_batches,
+    join_runs,
+    load_data,
+    read_history,
+    train,
+)
 
 from ._picture import draw
+from ._report import DemoReport, DoubtReport, NetworkReport
 
 Say = Callable[[str], None]
 
 COVERAGE, MAX_RISK = 0.95, 0.05
 UNLIKE = 95  # percentile of the held-out digits
-
-
-@dataclass(frozen=True)
-class NetworkReport:
-    """One trained network.
-
-    Args:
-        branches: number K of branches.
-        trained_parameters: weights that training moves, R included.
-        deployed_parameters: weights of the folded network.
-        test_error_percent: on the held-out digits, after the last epoch.
-        test_loss: mean cross-entropy on the same.
-        seconds: of training; 0 if it was found in the cache.
-    """
-
-    branches: int
-    trained_parameters: int
-    deployed_parameters: int
-    test_error_percent: float
-    test_loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class DoubtReport:
-    """What the downloaded file says of its own answers.
-
-    Args:
-        fitted_on: digits held out of the training, on which the numbers were fitted.
-        coverage: asked of the sets of classes.
-        covered: test digits whose true class is in their set.
-        mean_set_size: classes in a set.
-        max_risk: asked of the decisions.
-        decided: test digits that the file decides; the others it leaves to a person.
-        wrong: of these, the wrong ones.
-        noise_told: share of as many pictures of noise that are unlike more than 95 % of the held-out digits.
-        digits_told: the same of the test digits, about 0.05 by construction.
-    """
-
-    fitted_on: int
-    coverage: float
-    covered: int
-    mean_set_size: float
-    max_risk: float
-    decided: int
-    wrong: int
-    noise_told: float
-    digits_told: float
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What the demo measured.
-
-    Args:
-        plain: the network with one branch.
-        calibrated: the one with K branches, same recipe.
-        data: name of the data.
-        images: held-out digits.
-        seed: of both trainings.
-        epochs: of both trainings.
-        provider: the execution provider that classified the digits.
-        onnx_error_percent: error of the downloaded ONNX network on the held-out digits.
-        same_class_as_torch: digits, of ``images``, on which ONNX and torch agree.
-        doubt: what the file knows of its own answers.
-        versions: package name to version, as of training.
-        picture: curves, digits and R as a PNG file.
-        repository: folder of the published network.
-    """
-
-    plain: NetworkReport
-    calibrated: NetworkReport
-    data: str
-    images: int
-    seed: int
-    epochs: int
-    provider: str
-    onnx_error_percent: float
-    same_class_as_torch: int
-    doubt: DoubtReport
-    versions: dict[str, str]
-    picture: str
-    repository: str
+MEMBERS = 4
+SETTINGS = {"validation": 0.75, "epochs": 40}
+"""With all digits to learn from there is nothing to gain: a plain network errs on two or three of those to test."""
 
 
 def run(
@@ -120,15 +52,18 @@ def run(
     say: Say = print,
     progress: bool = True,
 ) -> DemoReport:
-    """Do the main job, leaving ``demo.png``, ``demo.json``, both trained networks and a repository in ``output``.
+    """Do the main job, leaving ``demo.png``, ``demo.json``, the trained networks and a repository in ``output``.
+
+    Plain networks are trained apart and joined, and one network with as many branches that share their weights is
+    trained; the ensemble is published, downloaded and asked.
 
     What an earlier run left there is used again if it was trained by the same recipe and is whole.
 
     Args:
         output: folder, made if missing.
         device: of the classification: ``"auto"``, ``"cuda"`` or ``"cpu"``.
-        recipe: of the calibrated network; None is the packaged ``digits`` with a fifth of the training digits held out,
-            on which the numbers of confidence are fitted. The plain one differs in ``branches``.
+        recipe: of the calibrated network; None is the packaged ``digits`` with three quarters of the training digits
+            held out, on which the numbers of confidence are fitted. The plain ones differ in ``branches``.
         say: what is told the user, line by line.
         progress: show progress bars on stderr.
 
@@ -139,7 +74,7 @@ def run(
         ExportError: the exported network failed its check.
     """
     output = Path(output)
-    recipe = recipe or replace(Recipe.load("digits"), validation=0.2)
+    recipe = recipe or replace(Recipe.load("digits"), branches=MEMBERS, **SETTINGS)
     if not recipe.validation:
         raise ConfigurationError(
             f"validation={recipe.validation}: confidence is fitted on held-out images; hold some out: 0.2"
@@ -149,23 +84,20 @@ def run(
     kept, held = data.hold_out(recipe.validation, recipe.seed)
     say(f"{data.name}: {len(kept.train)} to train on, {len(held)} to fit doubt on, {len(data.test)} to test")
 
-    plain, plain_seconds = _trained(replace(recipe, branches=1), output / "plain", say, progress)
-    calibrated, seconds = _trained(recipe, output / "calibrated", say, progress)
-    reports = [_network_report(plain, plain_seconds), _network_report(calibrated, seconds)]
-    for report in reports:
-        say(
-            f"K={report.branches}: test error {report.test_error_percent:.2f} %, {report.trained_parameters:,} trained "
-            f"and {report.deployed_parameters:,} deployed parameters"
-        )
-    expected = _classes_by_torch(calibrated, data, say)
-    folder = _published(calibrated, output / "hub" / recipe.model, data, replace(data, test=held), say)
+    held_out = replace(data, test=held)
+    trained = _train_all(recipe, output, say, progress)
+    _check_folding(trained[-1][0], data, say)
+    plain = {f"plain-{n}": (result.model, result.record) for n, (result, _) in enumerate(trained[:-1])}
+    joined, record = join_runs(plain, data, held_out)
+    members, reports = _reports(trained, joined, record, say)
+    folder = _published(joined, record, output, data, held_out, say)
     classifier = runtime.load(f"local:{folder}", device=device)
     asked = {"coverage": COVERAGE, "max_risk": MAX_RISK}
     results = classifier.classify((picture for picture, _ in data.test), **asked)
     say(f"classified {len(results)} digits on {classifier.provider}")
     found = [result.predictions[0].index for result in results]
     wrong = sum(index != target for index, target in zip(found, data.test.targets.tolist(), strict=True))
-    same = sum(index == other for index, other in zip(found, expected, strict=True))
+    same = sum(index == other for index, other in zip(found, _classes_by_torch(joined, data), strict=True))
     say(f"ONNX network: {100 * wrong / len(found):.2f} % wrong, {same} of {len(found)} classes as in torch")
 
     noise = np.random.default_rng(recipe.seed).integers(0, 256, (len(results), *data.input_size[1:]), np.uint8)
@@ -177,12 +109,16 @@ def run(
     )
 
     picture = output / "demo.png"
-    draw(picture, {"K=1 (plain)": plain.history, f"K={recipe.branches}": calibrated.history}, data, results, calibrated)
+    calibrated = trained[-1][0]
+    curves = {"plain": trained[0][0].history, f"K={recipe.branches}, one shared weight": calibrated.history}
+    level = (f"{len(members)} plain ones, joined", reports["ensemble"].test_error_percent)
+    draw(picture, curves, level, data, results, calibrated)
     say(f"picture: {picture}")
     report = DemoReport(
-        plain=reports[0],
-        calibrated=reports[1],
+        plain=members,
+        **reports,
         data=data.name,
+        learned_from=len(kept.train),
         images=len(results),
         seed=recipe.seed,
         epochs=calibrated.record.epochs,
@@ -199,14 +135,41 @@ def run(
     return report
 
 
+def _train_all(recipe: Recipe, output: Path, say: Say, progress: bool) -> list[tuple[TrainingResult, float]]:
+    """Return as many plain networks as there are branches, then the calibrated one, each with its seconds."""
+    plain = replace(recipe, branches=1)
+    recipes = {f"plain-{n}": replace(plain, member=n) for n in range(recipe.branches)} | {"calibrated": recipe}
+    return [_trained(each, output / name, say, progress) for name, each in recipes.items()]
+
+
+def _reports(
+    trained: Sequence[tuple[TrainingResult, float]], joined: nn.Module, record: TrainingRecord, say: Say
+) -> tuple[tuple[NetworkReport, ...], dict[str, NetworkReport]]:
+    """Return what the plain networks are, and by name the two that have branches."""
+    *members, calibrated = (_network_report(result.model, result.record, took) for result, took in trained)
+    ensemble = replace(
+        _network_report(joined, record, sum(member.seconds for member in members)),
+        trained_parameters=sum(member.trained_parameters for member in members),
+    )
+    errors = ", ".join(f"{member.test_error_percent:.2f} %" for member in members)
+    say(f"{len(members)} plain networks alone: test error {errors}")
+    reports = {"ensemble": ensemble, "calibrated": calibrated}
+    for name, report in reports.items():
+        say(
+            f"{name}, K={report.branches}: test error {report.test_error_percent:.2f} %, "
+            f"{report.trained_parameters:,} trained and {report.deployed_parameters:,} deployed parameters"
+        )
+    return tuple(members), reports
+
+
 def _trained(recipe: Recipe, folder: Path, say: Say, progress: bool) -> tuple[TrainingResult, float]:
     """Train, or take what an earlier run left; return it and the seconds that it took."""
     cached = _from_cache(recipe, folder)
     if cached is not None:
-        say(f"K={recipe.branches}: trained before, {cached.checkpoint}")
+        say(f"{folder.name}: trained before, {cached.checkpoint}")
         return cached, 0.0
     say(
-        f"K={recipe.branches}: training {recipe.model} for {recipe.epochs or recipe.iterations} "
+        f"{folder.name}: training {recipe.model}, K={recipe.branches}, for {recipe.epochs or recipe.iterations} "
         f"{'epochs' if recipe.epochs else 'iterations'} with {recipe.optimizer.upper()}"
     )
     start = time.perf_counter()
@@ -226,7 +189,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _from_cache(recipe: Recipe, folder: Path) -> TrainingResult | None:
-    checkpoint = folder / "last.safetensors"
+    checkpoint = folder / CHECKPOINT
     try:
         model, record = load_checkpoint(checkpoint)
         history = read_history(folder / "history.csv")
@@ -237,29 +200,29 @@ def _from_cache(recipe: Recipe, folder: Path) -> TrainingResult | None:
     return TrainingResult(model, record, history, checkpoint)
 
 
-def _network_report(result: TrainingResult, seconds: float) -> NetworkReport:
-    folded = fold(result.model)
+def _network_report(model: nn.Module, record: TrainingRecord, seconds: float) -> NetworkReport:
     return NetworkReport(
-        branches=result.record.recipe["branches"],
-        trained_parameters=sum(p.numel() for p in result.model.parameters()),
-        deployed_parameters=sum(p.numel() for p in folded.parameters()),
-        test_error_percent=result.record.metrics["test_error_percent"],
-        test_loss=result.record.metrics["test_loss"],
+        branches=record.recipe["branches"],
+        trained_parameters=sum(p.numel() for p in model.parameters()),
+        deployed_parameters=sum(p.numel() for p in fold(model).parameters()),
+        test_error_percent=record.metrics["test_error_percent"],
+        test_loss=record.metrics["test_loss"],
         seconds=seconds,
     )
 
 
 @torch.no_grad()
-def _classes_by_torch(result: TrainingResult, data: Data, say: Say) -> list[int]:
-    """Return the classes of the held-out images, after comparing the folded network to the bit."""
+def _check_folding(result: TrainingResult, data: Data, say: Say) -> None:
     folded = fold(result.model)
-    logits = []
     for images, _ in evaluation_batches(data):
-        logits.append(result.model(images))
-        if not torch.equal(folded(images), logits[-1]):
+        if not torch.equal(folded(images), result.model(images)):
             raise IntegrityError("folding changed the outputs; please report this with your machine and versions")
     say(f"folded: R is gone, and the logits of all {len(data.test)} images are the same to the bit")
-    return torch.cat(logits).argmax(1).tolist()
+
+
+@torch.no_grad()
+def _classes_by_torch(model: nn.Module, data: Data) -> list[int]:
+    return torch.cat([model(images).argmax(1) for images, _ in evaluation_batches(data)]).tolist()
 
 
 def _doubt(
@@ -284,22 +247,24 @@ def _told(results: Sequence[runtime.Classification]) -> float:
     return sum(result.ood.percentile > UNLIKE for result in results) / len(results)
 
 
-def _published(result: TrainingResult, folder: Path, data: Data, held: Data, say: Say) -> Path:
+def _published(model: nn.Module, record: TrainingRecord, output: Path, data: Data, held_out: Data, say: Say) -> Path:
     """Publish to the local hub, unless the same network is there, and download from it."""
-    repo_id = f"local:{folder}"
-    if not _is_published(result, repo_id):
+    repo_id = f"local:{output / 'hub' / record.recipe['model']}"
+    if not _is_published(record, repo_id):
+        checkpoint = output / "ensemble" / CHECKPOINT
+        save_checkpoint(checkpoint, model, record)
         images = (images for images, _ in evaluation_batches(data))
-        hub.publish(result.checkpoint, repo_id, images=images, held_out=evaluation_batches(held))
+        hub.publish(checkpoint, repo_id, images=images, held_out=evaluation_batches(held_out))
         say(f"exported, compared with torch, and published to {repo_id}")
     downloaded = hub.download(repo_id)
     say(f"downloaded from {repo_id}: every file matches its checksum")
     return downloaded
 
 
-def _is_published(result: TrainingResult, repo_id: str) -> bool:
+def _is_published(record: TrainingRecord, repo_id: str) -> bool:
     try:
         folder = hub.download(repo_id)
     except CCNNError:
         return False
     details = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return details["record"] == asdict(result.record)
+    return details["record"] == asdict(record)

@@ -20,6 +20,7 @@ _LAYERS = 5
 def draw(
     path: Path,
     histories: Mapping[str, History],
+    level: tuple[str, float],
     data: Data,
     results: Sequence[Classification],
     calibrated: TrainingResult,
@@ -29,6 +30,7 @@ def draw(
     Args:
         path: the file.
         histories: curves by name in the legend.
+        level: name and test error in percent of what has no curve.
         data: the images of ``results`` and their true classes.
         results: classification of all test images.
         calibrated: the network whose R is shown.
@@ -38,6 +40,8 @@ def draw(
     curves, digits = top.subfigures(1, 2)
     axes = curves.subplots()
     draw_curves(axes, histories)
+    axes.axhline(level[1], color="black", linestyle=":", label=f"{level[0]}, test: {level[1]:.2f} %")
+    axes.legend()
     axes.set_title(f"{data.name}: training and test error")
     _draw_digits(digits, data, results)
     _draw_calibration(bottom, calibrated)

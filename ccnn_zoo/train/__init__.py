@@ -9,6 +9,7 @@ from __future__ import annotations
 from ._batches import evaluation_batches
 from ._curves import draw_curves, plot_curves
 from ._data import Data, data_to_open, load_data
+from ._ensemble import join_runs, measure
 from ._history import EpochResult, History, read_history
 from ._images import ArrayImages, FileImages, Images
 from ._memory import keep_freed_memory
@@ -33,8 +34,10 @@ __all__ = [
     "data_to_open",
     "draw_curves",
     "evaluation_batches",
+    "join_runs",
     "keep_freed_memory",
     "load_data",
+    "measure",
     "plot_curves",
     "read_history",
     "train",

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from ccnn_zoo import deep_ensemble
+from ccnn_zoo.checkpoint import load_checkpoint, save_checkpoint
 from ccnn_zoo.layers import CalibratedConv2d
-from ccnn_zoo.train import Data, Images, Recipe, TrainingResult, build_model, train
+from ccnn_zoo.train import CHECKPOINT, Data, Images, Recipe, TrainingResult, build_model, train
 from ccnn_zoo.train.tasks import loader_of, view_of
 from ccnn_zoo.uncertainty import fit_cascade
 
@@ -112,7 +114,7 @@ class Student(Trial):
         teacher: which is trained first, where it is not.
     """
 
-    teacher: Trial | None = None
+    teacher: Trial | Ensemble | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return the decisive values; of the teacher the sum over its own."""
@@ -123,6 +125,8 @@ class Student(Trial):
         taught = finish(self.teacher, folder.parent)
         if "diverged" in taught.measured:
             return taught.measured
+        if isinstance(self.teacher, Ensemble):
+            self.teacher.join(taught.folder)
         recipe = replace(self.recipe, teacher=str(taught.folder))
         return Trial(recipe, self.network, elsewhere=self.elsewhere, row=self.row).run(folder)
 
@@ -174,6 +178,14 @@ class Ensemble:
             "train": {"loss": sum(losses) / len(losses)},
             "doubt": doubt(found["validation"], found["test"], strange),
         }
+
+    def join(self, folder: Path) -> None:
+        """Put one network of all members into the folder of this cell, which has run."""
+        networks, records = zip(
+            *(load_checkpoint(finish(member, folder.parent).folder / CHECKPOINT) for member in self.members),
+            strict=True,
+        )
+        save_checkpoint(folder / CHECKPOINT, deep_ensemble(networks), records[0])
 
     def _said(self, together: dict[str, Outputs]) -> tuple[dict[str, Outputs], float]:
         """Return what is said, and the share of all members' arithmetic that a test image takes."""

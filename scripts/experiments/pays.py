@@ -82,6 +82,12 @@ def _cascade(members: int) -> Row:
     return _ensemble(members, CascadedEnsemble, ", as a cascade")
 
 
+def _teachers(plan: Plan, seed: int) -> Ensemble:
+    """Return four plain networks with averaged weights, which their checkpoints are."""
+    first = _PLAIN.make(plan, seed).averaged()
+    return Ensemble(tuple(first.as_member(number) for number in range(4)), _TEACHERS.label)
+
+
 def _student(teacher: Row) -> Row:
     label = f"{PLAIN}, taught by {teacher.label}"
     plain = _trial(label)
@@ -97,37 +103,42 @@ _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
 _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _K2, _K2_AVERAGED, _K4, _K4_AVERAGED)
+_SIGNS = {"input_scale": "signs"}
+# What held-out images of the first seed favour.
+_LEADS = (
+    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
+    _trial("K=2, joint, random signs", branches=2, model_kwargs=_SIGNS),
+    _trial("K=2, joint, random signs, R of any sign", "free_calibration", branches=2, model_kwargs=_SIGNS),
+)
 # Each with two branches, which train in half the time of four.
 _CHOICES = (
     _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
     _trial("K=2, half joint, probability", branches=2, merge="probability", objective=0.5),
     _trial("K=2, joint, probability", branches=2, merge="probability"),
-    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
-    _trial("K=2, joint, random signs", branches=2, model_kwargs={"input_scale": "signs"}),
+    *_LEADS,
     _trial("K=2, joint, learned scales", branches=2, model_kwargs={"input_scale": "learned"}),
     _trial("K=2, joint, R frozen", branches=2, calibration_lr=0.0),
     _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
     _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
 )
-_TAUGHT = _student(_K4_AVERAGED)
-_CONTROLS = (
-    _ensemble(2),
-    _cascade(2),
-    _ensemble(4),
-    _cascade(4),
-    # Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
+_TEACHERS = Row(f"ensemble of 4 plain networks{AVERAGED}", _teachers)
+_TAUGHT = (_student(_TEACHERS), _student(_K4_AVERAGED))
+_ENSEMBLES = (_ensemble(2), _cascade(2), _ensemble(4), _cascade(4))
+# Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
+_WIDER = (
     _trial("plain, 1.19 times wider", width=2**0.25),
     _trial("plain, 1.41 times wider", width=2**0.5),
     _trial("plain, 2 times wider", width=2),
-    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
 )
 _OTHERS = (
-    _TAUGHT,
-    *_CONTROLS,
+    *_TAUGHT,
+    *_ENSEMBLES,
+    *_WIDER,
+    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
+    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
     *_CHOICES,
     _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
     _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
-    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
     _trial("K=8, joint", branches=8),
 )
 ROWS = (*_FIRST, *_OTHERS)
@@ -135,8 +146,8 @@ ROWS = (*_FIRST, *_OTHERS)
 
 WHOLE = (_PLAIN, _K2)
 # What is taken from another one's training comes after it, so that no process waits.
-_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_CONTROLS)
-_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, *(row for row in ROWS if row is not _TAUGHT), _TAUGHT)))
+_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_ENSEMBLES, *_WIDER[:2], *_LEADS)
+_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
 _SEEDS_OF_OTHERS = 3
 
 
@@ -172,7 +183,7 @@ def report(plan: Plan, records: Records) -> Document:
     done = {label: rows for label, rows in found.items() if rows}
     epochs = plan.overrides["epochs"]
     lines = [
-        f"CIFAR-10 (JPEG copy) at {plan.side}x{plan.side} pixels, {_network(plan)}, one cycle of "
+        f"CIFAR-10 (JPEG copy) at {plan.side}x{plan.side} pixels, {_pictures(plan)}{_network(plan)}, one cycle of "
         f"{epochs} epochs, weight decay 5e-4, no noise unless a row says so. Figures are of test images; the "
         "temperature is fitted, and the best branch chosen, on held-out ones. AUROC: of the highest probability, or of "
         "the mutual information of the branches, as the sign of a picture of something else (digits, photographs, "
@@ -208,12 +219,16 @@ def report(plan: Plan, records: Records) -> Document:
 
 
 def _name(plan: Plan) -> str:
-    return "ResNet-10" if plan.narrow else "ResNet-18"
+    return ("ResNet-10" if plan.narrow else "ResNet-18") + ", few pictures" * plan.few
+
+
+def _pictures(plan: Plan) -> str:
+    return "a tenth of the training images (the others are held out), " * plan.few
 
 
 def _network(plan: Plan) -> str:
     stages = "-".join(map(str, plan.network["channels"]))
-    return f"{_name(plan)}{', one block a stage,' * plan.narrow} with stages {stages}"
+    return f"{'ResNet-10' if plan.narrow else 'ResNet-18'}{', one block a stage,' * plan.narrow} with stages {stages}"
 
 
 _COMPARED = ("error, %", "NLL, tempered", "AUROC elsewhere, %")
