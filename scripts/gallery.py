@@ -18,7 +18,7 @@ from ccnn_zoo.train import CHECKPOINT, Recipe, train
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ELSEWHERE = {
-    "demo.png": "`make demo`: error curves of a plain and a calibrated network, the error of four plain ones joined, digits, R",
+    "demo.png": "`make demo`: error curves of a plain and a calibrated network, four plain ones joined, digits, R",
     "browser.png": "the page that `ccnn web` writes, in Chromium (`scripts/browser_pictures.py`)",
     "browser_phone.png": "the same on a phone, in dark mode",
     "results/detection.png": "blood cells that the detector found ([how](results/detection.md))",
