@@ -109,7 +109,7 @@ class Recipe:
     epochs: int | None = None
     iterations: int | None = None
     evaluate_every: int = 1
-    branches: int = 4
+    branches: int = 1
     merge: str = "mean"
     objective: str | float = "joint"
     teacher: str | None = None

@@ -130,21 +130,25 @@ _WIDER = (
     _trial("plain, 1.41 times wider", width=2**0.5),
     _trial("plain, 2 times wider", width=2),
 )
+_SHARED_BY_OTHERS = (
+    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
+    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
+)
 _OTHERS = (
     *_TAUGHT,
     *_ENSEMBLES,
     *_WIDER,
-    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
-    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
+    *_SHARED_BY_OTHERS,
     *_CHOICES,
     _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
     _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
     _trial("K=8, joint", branches=8),
 )
 ROWS = (*_FIRST, *_OTHERS)
-"""Those of narrow networks. Of the whole ones, which take three times as long, :data:`WHOLE` with three seeds."""
+"""Those of narrow networks. Of the whole ones, which take three times as long, and with few pictures fewer."""
 
 WHOLE = (_PLAIN, _K2)
+FEW = (*_FIRST, *_ENSEMBLES, _WIDER[1], _LEADS[0], _CHOICES[0], *_SHARED_BY_OTHERS)
 # What is taken from another one's training comes after it, so that no process waits.
 _BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_ENSEMBLES, *_WIDER[:2], *_LEADS)
 _ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
@@ -153,9 +157,10 @@ _SEEDS_OF_OTHERS = 3
 
 def _rows(plan: Plan) -> Iterator[tuple[Row, tuple[int, ...]]]:
     """Yield the rows of the plan with their seeds."""
-    for row in ROWS if plan.narrow else WHOLE:
+    all_seeds = _FIRST if plan.narrow and not plan.few else ()
+    for row in FEW if plan.few else ROWS if plan.narrow else WHOLE:
         if row.missing is None:
-            yield row, plan.seeds if row in _FIRST and plan.narrow else plan.seeds[:_SEEDS_OF_OTHERS]
+            yield row, plan.seeds if row in all_seeds else plan.seeds[:_SEEDS_OF_OTHERS]
 
 
 def cells(plan: Plan) -> list[Cell]:
