@@ -16,7 +16,7 @@ from typing import Any
 
 from ccnn_zoo._base.checks import is_integer
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import INPUT_SCALES, MERGES, MIXINGS, SCALED_LAYERS
+from ccnn_zoo.layers import MERGES, MIXINGS
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ ARGUMENTS: dict[str, Kind] = _table(
     ("branches", BRANCHES),
     ("merge", one_of(*MERGES)),
     ("mixing", one_of(*MIXINGS)),
-    ("input_scale", one_of(*INPUT_SCALES)),
-    ("scaled_layers", one_of(*SCALED_LAYERS)),
+    ("input_scale", one_of("none")),  # written by earlier versions, see ccnn_zoo._conversion.options.FORMER
+    ("scaled_layers", one_of("first", "all")),
     ("base", WORD),
     ("folded rescale", FLAG),
     ("diversity", SHARE),

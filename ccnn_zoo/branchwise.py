@@ -126,7 +126,7 @@ class _MergeReached(Exception):  # noqa: N818, not an error
 def _per_branch_tensors(module: nn.Module) -> list[str]:
     names = ()
     if isinstance(module, CalibratedConv2d):
-        names = ("calibration", "input_scale")
+        names = ("calibration",)
     elif isinstance(module, BatchNorm):
         names = ("weight", "bias", "running_mean", "running_var")
     return [name for name in names if getattr(module, name) is not None]

@@ -57,7 +57,7 @@ def exported(images, tmp_path_factory) -> tuple[torch.nn.Module, CascadeReport]:
     [
         ("ccnn_resnet20_cifar", {}),
         ("ccnn_resnet20_cifar", {"merge": "concat"}),
-        ("ccnn_resnet20_cifar", {"merge": "probability", "input_scale": "signs"}),
+        ("ccnn_resnet20_cifar", {"merge": "probability"}),
         ("ccnn_nin", {}),
         ("ccnn", {"base": "resnet18", "merge": "max"}),
     ],

@@ -19,7 +19,7 @@ from torch import nn
 
 import ccnn_zoo
 from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, save_checkpoint
-from ccnn_zoo.errors import IntegrityError, RepositoryError
+from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
 
 RECORD = TrainingRecord(
     data="scikit-learn digits",
@@ -40,6 +40,17 @@ def network(seed: int = 0, **kwargs) -> nn.Module:
             if name.endswith("running_mean"):
                 buffer.normal_()
     return model.eval()
+
+
+def test_options_of_earlier_versions_are_read_where_they_changed_nothing(tmp_path):
+    model = network(branches=2)
+    model._model_args |= {"input_scale": "none", "scaled_layers": "all"}
+    save_checkpoint(tmp_path / "old.safetensors", model, RECORD)
+    loaded, _ = load_checkpoint(tmp_path / "old.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+    with pytest.raises(ConfigurationError, match="input_scale must be one of 'none', got 'signs'"):
+        network(branches=2, input_scale="signs")
 
 
 @pytest.fixture

@@ -313,6 +313,27 @@ def test_free_calibration_begins_as_ours_and_may_become_negative(plan):
     torch.testing.assert_close(free.layer1[0].conv1.calibration.detach(), wanted)  # neither clipped nor normalised
 
 
+@pytest.mark.parametrize("name", ["K=2, joint, random signs", "K=2, joint, learned scales"])
+def test_scaled_branches_are_plain_networks_whose_channels_are_scaled(plan, name):
+    cell = ROWS[name].make(plan, 0)
+    data = load_data(plan.data, 16)
+    model = BUILDERS[cell.network](cell.recipe, data).eval()
+    single = fold(build_model(replace(cell.recipe, branches=1), data)).eval()
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        for k, logits in enumerate(model.forward_branches(images)):
+            for conv_name, module in model.named_modules():
+                if isinstance(module, CalibratedConv2d):
+                    assert module.input_scale.unique().tolist() == [-1, 1]
+                    kernels = [w * module.input_scale[k, i] for i, w in enumerate(module.weight.unbind(1))]
+                    single.get_submodule(conv_name).weight.copy_(module.calibration[k] * torch.stack(kernels, dim=1))
+            torch.testing.assert_close(single(images), logits)
+        assert torch.equal(fold(model)(images), model(images))
+    learned = [n for n, _ in model.named_parameters() if n.endswith("input_scale")]
+    assert bool(learned) == (name == "K=2, joint, learned scales")
+    assert set(learned) <= model.no_weight_decay()
+
+
 def test_another_size_is_refused():
     with pytest.raises(MissingDataError, match="--medium"):
         pays.cells(make_plan("quick", None, 1, Path("nowhere")))

@@ -131,7 +131,6 @@ def calibrated_conv(
             "convolution needs groups=1"
         )
     layer = CalibratedConv2d if type(conv) is nn.Conv2d else CalibratedConv2dSame
-    scaled = branches > 1 and (shared_input or options.scaled_layers == "all")
     # On the meta device first: nothing is allocated or initialised that the given weight then replaces.
     calibrated = layer(
         conv.in_channels,
@@ -145,17 +144,12 @@ def calibrated_conv(
         branches=branches,
         shared_input=shared_input,
         mixing=mixing,
-        input_scale=options.input_scale if scaled else "none",
         device="meta",
     )
     calibration = weight.new_empty(branches, *conv.kernel_size)
     calibrated.adopt_parameters(weight, nn.Parameter(calibration), conv.bias)
-    if (scale := calibrated.input_scale) is not None:
-        own = torch.ones(scale.shape, device=weight.device, dtype=weight.dtype)
-        calibrated.input_scale = nn.Parameter(own) if options.input_scale == "learned" else own
     if not calibration.is_meta:
         calibrated.reset_calibration(options.diversity)
-        calibrated.reset_input_scale(random=not options.rescale)
     return calibrated.train(conv.training)
 
 

@@ -42,9 +42,8 @@ class CalibratedNetwork(Mixin):
         """Names of R, probabilities that no optimizer should decay, besides what the plain network names (timm's
         convention)."""
         plain = getattr(super(), "no_weight_decay", set)()
-        convs = [item for item in self.named_modules() if isinstance(item[1], CalibratedConv2d)]
-        learned = (f"{name}.input_scale" for name, conv in convs if conv.scaling == "learned")
-        return {*plain, *(f"{name}.calibration" for name, _ in convs), *learned}
+        convs = (name for name, module in self.named_modules() if isinstance(module, CalibratedConv2d))
+        return {*plain, *(f"{name}.calibration" for name in convs)}
 
     def forward_branches(self, x: Tensor) -> Tensor:
         """Return the logits that each branch alone gives, for ensemble-style uncertainty.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import check_branches, check_diversity, check_input_scale, check_merge, check_mixing
+from ccnn_zoo.layers import check_branches, check_diversity, check_merge, check_mixing
 
 _START = {"decides": "the first weights only"}
 
@@ -24,10 +24,6 @@ class ConversionOptions:
             with a classifier per branch: ``"probability"``.
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
             through slices of w of its own. Convolutions with groups stay grouped.
-        input_scale: a factor for every channel that a branch reads: ``"none"``, ``"signs"`` (random, fixed) or
-            ``"learned"``; see :class:`ccnn_zoo.CalibratedConv2d`. From trained weights (``rescale=True``) all begin at
-            1, so ``"signs"`` would stay there and is refused.
-        scaled_layers: which layers have them: ``"all"``, or the ``"first"``, which read the image.
         diversity: how far R starts from uniform: 0 (equal R_k, which leaves all branches identical for ever) to 1 (the
             paper's random R).
         rescale: multiply w by K, so that H_k keeps the scale of the given weights. Networks without normalisation are
@@ -42,8 +38,6 @@ class ConversionOptions:
     branches: int
     merge: str = "mean"
     mixing: str = "grouped"
-    input_scale: str = "none"
-    scaled_layers: str = "all"
     diversity: float = field(default=0.0, metadata=_START)
     rescale: bool = field(default=True, metadata=_START)
 
@@ -51,11 +45,6 @@ class ConversionOptions:
         check_branches(self.branches)
         check_merge(self.merge)
         check_mixing(self.mixing)
-        check_input_scale(self.input_scale, self.scaled_layers)
-        if self.input_scale == "signs" and self.rescale:
-            raise ConfigurationError(
-                "input_scale='signs' changes what trained weights compute; take 'learned', or rescale=False"
-            )
         check_diversity(self.diversity)
         if not isinstance(self.rescale, bool):
             raise ConfigurationError(f"rescale must be True or False, got {self.rescale!r}")
@@ -72,6 +61,12 @@ FROM_SCRATCH = {"diversity": 1.0, "rescale": False}
 """How the paper trains from scratch: R random, w at the plain network's scale."""
 
 
+FORMER = {"input_scale": ("none",), "scaled_layers": ("first", "all")}
+"""Options of earlier versions, by the values that changed nothing, which stand in checkpoints of then."""
+
+
 def take_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of a conversion from the arguments of a network, and return them."""
+    """Remove the options of a conversion from the arguments of a network, and return them; :data:`FORMER` ones go."""
+    for name in [name for name, neutral in FORMER.items() if arguments.get(name) in neutral]:
+        del arguments[name]
     return {name: arguments.pop(name) for name in OPTIONS if name in arguments}

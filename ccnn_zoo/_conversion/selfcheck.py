@@ -54,8 +54,7 @@ def checked(
         return found
     if any(tensor.is_meta for tensor in model.parameters()):  # nothing to compute
         return traced(found, model, input_size)
-    scale = "none" if options.input_scale == "none" else "learned"  # which begins at 1
-    start = replace(options, rescale=True, input_scale=scale)
+    start = replace(options, rescale=True)
     with private_randomness():
         probe, found = make_probe(model, found, input_size)
         # First, for it names the module. The layout is that of all options, but only grouped branches are networks.

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from ._branches import (
     FEATURE_MERGES,
-    INPUT_SCALES,
     MERGES,
     MIXINGS,
-    SCALED_LAYERS,
     BranchConv2d,
     BranchLinear,
     check_branches,
     check_diversity,
-    check_input_scale,
     check_merge,
     check_mixing,
     concat_branches,
@@ -22,16 +19,13 @@ from ._calibrated import CalibratedConv2d
 
 __all__ = [
     "FEATURE_MERGES",
-    "INPUT_SCALES",
     "MERGES",
     "MIXINGS",
-    "SCALED_LAYERS",
     "BranchConv2d",
     "BranchLinear",
     "CalibratedConv2d",
     "check_branches",
     "check_diversity",
-    "check_input_scale",
     "check_merge",
     "check_mixing",
     "concat_branches",

@@ -20,10 +20,6 @@ MERGES = (*FEATURE_MERGES, "probability")
 """How branches meet before or, with ``"probability"``, behind the classifier."""
 MIXINGS = ("grouped", "dense")
 """Which features a branch reads: its own, or those of all branches."""
-INPUT_SCALES = ("none", "signs", "learned")
-"""Factors of the channels that a branch reads."""
-SCALED_LAYERS = ("first", "all")
-"""Layers that have such factors."""
 
 
 def check_branches(branches: int) -> int:
@@ -60,16 +56,6 @@ def check_diversity(diversity: float) -> float:
         ConfigurationError: it is no number in [0, 1].
     """
     return check_number("diversity", diversity, 0, 1)
-
-
-def check_input_scale(input_scale: str, layers: str = "all") -> str:
-    """Return ``input_scale``, the factors that a branch's input channels have, in the ``layers`` that have them.
-
-    Raises:
-        ConfigurationError: it is not one of :data:`INPUT_SCALES`, or ``layers`` not one of :data:`SCALED_LAYERS`.
-    """
-    check_choice("scaled_layers", layers, SCALED_LAYERS)
-    return check_choice("input_scale", input_scale, INPUT_SCALES)
 
 
 def concat_branches(tensors: Sequence[Tensor], branches: int) -> Tensor:

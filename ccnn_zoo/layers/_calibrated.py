@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ccnn_zoo._base.roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
 
-from ._branches import check_branches, check_diversity, check_input_scale, check_mixing
+from ._branches import check_branches, check_diversity, check_mixing
 
 
 class CalibratedConv2d(nn.Conv2d):
@@ -42,9 +42,6 @@ class CalibratedConv2d(nn.Conv2d):
         shared_input: all branches read the same ``in_channels`` channels; for the first layer, which sees the
             image once. Both mixings are the same here.
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches.
-        input_scale: a factor s_k for every channel that branch k reads, so that H_k = R_k * w * s_k: ``"none"``,
-            ``"signs"``, random and fixed, or ``"learned"``, which begins with random signs. That is BatchEnsemble's
-            rank one (Wen et al., ICLR 2020), of its inputs; folding leaves nothing of it.
 
     Shape:
         - Input: (N, K * in_channels, H, W), or (N, in_channels, H, W) with ``shared_input=True``
@@ -52,11 +49,10 @@ class CalibratedConv2d(nn.Conv2d):
         - ``weight`` (w): (out_channels, in_channels / groups, kh, kw); with ``mixing="dense"`` and without
           ``shared_input`` (out_channels, K * in_channels, kh, kw)
         - ``calibration`` (R): (K, kh, kw); non-negative, sums to 1 over the branches at every position
-        - ``input_scale`` (s), if there is one: (K, channels that a branch reads)
 
     Raises:
-        ConfigurationError: ``branches`` is below 1, ``mixing`` or ``input_scale`` is unknown, or ``shared_input`` or
-            dense mixing meets ``groups`` above 1 (their groups would not come out branch-major).
+        ConfigurationError: ``branches`` is below 1, ``mixing`` is unknown, or ``shared_input`` or dense mixing meets
+            ``groups`` above 1 (their groups would not come out branch-major).
     """
 
     parameter_roles = {"weight": SHARED_WEIGHT, "calibration": CALIBRATION}  # noqa: RUF012, never changed
@@ -74,13 +70,11 @@ class CalibratedConv2d(nn.Conv2d):
         branches: int = 2,
         shared_input: bool = False,
         mixing: str = "grouped",
-        input_scale: str = "none",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_branches(branches)
         check_mixing(mixing)
-        check_input_scale(input_scale)
         if shared_input and groups > 1 and branches > 1:
             raise ConfigurationError(f"shared_input=True needs groups=1, got groups={groups}")
         if mixing == "dense" and groups > 1 and branches > 1:
@@ -108,13 +102,6 @@ class CalibratedConv2d(nn.Conv2d):
         self.total_groups = groups if shared_input or reads_all else branches * groups
         self.calibration = nn.Parameter(torch.empty(branches, *self.kernel_size, device=device, dtype=dtype))
         self.reset_calibration()
-        self.scaling = input_scale
-        scale = torch.ones(branches, groups * self.weight.shape[1], device=device, dtype=dtype)
-        if input_scale == "signs":
-            self.register_buffer("input_scale", scale)
-        else:
-            self.register_parameter("input_scale", nn.Parameter(scale) if input_scale == "learned" else None)
-        self.reset_input_scale()
 
     @torch.no_grad()
     def reset_calibration(self, diversity: float = 1.0) -> None:
@@ -134,14 +121,6 @@ class CalibratedConv2d(nn.Conv2d):
         self.calibration.uniform_(torch.finfo(self.calibration.dtype).tiny, 1)  # 0 / 0 would be NaN for K=1
         self.calibration.div_(self.calibration.sum(0))
         self.calibration.lerp_(torch.full_like(self.calibration, 1 / self.branches), 1 - diversity)
-
-    @torch.no_grad()
-    def reset_input_scale(self, *, random: bool = True) -> None:
-        """Draw the signs of the input scales anew, if there are any; or set all to 1."""
-        if self.input_scale is not None:
-            self.input_scale.fill_(1)
-            if random and self.branches > 1:
-                self.input_scale.bernoulli_(0.5).mul_(2).sub_(1)
 
     def adopt_parameters(self, weight: nn.Parameter, calibration: nn.Parameter, bias: nn.Parameter | None) -> None:
         """Make these the layer's own parameters, shapes as in the class docstring, without a copy."""
@@ -177,15 +156,7 @@ class CalibratedConv2d(nn.Conv2d):
 
     def effective_weight(self) -> Tensor:
         """Return H, the kernels that the branches really use: (K * out_channels, ...), else shaped as ``weight``."""
-        kernels = self.calibration[:, None, None] * self.weight
-        scale = self.input_scale
-        if scale is not None:  # each group of output channels reads its own group of input channels
-            grouped = scale.view(self.branches, self.groups if self.mixing == "grouped" else 1, 1, -1)
-            per_kernel = grouped.expand(-1, -1, self.out_channels // grouped.shape[1], -1).reshape(
-                self.branches, self.out_channels, -1
-            )
-            kernels = kernels * per_kernel[..., None, None]
-        return kernels.flatten(0, 1)
+        return (self.calibration[:, None, None] * self.weight).flatten(0, 1)
 
     def effective_bias(self) -> Tensor | None:
         """Return the bias of all branches, (K * out_channels,), or None."""
@@ -232,5 +203,4 @@ class CalibratedConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         shared = ", shared_input=True" if self.shared_input else ""
         mixing = "" if self.mixing == "grouped" else f", mixing={self.mixing!r}"
-        scale = "" if self.scaling == "none" else f", input_scale={self.scaling!r}"
-        return f"{super().extra_repr()}, branches={self.branches}{shared}{mixing}{scale}"
+        return f"{super().extra_repr()}, branches={self.branches}{shared}{mixing}"

@@ -35,6 +35,8 @@ BUILDERS: dict[str, Callable[[Recipe, Data], nn.Module]] = {
     **_others.NETWORKS,
     "late_branches": _variants.late_branches,
     "free_calibration": _variants.free_calibration,
+    "random_signs": _variants.random_signs,
+    "learned_scales": _variants.learned_scales,
 }
 
 

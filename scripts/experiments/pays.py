@@ -103,20 +103,14 @@ _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
 _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _K2, _K2_AVERAGED, _K4, _K4_AVERAGED)
-_SIGNS = {"input_scale": "signs"}
-# What held-out images of the first seed favour.
-_LEADS = (
-    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
-    _trial("K=2, joint, random signs", branches=2, model_kwargs=_SIGNS),
-    _trial("K=2, joint, random signs, R of any sign", "free_calibration", branches=2, model_kwargs=_SIGNS),
-)
 # Each with two branches, which train in half the time of four.
 _CHOICES = (
     _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
     _trial("K=2, half joint, probability", branches=2, merge="probability", objective=0.5),
     _trial("K=2, joint, probability", branches=2, merge="probability"),
-    *_LEADS,
-    _trial("K=2, joint, learned scales", branches=2, model_kwargs={"input_scale": "learned"}),
+    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
+    _trial("K=2, joint, random signs", "random_signs", branches=2),
+    _trial("K=2, joint, learned scales", "learned_scales", branches=2),
     _trial("K=2, joint, R frozen", branches=2, calibration_lr=0.0),
     _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
     _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
@@ -148,9 +142,9 @@ ROWS = (*_FIRST, *_OTHERS)
 """Those of narrow networks. Of the whole ones, which take three times as long, and with few pictures fewer."""
 
 WHOLE = (_PLAIN, _K2)
-FEW = (*_FIRST, *_ENSEMBLES, _WIDER[1], _LEADS[0], _CHOICES[0], *_SHARED_BY_OTHERS)
+FEW = (*_FIRST, *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
 # What is taken from another one's training comes after it, so that no process waits.
-_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_ENSEMBLES, *_WIDER[:2], *_LEADS)
+_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_ENSEMBLES, *_WIDER[:2])
 _ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
 _SEEDS_OF_OTHERS = 3
 
