@@ -75,7 +75,8 @@ def differences(record: TrainingRecord, plain: TrainingRecord) -> list[str]:
 def commands(args: argparse.Namespace, record: TrainingRecord, members: Sequence[TrainingRecord]) -> Iterator[str]:
     """Yield the commands that made the checkpoint."""
     runs = dict(zip(args.members, members, strict=True)) or {args.run: record}
-    data = record.recipe["data"]
+    kind, colon, _ = record.recipe["data"].partition(":")
+    data = f"{kind}{colon}{'DATA' * bool(colon)}"  # the place is that of one machine
     for run, trained in runs.items():
         options = "".join(f" {o}" for o in changes(Recipe(**trained.recipe), Recipe.load(args.recipe)))
         yield f"ccnn train --recipe {args.recipe} --data {data} --output runs/{run.name}{options}"
