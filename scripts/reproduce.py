@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--narrow", action="store_true", help="a network of a third of the time, with --medium")
     parser.add_argument("--few", action="store_true", help="a tenth of the pictures to learn from, with --medium")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick, 5 with --medium)")
+    parser.add_argument(
+        "--seeds", type=int, help="number of seeds, from 0 (3; 2 with --quick, 5 with --medium, 8 with --few)"
+    )
     parser.add_argument("--out", type=Path, help=f"folder of documents (docs/results; {RUNS}/quick with --quick)")
     parser.add_argument("--cells", type=Path, help=f"folder of the trainings ({RUNS}/cells)")
     parser.add_argument("--report", action="store_true", help="train nothing: write what the finished cells say")
