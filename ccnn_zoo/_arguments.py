@@ -16,7 +16,7 @@ from typing import Any
 
 from ccnn_zoo._base.checks import is_integer
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import MERGES, MIXINGS
+from ccnn_zoo.layers import FORMER, MERGES, MIXINGS
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ ARGUMENTS: dict[str, Kind] = _table(
     ("branches", BRANCHES),
     ("merge", one_of(*MERGES)),
     ("mixing", one_of(*MIXINGS)),
-    ("input_scale", one_of("none")),  # written by earlier versions, see ccnn_zoo._conversion.options.FORMER
-    ("scaled_layers", one_of("first", "all")),
+    *((name, one_of(*neutral)) for name, neutral in FORMER.items()),
     ("base", WORD),
     ("folded rescale", FLAG),
     ("diversity", SHARE),

@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from documents import replacing, write
@@ -25,6 +27,7 @@ from ccnn_zoo.checkpoint import TrainingRecord, load_checkpoint, load_record
 from ccnn_zoo.train import CHECKPOINT, Recipe, load_data, measure
 
 FOLDER = Path(__file__).resolve().parents[1] / "ccnn_zoo" / "checkpoints"
+_loaded = cache(load_data)  # the network's and its control's are the same
 
 
 def main() -> None:
@@ -59,7 +62,7 @@ def measured_again(checkpoint: Path) -> TrainingRecord:
     """
     model, record = load_checkpoint(checkpoint)
     recorded = record.metrics["test_error_percent"]
-    error = measure(model, load_data(record.recipe["data"]))["error_percent"]
+    error = measure(model, _loaded(record.recipe["data"]))["error_percent"]
     if abs(error - recorded) > 1e-6:
         raise ValueError(f"the test error of {checkpoint} is {error} %, its record says {recorded} %")
     return record
@@ -75,8 +78,7 @@ def differences(record: TrainingRecord, plain: TrainingRecord) -> list[str]:
 def commands(args: argparse.Namespace, record: TrainingRecord, members: Sequence[TrainingRecord]) -> Iterator[str]:
     """Yield the commands that made the checkpoint."""
     runs = dict(zip(args.members, members, strict=True)) or {args.run: record}
-    kind, colon, _ = record.recipe["data"].partition(":")
-    data = f"{kind}{colon}{'DATA' * bool(colon)}"  # the place is that of one machine
+    data = re.sub(":.*", ":DATA", record.recipe["data"])  # the place is that of one machine
     for run, trained in runs.items():
         options = "".join(f" {o}" for o in changes(Recipe(**trained.recipe), Recipe.load(args.recipe)))
         yield f"ccnn train --recipe {args.recipe} --data {data} --output runs/{run.name}{options}"

@@ -279,8 +279,9 @@ def test_averaged_kernels_are_the_mean_of_the_branches(plan):
     assert plain.bn1.running_mean.abs().max() > 0  # measured
 
 
-def test_late_branches_are_plain_networks_of_the_same_first_stages(plan):
-    cell = ROWS["K=4 from the third stage on, joint"].make(plan, 0)
+def of_separate_branches(plan, row, kernels):
+    """Return the network of a row, after comparing each branch with a plain one of ``kernels(convolution, k)``."""
+    cell = ROWS[row].make(plan, 0)
     data = load_data(plan.data, 16)
     model = BUILDERS[cell.network](cell.recipe, data).eval()
     plain = fold(build_model(replace(cell.recipe, branches=1), data)).eval()
@@ -289,8 +290,13 @@ def test_late_branches_are_plain_networks_of_the_same_first_stages(plan):
         for k, logits in enumerate(model.forward_branches(images)):
             for name, module in model.named_modules():
                 if isinstance(module, CalibratedConv2d):
-                    plain.get_submodule(name).weight.copy_(module.calibration[k] * module.weight)
+                    plain.get_submodule(name).weight.copy_(kernels(module, k))
             torch.testing.assert_close(plain(images), logits)
+    return model
+
+
+def test_late_branches_are_plain_networks_of_the_same_first_stages(plan):
+    model = of_separate_branches(plan, "K=4 from the third stage on, joint", lambda m, k: m.calibration[k] * m.weight)
     assert len({id(p) for p in model.parameters()}) == len(list(model.parameters()))
     early = [n for n, m in model.named_modules() if isinstance(m, CalibratedConv2d)]
     assert {name.partition(".")[0] for name in early} == {"layer3", "layer4"}
@@ -315,19 +321,14 @@ def test_free_calibration_begins_as_ours_and_may_become_negative(plan):
 
 @pytest.mark.parametrize("name", ["K=2, joint, random signs", "K=2, joint, learned scales"])
 def test_scaled_branches_are_plain_networks_whose_channels_are_scaled(plan, name):
-    cell = ROWS[name].make(plan, 0)
-    data = load_data(plan.data, 16)
-    model = BUILDERS[cell.network](cell.recipe, data).eval()
-    single = fold(build_model(replace(cell.recipe, branches=1), data)).eval()
+    def kernels(module, k):
+        assert module.input_scale.unique().tolist() == [-1, 1]
+        scaled = [w * module.input_scale[k, i] for i, w in enumerate(module.weight.unbind(1))]
+        return module.calibration[k] * torch.stack(scaled, dim=1)
+
+    model = of_separate_branches(plan, name, kernels)
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
-        for k, logits in enumerate(model.forward_branches(images)):
-            for conv_name, module in model.named_modules():
-                if isinstance(module, CalibratedConv2d):
-                    assert module.input_scale.unique().tolist() == [-1, 1]
-                    kernels = [w * module.input_scale[k, i] for i, w in enumerate(module.weight.unbind(1))]
-                    single.get_submodule(conv_name).weight.copy_(module.calibration[k] * torch.stack(kernels, dim=1))
-            torch.testing.assert_close(single(images), logits)
         assert torch.equal(fold(model)(images), model(images))
     learned = [n for n, _ in model.named_parameters() if n.endswith("input_scale")]
     assert bool(learned) == (name == "K=2, joint, learned scales")

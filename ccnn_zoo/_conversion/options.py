@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import check_branches, check_diversity, check_merge, check_mixing
+from ccnn_zoo.layers import FORMER, check_branches, check_diversity, check_merge, check_mixing
 
 _START = {"decides": "the first weights only"}
 
@@ -59,10 +59,6 @@ OPTIONS = tuple(f.name for f in fields(ConversionOptions))
 
 FROM_SCRATCH = {"diversity": 1.0, "rescale": False}
 """How the paper trains from scratch: R random, w at the plain network's scale."""
-
-
-FORMER = {"input_scale": ("none",), "scaled_layers": ("first", "all")}
-"""Options of earlier versions, by the values that changed nothing, which stand in checkpoints of then."""
 
 
 def take_options(arguments: dict[str, Any]) -> dict[str, Any]:

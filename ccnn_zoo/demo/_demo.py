@@ -86,7 +86,8 @@ def run(
 
     held_out = replace(data, test=held)
     trained = _train_all(recipe, output, say, progress)
-    _check_folding(trained[-1][0], data, say)
+    calibrated, _ = trained[-1]
+    _check_folding(calibrated, data, say)
     plain = {f"plain-{n}": (result.model, result.record) for n, (result, _) in enumerate(trained[:-1])}
     joined, record = join_runs(plain, data, held_out)
     members, reports = _reports(trained, joined, record, say)
@@ -109,7 +110,6 @@ def run(
     )
 
     picture = output / "demo.png"
-    calibrated = trained[-1][0]
     curves = {"plain": trained[0][0].history, f"K={recipe.branches}, one shared weight": calibrated.history}
     level = (f"{len(members)} plain ones, joined", reports["ensemble"].test_error_percent)
     draw(picture, curves, level, data, results, calibrated)

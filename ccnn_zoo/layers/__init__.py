@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._branches import (
     FEATURE_MERGES,
+    FORMER,
     MERGES,
     MIXINGS,
     BranchConv2d,
@@ -19,6 +20,7 @@ from ._calibrated import CalibratedConv2d
 
 __all__ = [
     "FEATURE_MERGES",
+    "FORMER",
     "MERGES",
     "MIXINGS",
     "BranchConv2d",

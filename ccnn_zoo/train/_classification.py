@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,15 @@ from ._network import Builder, build_model
 from ._pretrained import load_teacher
 from ._recipe import Recipe
 from .tasks import Outcome
+
+
+def loss_and_error(losses: Sequence[Tensor], wrong: Sequence[Tensor]) -> dict[str, float]:
+    """Return the mean ``loss`` and ``error_percent`` of batches, each a value for every image."""
+    return {
+        # Apple's GPUs have no float64.
+        "loss": torch.cat(losses).cpu().double().mean().item(),
+        "error_percent": 100 * torch.cat(wrong).cpu().double().mean().item(),
+    }
 
 
 class Classification:
@@ -96,11 +105,7 @@ class Classification:
             loss, miss = accelerator.gather_for_metrics((loss, logits.argmax(1) != targets))
             losses.append(loss)
             wrong.append(miss)
-        return {
-            # Apple's GPUs have no float64.
-            "loss": torch.cat(losses).cpu().double().mean().item(),
-            "error_percent": 100 * torch.cat(wrong).cpu().double().mean().item(),
-        }
+        return loss_and_error(losses, wrong)
 
     def save(self, path: Path, model: nn.Module, record: TrainingRecord) -> None:
         save_checkpoint(path, model, record, configured=self._configured)

@@ -14,6 +14,7 @@ from ccnn_zoo.convert import deep_ensemble
 from ccnn_zoo.errors import ConfigurationError
 
 from ._batches import evaluation_batches
+from ._classification import loss_and_error
 from ._data import Data
 
 
@@ -30,10 +31,7 @@ def measure(model: nn.Module, data: Data) -> dict[str, float]:
         logits = model(images).float()
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
         wrong.append(logits.argmax(1) != targets)
-    return {
-        "loss": torch.cat(losses).double().mean().item(),
-        "error_percent": 100 * torch.cat(wrong).double().mean().item(),
-    }
+    return loss_and_error(losses, wrong)
 
 
 def join_runs(

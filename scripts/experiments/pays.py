@@ -219,7 +219,11 @@ def report(plan: Plan, records: Records) -> Document:
 
 
 def _name(plan: Plan) -> str:
-    return ("ResNet-10" if plan.narrow else "ResNet-18") + ", few pictures" * plan.few
+    return _depth(plan) + ", few pictures" * plan.few
+
+
+def _depth(plan: Plan) -> str:
+    return "ResNet-10" if plan.narrow else "ResNet-18"
 
 
 def _pictures(plan: Plan) -> str:
@@ -228,7 +232,7 @@ def _pictures(plan: Plan) -> str:
 
 def _network(plan: Plan) -> str:
     stages = "-".join(map(str, plan.network["channels"]))
-    return f"{'ResNet-10' if plan.narrow else 'ResNet-18'}{', one block a stage,' * plan.narrow} with stages {stages}"
+    return f"{_depth(plan)}{', one block a stage,' * plan.narrow} with stages {stages}"
 
 
 _COMPARED = ("error, %", "NLL, tempered", "AUROC elsewhere, %")
