@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from safetensors.numpy import save_file
 from serve_network import METADATA, save_network
 
-from ccnn_zoo import hub
+from ccnn_zoo import hub, runtime
+from ccnn_zoo._files import locks
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="it forks and kills")
 
@@ -161,6 +163,25 @@ def test_whoever_publishes_while_another_does_is_told_who_and_takes_nothing_away
     assert str(tmp_path / "hub" / "digits") in refused["error"]
     assert meanwhile["labels"] == "first"
     assert after == {"labels": "second", "there": ["digits"]}
+
+
+def test_a_reader_that_puts_a_folder_back_refuses_no_publication(repositories, tmp_path, monkeypatch):
+    target = tmp_path / "digits"
+    hub.publish(repositories[0], f"local:{target}")
+    reader = ExitStack()
+    workshop = target.with_name(".digits.ccnn")
+    reader.callback(workshop.rmdir)  # the last thing that a reader does
+    reader.enter_context(locks.held(workshop / "lock", "it"))
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        reader.close()
+
+    monkeypatch.setattr(locks.time, "sleep", wait)
+    hub.publish(repositories[1], f"local:{target}")
+    assert len(waits) == 1
+    assert runtime.load(f"local:{target}", device="cpu").metadata.labels[0] == "second"
 
 
 def run(program: str, repositories: tuple[Path, Path], folder: Path, exchange: str) -> list[dict[str, object]]:

@@ -23,6 +23,7 @@ from .locks import HeldError, held
 T = TypeVar("T")
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+_PATIENCE = 5.0  # seconds; a reader that puts a folder back holds the lock for milliseconds
 
 
 @contextmanager
@@ -38,14 +39,14 @@ def replacing_folder(target: Path, what: str, check: Callable[[], None]) -> Iter
             exchange.
 
     Raises:
-        HeldError: another process is writing the same folder.
+        HeldError: another process is writing the same folder, and did not end within five seconds.
         RepositoryError: it cannot be written; what was there before is kept.
     """
     target = target.resolve()
     check()
     workshop = _workshop(target)
     try:
-        with held(workshop / "lock", what) as locked:
+        with held(workshop / "lock", what, _PATIENCE) as locked:
             with _explained(target, what):
                 if locked:
                     _recover(target)

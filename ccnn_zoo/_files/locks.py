@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccnn_zoo.errors import ConfigurationError, RepositoryError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 
@@ -19,8 +24,8 @@ class HeldError(ConfigurationError):
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[bool]:
-    """Hold a lock file during the block, and remove it afterwards; whoever is second is refused at once.
+def held(path: Path, what: str, patience: float = 0.0) -> Iterator[bool]:
+    """Hold a lock file during the block, and remove it afterwards; whoever is second is refused.
 
     The lock is the operating system's: that of a process that was killed is free. (Forks of it hold it too with
     versions of filelock before 4.)
@@ -28,6 +33,7 @@ def held(path: Path, what: str) -> Iterator[bool]:
     Args:
         path: the lock file, which says who holds it; its folder is made.
         what: is being written, for the message.
+        patience: seconds to wait for a lock that others hold for a moment only.
 
     Yields:
         whether the file is locked; False on a file system without locks.
@@ -41,8 +47,7 @@ def held(path: Path, what: str) -> Iterator[bool]:
     holder = _holder(path)  # before the attempt: older versions of filelock empty the file by it
     lock = FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        _acquire(lock, path, patience)
     except Timeout as error:
         raise HeldError(
             f"{_holder(path) or holder or 'another process'} is writing {what}. Wait for it, or choose another name."
@@ -65,6 +70,21 @@ def held(path: Path, what: str) -> Iterator[bool]:
             with suppress(OSError):  # Windows removes it when it is released
                 path.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, patience: float) -> None:
+    from filelock import Timeout
+
+    end = time.monotonic() + patience
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            return
+        except (Timeout, FileNotFoundError):  # the latter: whoever held it has just removed the folder
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.01)
 
 
 def _holder(path: Path) -> str:
