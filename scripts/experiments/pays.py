@@ -143,7 +143,7 @@ ROWS = (*_FIRST, *_OTHERS)
 """Those of narrow networks. Of the whole ones, which take three times as long, and with few pictures fewer."""
 
 WHOLE = (_PLAIN, _K2)
-FEW = (*_FIRST, *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
+FEW = (*_FIRST, _TAUGHT[0], *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
 # What is taken from another one's training comes after it, so that no process waits.
 _BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_ENSEMBLES, *_WIDER[:2])
 _ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
