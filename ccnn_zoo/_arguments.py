@@ -98,6 +98,7 @@ ARGUMENTS: dict[str, Kind] = _table(
     ("branches", BRANCHES),
     ("merge", one_of(*MERGES)),
     ("mixing", one_of(*MIXINGS)),
+    ("mirrored", several(whole(0, 255), 256)),
     *((name, one_of(*neutral)) for name, neutral in FORMER.items()),
     ("base", WORD),
     ("folded rescale", FLAG),

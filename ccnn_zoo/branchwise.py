@@ -85,7 +85,8 @@ class Branchwise(nn.Module):
             pieces.append(tensor.split(self.at_once * len(tensor) // branches))
         counts = [[m.num_batches_tracked.clone() for m in self._counters] for _ in sizes]
         counts[0] = [m.num_batches_tracked for m in self._counters]  # a batch counts once
-        return [_Part(*part) for part in zip(sizes, zip(*pieces, strict=True), counts, strict=True)]
+        firsts = range(0, branches, self.at_once)
+        return [_Part(*part) for part in zip(firsts, sizes, zip(*pieces, strict=True), counts, strict=True)]
 
     @contextmanager
     def _branches(self, part: _Part) -> Iterator[None]:
@@ -100,9 +101,10 @@ class Branchwise(nn.Module):
                 swapped.append((store, name, store[name]))
                 store[name] = tensor  # as torch.func.functional_call does: a piece of a parameter is none itself
             for layer in self._counting:
-                layer.branches = part.branches
-                if isinstance(layer, CalibratedConv2d) and not layer.shared_input:
-                    layer.total_groups = part.branches * layer.groups
+                if isinstance(layer, CalibratedConv2d):
+                    layer.have_branches(layer.mirrored[part.first : part.first + part.branches])
+                else:
+                    layer.branches = part.branches
             yield
         finally:
             for store, name, tensor in swapped:
@@ -112,6 +114,8 @@ class Branchwise(nn.Module):
 
 
 class _Part(NamedTuple):
+    first: int
+    """Number of the first branch."""
     branches: int
     tensors: tuple[Tensor, ...]
     """In the order of ``Branchwise._slots``."""

@@ -132,7 +132,9 @@ def fold_(model: nn.Module) -> None:
 
 
 @usual_settings()
-def deep_ensemble(networks: Sequence[nn.Module], *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+def deep_ensemble(
+    networks: Sequence[nn.Module], *, mirrored: bool = False, input_size: tuple[int, int, int] | None = None
+) -> nn.Module:
     """Return one folded network of K plain networks of one architecture that were trained apart.
 
     Branch k is network k. The logits are the logarithm of the mean of the networks' probabilities, as in
@@ -140,12 +142,17 @@ def deep_ensemble(networks: Sequence[nn.Module], *, input_size: tuple[int, int, 
     ONNX file, published and served as any network with K branches is. Unlike branches of one calibrated network they
     share no weights.
 
+    With ``mirrored=True`` there are as many branches more, in which the same networks see the mirror image: a single
+    network so makes fewer errors, untrained, at twice the cost. It must have learned from mirrored pictures too.
+
     >>> together = ccnn_zoo.deep_ensemble([first, second, third])
     >>> together(images).softmax(-1)  # the mean of the three networks' softmax
 
     Args:
-        networks: at least two, as :func:`calibrate` takes them, which end in one linear layer; or networks of the zoo
-            with one branch. They are left untouched.
+        networks: at least two, or one with ``mirrored=True``, as :func:`calibrate` takes them, which end in one linear
+            layer; or networks of the zoo with one branch. They are left untouched.
+        mirrored: whether each network sees the picture with left and right exchanged, too; branch K + k is then
+            network k.
         input_size: (channels, height, width) to try with; by default 64x64, or what the networks declare.
 
     Returns:
@@ -156,13 +163,15 @@ def deep_ensemble(networks: Sequence[nn.Module], *, input_size: tuple[int, int, 
             classifier, or have several branches already; or there are too few.
         CalibrationError: the architecture has no form with branches; names the module and why.
     """
-    if len(networks) < 2:
-        raise ConfigurationError(f"an ensemble has at least 2 networks, got {len(networks)}")
+    if len(networks) < (least := 1 if mirrored else 2):
+        raise ConfigurationError(f"an ensemble has at least {least} networks, got {len(networks)}")
     members = [_plain_member(unwrapped(network), number) for number, network in enumerate(networks)]
     check_alike(members)
-    together = _calibrated(members[0], ConversionOptions(branches=len(members), merge="probability"), input_size)
+    count, seen = len(members), 2 if mirrored else 1
+    options = ConversionOptions(branches=seen * count, merge="probability", mirrored=range(seen * count)[count:])
+    together = _calibrated(members[0], options, input_size)
     fold_(together)
-    return join(together, members, input_size)
+    return join(together, seen * members, input_size)
 
 
 def _plain_member(network: nn.Module, number: int) -> nn.Module:

@@ -66,7 +66,8 @@ def join(folded: nn.Module, networks: Sequence[nn.Module], input_size: tuple[int
     with private_randomness():
         images, found = tried(folded, partial(CalibratedNetwork.forward_branches, folded), input_size)
         for number, network in enumerate(networks):
-            if not agree(found[number], network(images)):
+            seen = images.flip(-1) if number in folded.conversion.mirrored else images
+            if not agree(found[number], network(seen)):
                 raise CalibrationError(
                     f"network {number} does not say in the ensemble what it says alone; do the networks differ in more "
                     "than their weights?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ccnn_zoo._base.compat import BatchOrInstanceNorm
 from ccnn_zoo._conversion.known_blocks import CalibratedConv2dSame, qualified_name
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo.errors import CalibrationError
-from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, CalibratedConv2d, MirroringConv2d
 
 # By name: importing torchvision or timm for a class that the network may not have takes seconds.
 _CONV_SAME = "timm.layers.conv2d_same.Conv2dSame"
@@ -63,7 +64,7 @@ def branch_axes(module: nn.Module) -> dict[str, int] | None:
 
     None: that is not known. Linear layers stand behind the place where branches meet.
     """
-    if is_calibratable_conv(module):
+    if is_calibratable_conv(module) or isinstance(module, MirroringConv2d):
         return {"weight": 0} | ({} if module.bias is None else {"bias": 0})
     if is_per_channel(module):
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -74,10 +75,14 @@ def branch_axes(module: nn.Module) -> dict[str, int] | None:
     return {} if is_linear(module) else None
 
 
-def count_branches(module: nn.Module, before: int, now: int) -> None:
-    """Tell a module of a folded network of ``before`` branches, whose tensors were cut down, that it has ``now``."""
+def count_branches(module: nn.Module, before: int, chosen: Sequence[int]) -> None:
+    """Tell a module of a folded network of ``before`` branches, whose tensors were cut down, which it has now."""
+    now = len(chosen)
     counts: tuple[str, ...] = ()
-    if is_calibratable_conv(module):
+    if isinstance(module, MirroringConv2d):
+        module.mirrored = [module.mirrored[k] for k in chosen]
+        counts = ("out_channels", "in_channels", "groups")
+    elif is_calibratable_conv(module):
         # One group: of the image, which all branches read.
         counts = ("out_channels",) if module.groups == 1 else ("out_channels", "in_channels", "groups")
     elif is_per_channel(module) and not _is_one_for_all(module):
@@ -88,6 +93,23 @@ def count_branches(module: nn.Module, before: int, now: int) -> None:
     for count in counts:
         if hasattr(module, count):
             setattr(module, count, getattr(module, count) // before * now)
+
+
+def unmirrored(conv: MirroringConv2d) -> nn.Conv2d:
+    """Return the plain convolution of the image that ``conv``, none of whose branches sees the mirror image, is."""
+    channels = conv.in_channels // len(conv.mirrored)
+    plain = nn.Conv2d(
+        channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        bias=conv.bias is not None,
+        device="meta",
+    )
+    plain.weight, plain.bias = conv.weight, conv.bias
+    return plain.train(conv.training)
 
 
 def dense_weight(weight: nn.Parameter, branches: int, *, same_function: bool, normalised: bool) -> nn.Parameter:
@@ -131,6 +153,12 @@ def calibrated_conv(
             "convolution needs groups=1"
         )
     layer = CalibratedConv2d if type(conv) is nn.Conv2d else CalibratedConv2dSame
+    mirrored = options.mirrored if shared_input else ()
+    if mirrored and layer is CalibratedConv2dSame:
+        raise CalibrationError(
+            f"{name} ({type(conv).__name__}) pads an image more on one side than on the other, so branches cannot see "
+            "the mirror image; leave mirrored out"
+        )
     # On the meta device first: nothing is allocated or initialised that the given weight then replaces.
     calibrated = layer(
         conv.in_channels,
@@ -144,6 +172,7 @@ def calibrated_conv(
         branches=branches,
         shared_input=shared_input,
         mixing=mixing,
+        mirrored=mirrored,
         device="meta",
     )
     calibration = weight.new_empty(branches, *conv.kernel_size)

@@ -138,17 +138,19 @@ def become_calibrated(model: nn.Module, options: ConversionOptions) -> None:
             setattr(model, name, value)
 
 
-def have_branches(model: nn.Module, count: int) -> None:
-    """Record on a copy of a folded network that it is to have ``count`` of its branches."""
-    before = model.conversion
+def have_branches(model: nn.Module, chosen: Sequence[int]) -> None:
+    """Record on a copy of a folded network that it is to have the branches ``chosen``."""
+    before, count = model.conversion, len(chosen)
     scale_declared_widths(model, lambda width: width // before.branches * count)
-    model.conversion = replace(before, branches=count)
+    mirrored = [new for new, old in enumerate(chosen) if old in before.mirrored]
+    model.conversion = replace(before, branches=count, mirrored=mirrored)
     for module in model.modules():
         if isinstance(module, Mixin) and "branches" in vars(module):
             module.branches = count
     if hasattr(model, "_model_args"):
         made = {"num_classes": model.num_classes, "folded": True}
-        model._model_args = {**model._model_args, **model.conversion.architecture(), **made}
+        kept = {name: value for name, value in model._model_args.items() if name not in before.architecture()}
+        model._model_args = {**kept, **model.conversion.architecture(), **made}
 
 
 def become_plain(model: nn.Module) -> None:

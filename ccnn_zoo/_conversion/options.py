@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ccnn_zoo.errors import ConfigurationError
-from ccnn_zoo.layers import FORMER, check_branches, check_diversity, check_merge, check_mixing
+from ccnn_zoo.layers import FORMER, check_branches, check_diversity, check_merge, check_mirrored, check_mixing
 
 _START = {"decides": "the first weights only"}
 
@@ -24,6 +25,8 @@ class ConversionOptions:
             with a classifier per branch: ``"probability"``.
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
             through slices of w of its own. Convolutions with groups stay grouped.
+        mirrored: numbers of the branches that see the mirror image, left and right exchanged; the others see the image.
+            For classifiers with grouped mixing that learned from mirrored images too.
         diversity: how far R starts from uniform: 0 (equal R_k, which leaves all branches identical for ever) to 1 (the
             paper's random R).
         rescale: multiply w by K, so that H_k keeps the scale of the given weights. Networks without normalisation are
@@ -38,6 +41,7 @@ class ConversionOptions:
     branches: int
     merge: str = "mean"
     mixing: str = "grouped"
+    mirrored: Sequence[int] = ()
     diversity: float = field(default=0.0, metadata=_START)
     rescale: bool = field(default=True, metadata=_START)
 
@@ -45,13 +49,19 @@ class ConversionOptions:
         check_branches(self.branches)
         check_merge(self.merge)
         check_mixing(self.mixing)
+        object.__setattr__(self, "mirrored", check_mirrored(self.mirrored, self.branches))
+        if self.mirrored and self.mixing == "dense":
+            raise ConfigurationError(
+                "mirrored needs mixing='grouped': a branch cannot read the features of a mirror image beside its own"
+            )
         check_diversity(self.diversity)
         if not isinstance(self.rescale, bool):
             raise ConfigurationError(f"rescale must be True or False, got {self.rescale!r}")
 
     def architecture(self) -> dict[str, Any]:
         """Return the options by which the same network is built again, whatever weights it then gets."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata != _START}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata != _START}
+        return {name: list(value) if name == "mirrored" else value for name, value in values.items() if value != ()}
 
 
 OPTIONS = tuple(f.name for f in fields(ConversionOptions))

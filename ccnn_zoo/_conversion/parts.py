@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ccnn_zoo._conversion.kinds import branch_axes, count_branches, is_calibratable_conv
+from ccnn_zoo._conversion.kinds import branch_axes, count_branches, is_calibratable_conv, unmirrored
 from ccnn_zoo._conversion.network import CalibratedNetwork, become_plain, have_branches, meeting_layer
 from ccnn_zoo._conversion.options import ConversionOptions
 from ccnn_zoo._conversion.probe import FAILURES, Result, likely_sizes, on_first_size, private_randomness
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
-from ccnn_zoo.layers import BranchConv2d, BranchLinear
+from ccnn_zoo.layers import BranchConv2d, BranchLinear, MirroringConv2d
 
 _TOLERANCE = 1e-3
 """Relative, of norms: rounding gives about 1e-6 in float32, a branch in the wrong place about 1."""
@@ -156,12 +156,14 @@ def some_branches(folded: nn.Module, chosen: Sequence[int], ends: Collection[nn.
             # Copying then takes a tensor's part for its copy.
             memo |= {id(whole): part for whole, part in _parts(name, module, branches, chosen)}
     network = deepcopy(folded, memo)
-    have_branches(network, len(chosen))
+    have_branches(network, chosen)
     for module in set(network.modules()).difference(ends):
-        count_branches(module, branches, len(chosen))
+        count_branches(module, branches, chosen)
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in ends:
             network.set_submodule(name, nn.Identity().train(module.training))
+        elif isinstance(module, MirroringConv2d) and not any(module.mirrored):
+            network.set_submodule(name, unmirrored(module))
     return network
 
 
@@ -192,12 +194,21 @@ def tried(
     Raises:
         CalibrationError: it fails on images of every size that was tried.
     """
-    # All convolutions but those that read the image have K times the groups of the plain network.
-    reader = min(filter(is_calibratable_conv, network.modules()), key=lambda conv: conv.groups)
-    sizes = [input_size] if input_size else likely_sizes(network, reader.in_channels)
+    reader, channels = _image_reader(network)
+    sizes = [input_size] if input_size else likely_sizes(network, channels)
     remedy = "give split input_size=(channels, height, width), or name it in model.pretrained_cfg"
     images = (torch.randn(2, *size, device=reader.weight.device) for size in sizes)
     return on_first_size(images, call, f"{type(network).__name__} cannot be taken apart", remedy)
+
+
+def _image_reader(network: nn.Module) -> tuple[nn.Conv2d, int]:
+    """Return a convolution of a folded network that reads the image, and the image's channels."""
+    for module in network.modules():
+        if isinstance(module, MirroringConv2d):
+            return module, module.in_channels // len(module.mirrored)
+    # All convolutions but those that read the image have K times the groups of the plain network.
+    reader = min(filter(is_calibratable_conv, network.modules()), key=lambda conv: conv.groups)
+    return reader, reader.in_channels
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:

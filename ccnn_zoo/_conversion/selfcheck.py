@@ -7,9 +7,10 @@ come out of every module are compared, which also tells where the branches get m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,21 +61,21 @@ def checked(
         # First, for it names the module. The layout is that of all options, but only grouped branches are networks.
         apart = deepcopy(probe.network)
         apply(found, apart, replace(start, mixing="grouped", diversity=1.0))
-        _check_branches_apart(probe, apart, options.branches)
+        _check_branches_apart(probe, apart, options)
         del apart
         equal = deepcopy(probe.network)
-        apply(found, equal, replace(start, diversity=0.0))
+        apply(found, equal, replace(start, diversity=0.0, mirrored=()))
         _check_same_function(probe, equal, options.branches, normalised=options.merge == "probability")
     return found
 
 
-def _hold_branch(probe: Probe, calibrated: nn.Module, branch: int, branches: int) -> None:
-    """Give the probe the kernels H_k of ``branch``, and ``calibrated`` the statistics that the probe then has."""
+def _hold_branch(probe: Probe, calibrated: nn.Module, branch: int, branches: int, images: Tensor) -> None:
+    """Give the probe the kernels H_k of ``branch``, and ``calibrated`` its statistics on ``images``."""
     for name, module in calibrated.named_modules():
         if isinstance(module, CalibratedConv2d):
             kernels = module.effective_weight().chunk(branches)[branch]
             probe.network.get_submodule(name).weight = nn.Parameter(kernels.clone(), requires_grad=False)
-    settle(probe.network, probe.images)
+    settle(probe.network, images)
     for name, norm in tracking_norms(probe.network).items():
         for statistic in ("running_mean", "running_var"):
             tiled = getattr(calibrated.get_submodule(name), statistic)
@@ -109,7 +110,7 @@ def _check_same_function(probe: Probe, calibrated: nn.Module, branches: int, *, 
         )
 
 
-def _check_branches_apart(probe: Probe, calibrated: nn.Module, branches: int) -> None:
+def _check_branches_apart(probe: Probe, calibrated: nn.Module, options: ConversionOptions) -> None:
     """Check that branch k of ``calibrated`` computes what the probe does when it holds H_k, module by module.
 
     Each branch gets weights and statistics of its own; those of the probe are overwritten.
@@ -118,11 +119,13 @@ def _check_branches_apart(probe: Probe, calibrated: nn.Module, branches: int) ->
         CalibrationError: it does not; names the module that mixes the branches.
     """
     records: list[list[list[Tensor]]] = []
-    for k in range(branches):
-        _hold_branch(probe, calibrated, k, branches)
+    for k in range(options.branches):
+        images = probe.images.flip(-1) if k in options.mirrored else probe.images
+        _hold_branch(probe, calibrated, k, options.branches, images)
         record: list[list[Tensor]] = []
-        _run(probe.network, probe.images, _recorder(record))
+        _run(probe.network, images, _recorder(record))
         records.append(record)
+    holds = partial(_holds_branches, mirrored=options.mirrored)
     position = 0
     merged = False
 
@@ -134,7 +137,7 @@ def _check_branches_apart(probe: Probe, calibrated: nn.Module, branches: int) ->
             return None
         merged = isinstance(module, BranchLinear | BranchConv2d)
         alike = all(len(plain) == len(tensors) for plain in separate)
-        if not alike or not all(map(_holds_branches, tensors, zip(*separate, strict=True))):
+        if not alike or not all(map(holds, tensors, zip(*separate, strict=True))):
             # What goes in wrong was made wrong by the code around it.
             parent = name.rpartition(".")[0] if entering else name
             raise CalibrationError(f"{_describe(calibrated, parent)} {_MIXED}")
@@ -198,10 +201,12 @@ def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _holds_branches(tensor: Tensor, separate: tuple[Tensor, ...]) -> bool:
-    """Tell whether ``tensor`` holds the K tensors side by side, or is the one that all of them are (the image)."""
+def _holds_branches(tensor: Tensor, separate: tuple[Tensor, ...], mirrored: Sequence[int]) -> bool:
+    """Tell whether ``tensor`` holds the K tensors side by side, or is the one that all of them are: the image, which
+    the branches in ``mirrored`` see mirrored."""
     if tensor.shape == separate[0].shape:
-        return all(_close(tensor, part) for part in separate)
+        seen = (part.flip(-1) if k in mirrored else part for k, part in enumerate(separate))
+        return all(_close(tensor, part) for part in seen)
     if tensor.ndim < 2 or tensor.shape[1] != len(separate) * separate[0].shape[1]:
         return False
     return all(map(_close, tensor.chunk(len(separate), dim=1), separate))

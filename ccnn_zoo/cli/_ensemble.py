@@ -18,8 +18,13 @@ def ensemble(
     data: Annotated[
         str | None, typer.Option(help="The data that they were trained on; digits by itself. Its test images are used.")
     ] = None,
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="Let each network see left and right exchanged, too; one is then enough.")
+    ] = False,
 ) -> None:
     """Join networks that were trained apart into one with as many branches, which gives their mean probabilities.
+
+    With --mirrored each also sees the mirror image: fewer errors, also of a single network, at twice the cost.
 
     It is exported, published and served as any other. Trained with the same seed and another member each, the networks
     hold out the same pictures, on which its numbers of confidence are fitted.
@@ -29,6 +34,8 @@ def ensemble(
     Example:  ccnn train --branches 1 --set validation=0.1 --set member=1 -o runs/1
 
     Example:  ccnn ensemble runs/0 runs/1 -o runs/both
+
+    Example:  ccnn ensemble runs/0 --mirrored -o runs/seen-twice
     """
     from ccnn_zoo.checkpoint import load_checkpoint, save_checkpoint
     from ccnn_zoo.train import CHECKPOINT, join_runs, load_data
@@ -44,7 +51,7 @@ def ensemble(
     pictures, held_out = load_data(data_of(data, first, sources[0], needed=True), first.recipe.get("image_size")), None
     if first.recipe.get("validation"):
         pictures, held_out = split(pictures, first.recipe, sources[0])
-    model, record = join_runs(runs, pictures, held_out)
+    model, record = join_runs(runs, pictures, held_out, mirrored=mirrored)
     save_checkpoint(output / CHECKPOINT, model, record)
     for source, (_, alone) in runs.items():
         if (error := alone.metrics.get("test_error_percent")) is not None:

@@ -17,6 +17,7 @@ from ._branches import (
     merge_features,
 )
 from ._calibrated import CalibratedConv2d
+from ._views import MirroringConv2d, check_mirrored
 
 __all__ = [
     "FEATURE_MERGES",
@@ -26,9 +27,11 @@ __all__ = [
     "BranchConv2d",
     "BranchLinear",
     "CalibratedConv2d",
+    "MirroringConv2d",
     "check_branches",
     "check_diversity",
     "check_merge",
+    "check_mirrored",
     "check_mixing",
     "concat_branches",
     "merge_features",

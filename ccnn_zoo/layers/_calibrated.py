@@ -6,6 +6,8 @@ Features are branch-major: channel ``k * C + c`` is channel c of branch k.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from ccnn_zoo._base.roles import CALIBRATION, SHARED_WEIGHT, set_role
 from ccnn_zoo.errors import ConfigurationError
 
 from ._branches import check_branches, check_diversity, check_mixing
+from ._views import MirroringConv2d, branch_views, check_mirrored
 
 
 class CalibratedConv2d(nn.Conv2d):
@@ -42,6 +45,7 @@ class CalibratedConv2d(nn.Conv2d):
         shared_input: all branches read the same ``in_channels`` channels; for the first layer, which sees the
             image once. Both mixings are the same here.
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches.
+        mirrored: numbers of the branches that see a shared input mirrored, left and right exchanged.
 
     Shape:
         - Input: (N, K * in_channels, H, W), or (N, in_channels, H, W) with ``shared_input=True``
@@ -51,8 +55,9 @@ class CalibratedConv2d(nn.Conv2d):
         - ``calibration`` (R): (K, kh, kw); non-negative, sums to 1 over the branches at every position
 
     Raises:
-        ConfigurationError: ``branches`` is below 1, ``mixing`` is unknown, or ``shared_input`` or dense mixing meets
-            ``groups`` above 1 (their groups would not come out branch-major).
+        ConfigurationError: ``branches`` is below 1, ``mixing`` is unknown, ``shared_input`` or dense mixing meets
+            ``groups`` above 1 (their groups would not come out branch-major), or ``mirrored`` names no branches or
+            comes without ``shared_input``.
     """
 
     parameter_roles = {"weight": SHARED_WEIGHT, "calibration": CALIBRATION}  # noqa: RUF012, never changed
@@ -70,6 +75,7 @@ class CalibratedConv2d(nn.Conv2d):
         branches: int = 2,
         shared_input: bool = False,
         mixing: str = "grouped",
+        mirrored: Sequence[int] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,6 +88,8 @@ class CalibratedConv2d(nn.Conv2d):
                 f"mixing='dense' needs groups=1, got groups={groups}; leave layers with groups at mixing='grouped', as "
                 "calibrate does"
             )
+        if check_mirrored(mirrored, branches) and not shared_input:
+            raise ConfigurationError(f"mirrored={mirrored!r} is for the layer that reads the image: shared_input=True")
         reads_all = mixing == "dense" and not shared_input
         super().__init__(
             branches * in_channels if reads_all else in_channels,
@@ -96,12 +104,19 @@ class CalibratedConv2d(nn.Conv2d):
             dtype=dtype,
         )
         self.in_channels = in_channels
-        self.branches = branches
         self.shared_input = shared_input
         self.mixing = mixing
-        self.total_groups = groups if shared_input or reads_all else branches * groups
+        self.have_branches([k in mirrored for k in range(branches)])
         self.calibration = nn.Parameter(torch.empty(branches, *self.kernel_size, device=device, dtype=dtype))
         self.reset_calibration()
+
+    def have_branches(self, mirrored: Sequence[bool]) -> None:
+        """Count as many branches as ``mirrored`` has values from now on, which say of each whether it sees the mirror
+        image; R and features must be of as many."""
+        self.branches = len(mirrored)
+        self.mirrored = list(mirrored)
+        one = not any(mirrored) if self.shared_input else self.mixing == "dense"
+        self.total_groups = self.groups if one else self.branches * self.groups
 
     @torch.no_grad()
     def reset_calibration(self, diversity: float = 1.0) -> None:
@@ -164,7 +179,10 @@ class CalibratedConv2d(nn.Conv2d):
         return None if bias is None else bias.repeat(self.branches)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, nn.Conv2d's own name
-        return self._convolved(input)
+        return self._convolved(self._seen(input))
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return branch_views(images, self.mirrored) if any(self.mirrored) else images
 
     def _convolved(self, images: Tensor) -> Tensor:
         return F.conv2d(
@@ -179,13 +197,16 @@ class CalibratedConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """Return the plain convolution that computes the same function, R folded into its kernels.
+        """Return the plain convolution that computes the same function, R folded into its kernels; where branches see
+        the mirror image, a :class:`MirroringConv2d`.
 
         ``timm.utils.reparameterize_model`` folds a network by this method.
         """
         weight = self.effective_weight()
-        conv = nn.Conv2d(
-            self.in_channels if self.shared_input else self.branches * self.in_channels,
+        mirrors = any(self.mirrored)
+        kind = partial(MirroringConv2d, mirrored=self.mirrored) if mirrors else nn.Conv2d
+        conv = kind(
+            self.in_channels if self.shared_input and not mirrors else self.branches * self.in_channels,
             self.branches * self.out_channels,
             self.kernel_size,
             stride=self.stride,
@@ -203,4 +224,5 @@ class CalibratedConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         shared = ", shared_input=True" if self.shared_input else ""
         mixing = "" if self.mixing == "grouped" else f", mixing={self.mixing!r}"
-        return f"{super().extra_repr()}, branches={self.branches}{shared}{mixing}"
+        mirrored = f", mirrored={self.mirrored}" if any(self.mirrored) else ""
+        return f"{super().extra_repr()}, branches={self.branches}{shared}{mixing}{mirrored}"

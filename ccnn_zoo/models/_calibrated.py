@@ -15,12 +15,13 @@ from ccnn_zoo._conversion.options import FROM_SCRATCH, ConversionOptions, take_o
 from ccnn_zoo._conversion.selfcheck import checked
 from ccnn_zoo._conversion.survey import Survey, survey
 from ccnn_zoo.convert import fold_
-from ccnn_zoo.layers import BranchLinear, CalibratedConv2d
+from ccnn_zoo.layers import BranchLinear, CalibratedConv2d, MirroringConv2d
 
 # Leaves of timm's graphs, as the nn.Conv2d and nn.Linear that they are. In parts they would be five nodes each, and
 # torchvision's tracer takes time quadratic in the nodes: minutes for ResNet-1202.
 register_notrace_module(CalibratedConv2d)
 register_notrace_module(BranchLinear)
+register_notrace_module(MirroringConv2d)
 
 
 _KNOWN = frozenset(

@@ -35,7 +35,11 @@ def measure(model: nn.Module, data: Data) -> dict[str, float]:
 
 
 def join_runs(
-    runs: Mapping[str, tuple[nn.Module, TrainingRecord]], data: Data, held_out: Data | None = None
+    runs: Mapping[str, tuple[nn.Module, TrainingRecord]],
+    data: Data,
+    held_out: Data | None = None,
+    *,
+    mirrored: bool = False,
 ) -> tuple[nn.Module, TrainingRecord]:
     """Return the ensemble of networks that were trained apart, and the record of its checkpoint.
 
@@ -43,16 +47,21 @@ def join_runs(
         runs: two or more, by the names that errors call them; see :func:`ccnn_zoo.deep_ensemble`.
         data: whose test images it is measured on.
         held_out: the same with the images that all of them held out as its test images.
+        mirrored: whether each network sees the mirror image too; one run is then enough.
 
     Returns:
         The folded network, and the first run's record with K, ``merge="probability"`` and what was measured.
 
     Raises:
-        ConfigurationError: one has learned from what another held out, or they cannot be joined.
+        ConfigurationError: one has learned from what another held out, or from no mirrored pictures, or they cannot be
+            joined.
     """
-    _check_pictures({name: record for name, (_, record) in runs.items()})
+    named = {name: record for name, (_, record) in runs.items()}
+    _check_pictures(named)
+    if mirrored:
+        _check_flipped(named)
     networks, records = zip(*runs.values(), strict=True)
-    model = deep_ensemble(networks)
+    model = deep_ensemble(networks, mirrored=mirrored)
     parts = {"test": data, "validation": held_out}
     metrics = {
         f"{part}_{name}": value
@@ -60,8 +69,25 @@ def join_runs(
         if pictures is not None
         for name, value in measure(model, pictures).items()
     }
-    recipe = {**records[0].recipe, "branches": len(networks), "merge": "probability"}
+    made = model.conversion
+    recipe = {**records[0].recipe, "branches": made.branches, "merge": made.merge}
+    if mirrored:
+        recipe["model_kwargs"] = {**recipe.get("model_kwargs", {}), "mirrored": list(made.mirrored)}
     return model, replace(records[0], recipe=recipe, metrics=metrics)
+
+
+def _check_flipped(records: Mapping[str, TrainingRecord]) -> None:
+    """Refuse networks that know no mirrored pictures.
+
+    Raises:
+        ConfigurationError: one was trained without.
+    """
+    for source, record in records.items():
+        if not record.recipe.get("flip"):
+            raise ConfigurationError(
+                f"{source} was trained without mirrored pictures (flip=0), so it does not know mirror images. "
+                "Leave mirrored out, or train with --set flip=0.5 if your classes look alike in the mirror"
+            )
 
 
 def _check_pictures(records: Mapping[str, TrainingRecord]) -> None:

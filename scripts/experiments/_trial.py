@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ccnn_zoo import deep_ensemble
+from ccnn_zoo import calibrate, deep_ensemble
 from ccnn_zoo.checkpoint import load_checkpoint, save_checkpoint
 from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import CHECKPOINT, Data, Images, Recipe, TrainingResult, build_model, train
@@ -107,6 +107,40 @@ class Unaveraged(Trial):
 
 
 @dataclass(frozen=True)
+class Mirrored(Unaveraged):
+    """A plain trial's network, one branch of which sees the image and one the mirror image; not trained any further."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the plain trial's, as one of two branches."""
+        return {**super().settings(), "cell": "mirrored"}
+
+    def _trained(self, folder: Path) -> TrainingResult:
+        result = super()._trained(folder)
+        return replace(result, model=calibrate(result.model, branches=2, mirrored=[1]))
+
+
+@dataclass(frozen=True)
+class MirroredCascade(Mirrored):
+    """The same, whose first branch answers alone where it is sure enough."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the plain trial's, as a cascade of two branches."""
+        return {**super().settings(), "cell": "mirrored cascade"}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Finish the trial of both branches, then let the first decide whether the second is asked."""
+        both = finish(
+            Mirrored(self.recipe, self.network, elsewhere=self.elsewhere, row=self.row, decay=self.decay), folder.parent
+        )
+        if "diverged" in both.measured:
+            return both.measured
+        tensors = load_file(both.folder / OUTPUTS)
+        names = dict.fromkeys(key.partition("/")[0] for key in tensors)
+        found, share = cascaded({name: from_arrays(tensors, name) for name in names}, 2)
+        return {**both.measured, **of_outputs(found), "multiply_adds": round(share * both.measured["multiply_adds"])}
+
+
+@dataclass(frozen=True)
 class Student(Trial):
     """A trial that learns from the probabilities of another one.
 
@@ -162,21 +196,15 @@ class Ensemble:
         names = dict.fromkeys(key.partition("/")[0] for key in tensors[0])
         found = {name: mixed([from_arrays(each, name) for each in tensors]) for name in names}
         found, share = self._said(found)
-        strange = {name: o for name, o in found.items() if name not in ("validation", "test")}
         totals = ("trained_parameters", "deployed_parameters", "multiply_adds", "seconds")
-        parts = {
-            part: scores(found[part].log_probabilities.numpy(), found[part].targets.numpy())
-            for part in ("validation", "test")
-        }
         losses = [record.measured["train"]["loss"] for record in records]
         sums = {name: sum(record.measured[name] for record in records) for name in totals}
         return {
             **records[0].measured,
-            **parts,
+            **of_outputs(found),
             **sums,
             "multiply_adds": round(share * sums["multiply_adds"]),
             "train": {"loss": sum(losses) / len(losses)},
-            "doubt": doubt(found["validation"], found["test"], strange),
         }
 
     def join(self, folder: Path) -> None:
@@ -204,18 +232,32 @@ class CascadedEnsemble(Ensemble):
         return {**super().settings(), "cell": "cascade"}
 
     def _said(self, together: dict[str, Outputs]) -> tuple[dict[str, Outputs], float]:
-        first = 1 / len(self.members)
-        held = together["validation"]
-        held_out = (held.branches[0].numpy(), held.log_probabilities.numpy(), held.targets.numpy())
-        threshold = fit_cascade(*held_out, first).point.threshold
-        doubted = {name: each.branches[0].exp().amax(1) < threshold for name, each in together.items()}
-        said = {
-            name: Outputs(
-                torch.where(doubted[name][:, None], each.log_probabilities, each.branches[0]), None, each.targets
-            )
-            for name, each in together.items()
-        }
-        return said, first + (1 - first) * float(doubted["test"].double().mean())
+        return cascaded(together, len(self.members))
+
+
+def cascaded(together: dict[str, Outputs], count: int) -> tuple[dict[str, Outputs], float]:
+    """Return what is said where the first of ``count`` branches answers alone if it is sure enough, as held-out images
+    choose, and the share of all branches' arithmetic that a test image takes."""
+    first = 1 / count
+    held = together["validation"]
+    held_out = (held.branches[0].numpy(), held.log_probabilities.numpy(), held.targets.numpy())
+    threshold = fit_cascade(*held_out, first).point.threshold
+    doubted = {name: each.branches[0].exp().amax(1) < threshold for name, each in together.items()}
+    said = {
+        name: Outputs(torch.where(doubted[name][:, None], each.log_probabilities, each.branches[0]), None, each.targets)
+        for name, each in together.items()
+    }
+    return said, first + (1 - first) * float(doubted["test"].double().mean())
+
+
+def of_outputs(found: dict[str, Outputs]) -> dict[str, Any]:
+    """Return the figures of what is said of validation, test and other images."""
+    strange = {name: each for name, each in found.items() if name not in ("validation", "test")}
+    parts = {
+        part: scores(found[part].log_probabilities.numpy(), found[part].targets.numpy())
+        for part in ("validation", "test")
+    }
+    return {**parts, "doubt": doubt(found["validation"], found["test"], strange)}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from ._cells import Cell, Record, Records
 from ._document import Document, table
 from ._plans import MissingDataError, Plan
 from ._statistics import difference, spread
-from ._trial import AVERAGED, CascadedEnsemble, Ensemble, Student, Trial, Unaveraged
+from ._trial import AVERAGED, CascadedEnsemble, Ensemble, Mirrored, MirroredCascade, Student, Trial, Unaveraged
 
 PLAIN = "plain"
 _DECAY = 0.998
@@ -68,11 +68,11 @@ def _both(label: str, **changes: Any) -> tuple[Row, Row]:
     return Row(label + AVERAGED, lambda plan, seed: last.make(plan, seed).averaged()), last
 
 
-def _ensemble(members: int, kind: type[Ensemble] = Ensemble, how: str = "") -> Row:
+def _ensemble(members: int, kind: type[Ensemble] = Ensemble, how: str = "", mirrored: bool = False) -> Row:
     label = f"ensemble of {members} plain networks{how}"
 
     def make(plan: Plan, seed: int) -> Ensemble:
-        first = _PLAIN.make(plan, seed)
+        first = (_TWICE if mirrored else _PLAIN).make(plan, seed)
         return kind(tuple(first.as_member(number) for number in range(members)), label)
 
     return Row(label, make)
@@ -100,9 +100,15 @@ def _student(teacher: Row) -> Row:
 
 
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
+_MIRRORED = ", image and mirror image"
+_TWICE, _TWICE_CASCADE = (
+    _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY))
+    for kind, how in ((Mirrored, ""), (MirroredCascade, ", as a cascade"))
+)
 _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
-_QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _K2, _K2_AVERAGED)
+_QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, _K2, _K2_AVERAGED)
+_JOINT_MIRRORED = _trial("K=2, joint, one sees the mirror image", branches=2, model_kwargs={"mirrored": [1]})
 _FIRST = (*_QUICKEST, _K4, _K4_AVERAGED)
 # Each with two branches, which train in half the time of four.
 _CHOICES = (
@@ -118,7 +124,7 @@ _CHOICES = (
 )
 _TEACHERS = Row(f"ensemble of 4 plain networks{AVERAGED}", _teachers)
 _TAUGHT = (_student(_TEACHERS), _student(_K4_AVERAGED))
-_ENSEMBLES = (_ensemble(2), _cascade(2), _ensemble(4), _cascade(4))
+_ENSEMBLES = (_ensemble(2), _cascade(2), _ensemble(2, how=_MIRRORED, mirrored=True), _ensemble(4), _cascade(4))
 # Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
 _WIDER = (
     _trial("plain, 1.19 times wider", width=2**0.25),
@@ -130,6 +136,7 @@ _SHARED_BY_OTHERS = (
     _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
 )
 _OTHERS = (
+    _JOINT_MIRRORED,
     *_TAUGHT,
     *_ENSEMBLES,
     *_WIDER,
@@ -143,9 +150,20 @@ ROWS = (*_FIRST, *_OTHERS)
 """Those of narrow networks. Of the whole ones, which take three times as long, and with few pictures fewer."""
 
 WHOLE = (_PLAIN, _K2)
-FEW = (*_FIRST, _TAUGHT[0], *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
+FEW = (*_FIRST, _JOINT_MIRRORED, _TAUGHT[0], *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
 # What is taken from another one's training comes after it, so that no process waits.
-_BEFORE_OTHERS = (_PLAIN_AVERAGED, _K2_AVERAGED, _PLAIN, _K4_AVERAGED, _K2, _K4, *_ENSEMBLES, *_WIDER[:2])
+_BEFORE_OTHERS = (
+    _PLAIN_AVERAGED,
+    _K2_AVERAGED,
+    _PLAIN,
+    _TWICE,
+    _TWICE_CASCADE,
+    _K4_AVERAGED,
+    _K2,
+    _K4,
+    *_ENSEMBLES,
+    *_WIDER[:2],
+)
 _ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
 _SEEDS_OF_OTHERS = 3
 
