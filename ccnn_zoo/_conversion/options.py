@@ -26,7 +26,8 @@ class ConversionOptions:
         mixing: ``"grouped"``, a branch reads its own features, or ``"dense"``, it reads those of all branches
             through slices of w of its own. Convolutions with groups stay grouped.
         mirrored: numbers of the branches that see the mirror image, left and right exchanged; the others see the image.
-            For classifiers with grouped mixing that learned from mirrored images too.
+            For classifiers with grouped mixing that learned from mirrored images too; feature maps of such a branch
+            are mirrored.
         diversity: how far R starts from uniform: 0 (equal R_k, which leaves all branches identical for ever) to 1 (the
             paper's random R).
         rescale: multiply w by K, so that H_k keeps the scale of the given weights. Networks without normalisation are

@@ -37,13 +37,19 @@ class DetectorBackbone(nn.Module):
         - Output: mapping of ``"0"``, ``"1"``, ... (and ``"pool"`` of a pyramid) to (N, out_channels, H_i, W_i)
 
     Raises:
-        ConfigurationError: the network does not exist, refuses ``arguments``, or has no such level.
+        ConfigurationError: the network does not exist, refuses ``arguments``, or has no such level; or branches see
+            the mirror image.
     """
 
     def __init__(
         self, name: str, arguments: Mapping[str, Any], *, merge: str, stride: int, fpn: bool, frozen_norm: bool
     ) -> None:
         super().__init__()
+        if arguments.get("mirrored"):
+            raise ConfigurationError(
+                f"mirrored={arguments['mirrored']!r}: branches of a detector meet at every place, where a mirror image "
+                "shows something else; leave mirrored out"
+            )
         levels = _levels(name, arguments, stride, fpn)
         self.body = _features(name, {**arguments, "out_indices": levels})
         self.branches, self.merge = arguments["branches"], merge
