@@ -14,6 +14,7 @@ import pytest
 import timm.optim
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
@@ -35,7 +36,7 @@ from experiments._classification import BUILDERS  # noqa: E402
 from experiments._doubt import Outputs  # noqa: E402
 from experiments._plans import MissingDataError, make_plan  # noqa: E402
 from experiments._running import run_cells  # noqa: E402
-from experiments._trial import Trial  # noqa: E402
+from experiments._trial import OUTPUTS, Trial  # noqa: E402
 
 ROWS = {row.label: row for row in pays.ROWS}
 
@@ -187,6 +188,24 @@ def test_one_training_gives_the_network_with_and_without_the_average_of_its_weig
     assert average.settings["ema_decay"] == cell.decay
     assert average.measured["test"]["nll"] != both.measured["test"]["nll"]
     assert average.measured["train"] == both.measured["train"]
+
+
+def test_a_plain_network_is_shown_mirror_images_without_training_again(plan, tmp_path):
+    how = ("", ", image and mirror image", ", image and mirror image, as a cascade")
+    cells = [ROWS[f"plain{each}"].make(plan, 0) for each in how]
+    assert len({key_of(cell.settings()) for cell in cells}) == 3
+    plain, both = (finish(cell, tmp_path) for cell in cells[:2])
+    assert {path.parent.name.partition("-seed")[0] for path in tmp_path.glob("*/last.safetensors")} == {
+        "16-plain-average-of-the-weights"
+    }
+    alone, two = (load_file(record.folder / OUTPUTS) for record in (plain, both))
+    branches = two["test/branches"].astype(np.float64)
+    np.testing.assert_allclose(branches[0], alone["test/log_probabilities"], atol=1e-5)
+    assert np.abs(branches[0] - branches[1]).max() > 1e-3
+    np.testing.assert_allclose(log_softmax(branches.mean(0), axis=1), two["test/log_probabilities"], atol=1e-5)
+    assert both.measured["seconds"] == pytest.approx(plain.measured["seconds"])
+    assert both.measured["trained_parameters"] < 1.02 * plain.measured["trained_parameters"]
+    assert both.measured["multiply_adds"] < 2.01 * plain.measured["multiply_adds"]
 
 
 def test_a_training_that_diverges_is_a_result_of_both_its_networks(plan, tmp_path):

@@ -108,7 +108,17 @@ class Unaveraged(Trial):
 
 @dataclass(frozen=True)
 class Mirrored(Unaveraged):
-    """A plain trial's network, one branch of which sees the image and one the mirror image; not trained any further."""
+    """A plain trial's network, one branch of which sees the image and one the mirror image; not trained any further.
+
+    Args:
+        plain: row of the plain trial.
+    """
+
+    plain: str = ""
+
+    def averaged(self) -> Trial:
+        """Return the trial that trains the plain network."""
+        return replace(super().averaged(), row=self.plain + AVERAGED)
 
     def settings(self) -> dict[str, Any]:
         """Return the plain trial's, as one of two branches."""
@@ -130,7 +140,7 @@ class MirroredCascade(Mirrored):
     def run(self, folder: Path) -> dict[str, Any]:
         """Finish the trial of both branches, then let the first decide whether the second is asked."""
         both = finish(
-            Mirrored(self.recipe, self.network, elsewhere=self.elsewhere, row=self.row, decay=self.decay), folder.parent
+            Mirrored(self.recipe, self.network, self.elsewhere, self.row, self.decay, self.plain), folder.parent
         )
         if "diverged" in both.measured:
             return both.measured

@@ -102,7 +102,7 @@ def _student(teacher: Row) -> Row:
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
 _MIRRORED = ", image and mirror image"
 _TWICE, _TWICE_CASCADE = (
-    _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY))
+    _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY, plain=PLAIN))
     for kind, how in ((Mirrored, ""), (MirroredCascade, ", as a cascade"))
 )
 _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
