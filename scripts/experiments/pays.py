@@ -108,6 +108,7 @@ _TWICE, _TWICE_CASCADE = (
 _K2_AVERAGED, _K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, _K2, _K2_AVERAGED)
+_K8 = _trial("K=8, joint", branches=8)
 _JOINT_MIRRORED = _trial("K=2, joint, one sees the mirror image", branches=2, model_kwargs={"mirrored": [1]})
 _FIRST = (*_QUICKEST, _K4, _K4_AVERAGED)
 # Each with two branches, which train in half the time of four.
@@ -144,13 +145,13 @@ _OTHERS = (
     *_CHOICES,
     _trial("K=4 from the third stage on, joint", "late_branches", branches=4),
     _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches"),
-    _trial("K=8, joint", branches=8),
+    _K8,
 )
 ROWS = (*_FIRST, *_OTHERS)
 """Those of narrow networks. Of the whole ones, which take three times as long, and with few pictures fewer."""
 
 WHOLE = (_PLAIN, _K2)
-FEW = (*_FIRST, _JOINT_MIRRORED, _TAUGHT[0], *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
+FEW = (*_FIRST, _K8, _JOINT_MIRRORED, _TAUGHT[0], *_ENSEMBLES, _WIDER[1], _CHOICES[0], *_SHARED_BY_OTHERS)
 # What is taken from another one's training comes after it, so that no process waits.
 _BEFORE_OTHERS = (
     _PLAIN_AVERAGED,
