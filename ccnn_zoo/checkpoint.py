@@ -27,7 +27,7 @@ from ccnn_zoo._files.sealed import read_sealed, read_tensors, write_sealed
 from ccnn_zoo._rebuild import check_describes, check_same_tensors, parsed, rebuild
 from ccnn_zoo._tasks import Task, task_of_texts
 from ccnn_zoo.errors import ConfigurationError, IntegrityError, RepositoryError
-from ccnn_zoo.layers import CalibratedConv2d
+from ccnn_zoo.layers import CalibratedConv2d, MirroringConv2d
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,8 @@ def config_json(model: nn.Module) -> str:
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or not cfg.get("architecture") or not hasattr(model, "num_classes"):
         raise ConfigurationError("it is no classifier of timm's: it has no pretrained_cfg that names its architecture")
+    if not isinstance(model, CalibratedNetwork) and any(isinstance(m, MirroringConv2d) for m in model.modules()):
+        raise ConfigurationError("it is a branch that sees the mirror image, and would be loaded as one that does not")
     resolved = {}
     if isinstance(model, CalibratedNetwork):
         # timm records the arguments that were given; a default of today may be another one tomorrow.

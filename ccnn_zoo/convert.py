@@ -39,7 +39,7 @@ def calibrate(
 
     By default the copy computes the same function as ``model``: R_k = 1/K and w is K times the given weight, so
     that every effective kernel equals it. All branches are then identical, and stay so: give a ``diversity``
-    above 0 before fine-tuning.
+    above 0 before fine-tuning. With ``mirrored`` the copy gives the mean over an image and its mirror image.
 
     What is not a module (concatenating, splitting, shuffling or attending over channels in a ``forward``) cannot be
     seen in the network. So calibrating runs it: on a small random input, with weights and statistics drawn at
@@ -90,7 +90,15 @@ def _calibrated(model: nn.Module, options: ConversionOptions, input_size: tuple[
 
 
 def plain_form(model: nn.Module) -> nn.Module:
-    """Return a plain copy of a network of one branch: ``nn.Conv2d`` and ``nn.Linear`` in place of ours."""
+    """Return a plain copy of a network of one branch: ``nn.Conv2d`` and ``nn.Linear`` in place of ours.
+
+    Raises:
+        ConfigurationError: the branch sees the mirror image.
+    """
+    if model.conversion.mirrored:
+        raise ConfigurationError(
+            f"this {type(model).__name__} is a branch that sees the mirror image; take the network that it came from"
+        )
     model = fold(model)
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, BranchLinear | BranchConv2d):
@@ -164,7 +172,10 @@ def deep_ensemble(
         CalibrationError: the architecture has no form with branches; names the module and why.
     """
     if len(networks) < (least := 1 if mirrored else 2):
-        raise ConfigurationError(f"an ensemble has at least {least} networks, got {len(networks)}")
+        raise ConfigurationError(
+            f"an ensemble has at least {least} networks, got {len(networks)} (or at least 1, with mirror images: "
+            "mirrored=True, --mirrored)"
+        )
     members = [_plain_member(unwrapped(network), number) for number, network in enumerate(networks)]
     check_alike(members)
     count, seen = len(members), 2 if mirrored else 1

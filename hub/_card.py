@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ccnn_zoo.metadata import in_order
 
 from ._card_doubt import uncertainty_section
+from ._card_kind import kind_of
 from ._names import CONFIG, CURVES, DOUBT, HEAT_MAP, NETWORK, TAG
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def drawn_pictures(files: Collection[str]) -> str:
 
 def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, address: str | None, pictures: str) -> str:
     channels, height, width = config["pretrained_cfg"]["input_size"]
-    branches, record = details["branches"], details["record"]
+    record = details["record"]
     # The runtime takes the revision apart from the name; timm takes both as one.
     repo_id, _, revision = (address or "").partition("@")
     pinned = f', revision="{revision}"' if revision else ""
@@ -217,7 +218,7 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
         example,
         name=name,
         architecture=details["architecture"],
-        kind=_kind(branches, one_line(record["data"]), details["parameters"]),
+        kind=kind_of(details, one_line(record["data"]), (config.get("model_args") or {}).get("mirrored")),
         timm_name=f"hf-hub:{address}" if address else "local-dir:.",
         where="" if address else " Run them, and what follows, in this folder.",
         imports="import onnxruntime as ort" + ("\nfrom huggingface_hub import hf_hub_download" if address else ""),
@@ -229,22 +230,6 @@ def _body(details: Mapping[str, Any], config: Mapping[str, Any], name: str, addr
         measured=table(("metric", "value"), _measurements(details)),
         uncertainty=uncertainty_section(details, example),
         training=table(("option", "value"), options_of(record)),
-    )
-
-
-def _kind(branches: int, data: str, parameters: Mapping[str, int]) -> str:
-    """Return what the network is: plain, one whose branches share their weights, or one whose branches do not."""
-    if branches == 1:
-        return f"convolutional network, trained on {data}. It has one branch, so it is the plain network."
-    if parameters["shared"] == parameters["folded"]:
-        return (
-            f"convolutional network of {branches} branches, trained on {data}. Every branch has weights of its own, in "
-            "plain grouped\nconvolutions."
-        )
-    return (
-        f"calibrated convolutional network, trained on {data}. In every layer {branches} branches share one weight w;\n"
-        "branch k convolves with the effective kernel R_k * w. In `onnx/model.onnx` R is folded into plain grouped "
-        "convolutions."
     )
 
 

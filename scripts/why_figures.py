@@ -32,6 +32,7 @@ SHORT = (
     "K=2, joint",
     "K=2, joint, one sees the mirror image",
     "K=4, joint",
+    "K=4, joint, two see the mirror image",
     "K=8, joint",
     "plain, taught by ensemble of 4 plain networks, average of the weights",
     "ensemble of 2 plain networks",

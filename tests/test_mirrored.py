@@ -24,7 +24,7 @@ from ccnn_zoo.convert import chosen_branches
 from ccnn_zoo.detection import create_detector
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.export import to_onnx
-from ccnn_zoo.train import load_data
+from ccnn_zoo.train import Recipe, load_data, train
 
 THIN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
 GEOMETRIES = [{}, {"stride": 2, "padding": 1}, {"padding": (0, 2), "bias": True}, {"dilation": 2, "stride": (1, 2)}]
@@ -151,12 +151,65 @@ def test_what_mirror_images_make_no_sense_for_is_refused():
         ccnn_zoo.calibrate(plain(name="resnet18"), branches=2, mixing="dense", mirrored=[1])
     with pytest.raises(ConfigurationError, match="shared_input=True"):
         ccnn_zoo.CalibratedConv2d(3, 4, 3, branches=2, mirrored=[1])
-    with pytest.raises(CalibrationError, match=r"\(Conv2dSame\) pads an image more on one side"):
+    with pytest.raises(CalibrationError, match=r"\(Conv2dSame\) has no form of which branches see the mirror"):
         ccnn_zoo.calibrate(plain(name="tf_mobilenetv3_small_minimal_100"), branches=2, mirrored=[1])
     with pytest.raises(ConfigurationError, match="leave mirrored out"):
         create_detector("ccnn_resnet18", num_classes=1, backbone_kwargs={"mirrored": [1]})
     with pytest.raises(ConfigurationError, match="at least 1 networks, got 0"):
         ccnn_zoo.deep_ensemble([], mirrored=True)
+
+
+def test_a_branch_that_sees_the_mirror_image_is_never_taken_for_one_that_does_not(tmp_path):
+    both = ccnn_zoo.calibrate(plain(name="resnet18"), branches=2, mirrored=[1])
+    first, second = ccnn_zoo.split(both).branches
+    record = TrainingRecord("pictures", 0, 1)
+    save_checkpoint(tmp_path / "first.safetensors", first, record)
+    with pytest.raises(ConfigurationError, match="it is a branch that sees the mirror image"):
+        save_checkpoint(tmp_path / "second.safetensors", second, record)
+    assert not (tmp_path / "second.safetensors").exists()
+    part = chosen_branches(both, [1])
+    for joined in (lambda: ccnn_zoo.calibrate(part, branches=2), lambda: ccnn_zoo.deep_ensemble([part], mirrored=True)):
+        with pytest.raises(ConfigurationError, match="is a branch that sees the mirror image; take the network"):
+            joined()
+    save_checkpoint(tmp_path / "part.safetensors", part, record)  # which says what it sees
+    again, _ = load_checkpoint(tmp_path / "part.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(again(pictures()), both.forward_branches(pictures())[1], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_other_views_start_no_training_and_no_detector(tmp_path):
+    mirrored = calibrated(2, [1], num_classes=10, in_chans=1)
+    mirrored.pretrained_cfg = {**mirrored.pretrained_cfg, "label_names": list("0123456789")}
+    save_checkpoint(tmp_path / "start.safetensors", mirrored, TrainingRecord("digits", 0, 1))
+    kwargs = {name: list(value) for name, value in THIN.items()}
+    settings = {**Recipe.load("digits").to_dict(), "branches": 2, "epochs": 1}
+    settings["start_from"] = str(tmp_path / "start.safetensors")
+    with pytest.raises(ConfigurationError, match=r"has mirrored=\[1\], the recipe's network mirrored=\[\]"):
+        train(Recipe.from_mapping({**settings, "model_kwargs": kwargs}), tmp_path / "refused", progress=False)
+    with pytest.raises(ConfigurationError, match=r"backbone_weights has mirrored=\[1\]"):
+        create_detector(
+            "ccnn_resnet18_cifar",
+            num_classes=1,
+            branches=2,
+            backbone_kwargs=kwargs,
+            backbone_weights=calibrated(2, [1]),
+        )
+
+
+def test_what_treats_left_and_right_differently_is_named():
+    class Lopsided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(self.pad(x)).mean((2, 3)))
+
+    ccnn_zoo.calibrate(Lopsided(), branches=2)
+    with pytest.raises(CalibrationError, match=r"pad .* treats left and right of the image differently"):
+        ccnn_zoo.calibrate(Lopsided(), branches=2, mirrored=[1])
 
 
 def _train(folder: Path, flip: float) -> None:

@@ -156,8 +156,7 @@ def calibrated_conv(
     mirrored = options.mirrored if shared_input else ()
     if mirrored and layer is CalibratedConv2dSame:
         raise CalibrationError(
-            f"{name} ({type(conv).__name__}) pads an image more on one side than on the other, so branches cannot see "
-            "the mirror image; leave mirrored out"
+            f"{name} ({type(conv).__name__}) has no form of which branches see the mirror image; leave mirrored out"
         )
     # On the meta device first: nothing is allocated or initialised that the given weight then replaces.
     calibrated = layer(

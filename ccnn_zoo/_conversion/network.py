@@ -144,6 +144,8 @@ def have_branches(model: nn.Module, chosen: Sequence[int]) -> None:
     scale_declared_widths(model, lambda width: width // before.branches * count)
     mirrored = [new for new, old in enumerate(chosen) if old in before.mirrored]
     model.conversion = replace(before, branches=count, mirrored=mirrored)
+    if vars(model).pop("mirrored", None) is not None and mirrored:
+        model.mirrored = mirrored
     for module in model.modules():
         if isinstance(module, Mixin) and "branches" in vars(module):
             module.branches = count

@@ -28,8 +28,8 @@ class ConversionOptions:
         mirrored: numbers of the branches that see the mirror image, left and right exchanged; the others see the image.
             For classifiers with grouped mixing that learned from mirrored images too; feature maps of such a branch
             are mirrored.
-        diversity: how far R starts from uniform: 0 (equal R_k, which leaves all branches identical for ever) to 1 (the
-            paper's random R).
+        diversity: how far R starts from uniform: 0 (equal R_k, which leaves branches that see the same identical for
+            ever) to 1 (the paper's random R).
         rescale: multiply w by K, so that H_k keeps the scale of the given weights. Networks without normalisation are
             always rescaled: nothing else would keep their activations from shrinking K-fold at every layer. False
             says that the weights are a fresh random start; with dense mixing all slices but the first are then

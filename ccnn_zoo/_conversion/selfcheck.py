@@ -34,6 +34,10 @@ _MIXED = (
     "mixes the channels of different branches (does it concatenate, split, shuffle, normalise or attend over "
     "channels?), so it cannot be calibrated"
 )
+_LOPSIDED = (
+    "treats left and right of the image differently before a convolution reads it, so branches cannot see the mirror "
+    "image; leave mirrored out"
+)
 
 
 @usual_settings()
@@ -140,7 +144,8 @@ def _check_branches_apart(probe: Probe, calibrated: nn.Module, options: Conversi
         if not alike or not all(map(holds, tensors, zip(*separate, strict=True))):
             # What goes in wrong was made wrong by the code around it.
             parent = name.rpartition(".")[0] if entering else name
-            raise CalibrationError(f"{_describe(calibrated, parent)} {_MIXED}")
+            one_for_all = alike and options.mirrored and tensors and tensors[0].shape == separate[0][0].shape
+            raise CalibrationError(f"{_describe(calibrated, parent)} {_LOPSIDED if one_for_all else _MIXED}")
         if entering or len(tensors) != 1 or tensors[0].shape == separate[0][0].shape:
             return None
         # Go on from the separate networks' own output: rounding errors do not pile up over the layers.

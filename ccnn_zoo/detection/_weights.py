@@ -70,6 +70,11 @@ def load_classifier(backbone: DetectorBackbone, classifier: nn.Module, mixing: s
             f"backbone_weights has branches={branches}, the detector branches={backbone.branches}; give both the same, "
             "or weights of a plain network"
         )
+    if isinstance(classifier, CalibratedNetwork) and classifier.conversion.mirrored:
+        raise ConfigurationError(
+            f"backbone_weights has mirrored={list(classifier.conversion.mirrored)}: a detector's branches see "
+            "no mirror images; give weights of a network without"
+        )
     # timm's feature extractors join the first two levels of a name, features.0 becomes features_0; or hold a model.
     given = {_joined(name): tensor for name, tensor in classifier.state_dict().items()}
     weights = {name: given.get(_joined(name.removeprefix("model."))) for name in backbone.body.state_dict()}

@@ -62,7 +62,7 @@ def arguments_of_weights(file: str) -> dict[str, Any]:
         file: of :func:`shipped_cfg`.
     """
     made = _config(file)["model_args"]
-    return {key: made[key] for key in ("branches", "merge", "folded") if key in made}
+    return {key: made[key] for key in ("branches", "merge", "mixing", "mirrored", "folded") if key in made}
 
 
 def _config(path: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _check_flipped(records: Mapping[str, TrainingRecord]) -> None:
         if not record.recipe.get("flip"):
             raise ConfigurationError(
                 f"{source} was trained without mirrored pictures (flip=0), so it does not know mirror images. "
-                "Leave mirrored out, or train with --set flip=0.5 if your classes look alike in the mirror"
+                "Leave mirrored (--mirrored) out, or train with --set flip=0.5 if your classes look alike in the mirror"
             )
 
 

@@ -32,6 +32,12 @@ def load_start(model: nn.Module, source: str, diversity: float = FINE_TUNED["div
     trained = _trained(source, model.in_chans)
     if is_plain(trained) and not is_plain(model):
         trained = calibrate(trained, **{**model.conversion.architecture(), "diversity": diversity})
+    seen = [list(each.conversion.mirrored) if isinstance(each, CalibratedNetwork) else [] for each in (model, trained)]
+    if seen[0] != seen[1]:
+        raise ConfigurationError(
+            f"start_from={source!r} has mirrored={seen[1]}, the recipe's network mirrored={seen[0]}; give it the same "
+            "in model_kwargs"
+        )
     own, given = model.state_dict(), trained.state_dict()
     if model.pretrained_cfg.get("label_names") != trained.pretrained_cfg.get("label_names"):
         head = f"{model.pretrained_cfg['classifier']}."

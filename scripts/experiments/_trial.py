@@ -29,6 +29,7 @@ from ._scores import scores
 
 OUTPUTS = "outputs.safetensors"
 AVERAGED = ", average of the weights"
+CASCADE = ", as a cascade"
 _IMAGES_OF_STATISTICS = 12_800
 
 
@@ -139,9 +140,8 @@ class MirroredCascade(Mirrored):
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Finish the trial of both branches, then let the first decide whether the second is asked."""
-        both = finish(
-            Mirrored(self.recipe, self.network, self.elsewhere, self.row, self.decay, self.plain), folder.parent
-        )
+        row = self.row.removesuffix(CASCADE)
+        both = finish(Mirrored(self.recipe, self.network, self.elsewhere, row, self.decay, self.plain), folder.parent)
         if "diverged" in both.measured:
             return both.measured
         tensors = load_file(both.folder / OUTPUTS)
