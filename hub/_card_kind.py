@@ -18,8 +18,8 @@ def kind_of(details: Mapping[str, Any], data: str, mirrored: Sequence[int] | Non
     if mirrored:
         numbers = ", ".join(map(str, mirrored))
         return (
-            f"convolutional network, trained on {data}. Its branches are numbered from 0 to {branches - 1}.\nThe mirror "
-            f"image of a picture is seen by: {numbers}. Weights that two branches have in\ncommon may be counted twice "
+            f"convolutional network, trained on {data}. Its branches are numbered from 0 to {branches - 1}.\nThe "
+            f"mirror image of a picture is seen by: {numbers}. Weights that two branches have in\ncommon may be counted twice "
             "below."
         )
     if branches == 1:
