@@ -18,8 +18,8 @@ def kind_of(details: Mapping[str, Any], data: str, mirrored: Sequence[int] | Non
     if mirrored:
         numbers = ", ".join(map(str, mirrored))
         return (
-            f"convolutional network of {branches} branches, trained on {data}.\nBranches {numbers}, counted from 0, see "
-            "the mirror image of a picture, the others the picture. Weights that two branches\nhave in common may be "
+            f"convolutional network of {branches} branches, trained on {data}.\nBranches {numbers}, counted from 0, "
+            "see the mirror image of a picture, the others the picture. Weights that two\nbranches have in common may be "
             "counted twice below."
         )
     if branches == 1:
