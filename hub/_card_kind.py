@@ -18,9 +18,9 @@ def kind_of(details: Mapping[str, Any], data: str, mirrored: Sequence[int] | Non
     if mirrored:
         numbers = ", ".join(map(str, mirrored))
         return (
-            f"convolutional network of {branches} branches, trained on {data}.\nBranches {numbers}, counted from 0, "
-            "see the mirror image of a picture, the others the picture. Weights that two\nbranches have in common may be "
-            "counted twice below."
+            f"convolutional network of {branches} branches, trained on {data}.\n"
+            f"Branches {numbers}, counted from 0, see the mirror image of a picture, the others the picture.\n"
+            "Weights that two branches have in common may be counted twice below."
         )
     if branches == 1:
         return f"convolutional network, trained on {data}. It has one branch, so it is the plain network."
