@@ -248,7 +248,11 @@ def test_a_cascade_asks_the_other_members_where_the_first_is_in_doubt(plan):
     assert said["test"].branches is None
     whole = ROWS["ensemble of 2 plain networks"].make(plan, 0)
     assert whole._said({"test": both}) == ({"test": both}, 1.0)
-    assert key_of(whole.settings()) != key_of(cell.settings())
+
+
+def test_no_two_rows_are_one_cell(plan):
+    keys = {label: key_of(row.make(plan, 0).settings()) for label, row in ROWS.items()}
+    assert len({*keys.values()}) == len(keys), keys
 
 
 @pytest.mark.slow

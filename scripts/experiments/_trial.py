@@ -193,8 +193,10 @@ class Ensemble:
         return f"{self.row} seed{self.members[0].recipe.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the first member, and how many there are."""
-        return {**self.members[0].settings(), "cell": "ensemble", "members": len(self.members)}
+        """Return the settings of the first member, how many there are, and of what kind, if not plain trials."""
+        first = self.members[0].settings()
+        kind = {} if first["cell"] == "trial" else {"member_cell": first["cell"]}
+        return {**first, **kind, "cell": "ensemble", "members": len(self.members)}
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train the members that are not trained, and score what they say together."""
