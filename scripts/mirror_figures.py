@@ -16,7 +16,7 @@ import torch
 from bench_machine import machine
 from documents import write
 from experiments._document import table
-from experiments._scores import scores
+from experiments._scores import mean_prediction, scores
 from real_data import real_data
 from torch import Tensor, nn
 
@@ -57,12 +57,12 @@ def _rows(name: str, networks: list[nn.Module], images: Tensor, targets: Tensor)
     """Return the lines of some networks together, without and with mirror images."""
     count = len(networks)
     twice = ccnn_zoo.deep_ensemble(networks, mirrored=True)
-    branches = _said(twice, images)
-    once, both = (each.logsumexp(0) - torch.tensor(float(len(each))).log() for each in (branches[:count], branches))
-    wrong = [(each.argmax(1) != targets).double() for each in (once, both)]
+    branches, classes = [*_said(twice, images).numpy()], targets.numpy()
+    said = [mean_prediction(branches[:count]), mean_prediction(branches)]
+    wrong = [(each.argmax(1) != classes).astype(float) for each in said]
     gain = wrong[1] - wrong[0]
-    figures = [scores(each.numpy(), targets.numpy()) for each in (once, both)]
-    spread = 100 * float(gain.std() / len(gain) ** 0.5)
+    figures = [scores(each, classes) for each in said]
+    spread = 100 * float(gain.std(ddof=1) / len(gain) ** 0.5)
     return [
         [name, f"{count} x", f"{figures[0]['error_percent']:.2f}", "", f"{figures[0]['nll']:.3f}"],
         [

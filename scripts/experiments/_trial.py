@@ -144,9 +144,7 @@ class MirroredCascade(Mirrored):
         both = finish(Mirrored(self.recipe, self.network, self.elsewhere, row, self.decay, self.plain), folder.parent)
         if "diverged" in both.measured:
             return both.measured
-        tensors = load_file(both.folder / OUTPUTS)
-        names = dict.fromkeys(key.partition("/")[0] for key in tensors)
-        found, share = cascaded({name: from_arrays(tensors, name) for name in names}, 2)
+        found, share = cascaded(written_outputs(both.folder), 2)
         return {**both.measured, **of_outputs(found), "multiply_adds": round(share * both.measured["multiply_adds"])}
 
 
@@ -204,9 +202,8 @@ class Ensemble:
         diverged = [r.measured["diverged"] for r in records if "diverged" in r.measured]
         if diverged:
             return {**records[0].measured, "diverged": diverged[0]}
-        tensors = [load_file(record.folder / OUTPUTS) for record in records]
-        names = dict.fromkeys(key.partition("/")[0] for key in tensors[0])
-        found = {name: mixed([from_arrays(each, name) for each in tensors]) for name in names}
+        alone = [written_outputs(record.folder) for record in records]
+        found = {name: mixed([each[name] for each in alone]) for name in alone[0]}
         found, share = self._said(found)
         totals = ("trained_parameters", "deployed_parameters", "multiply_adds", "seconds")
         losses = [record.measured["train"]["loss"] for record in records]
@@ -260,6 +257,12 @@ def cascaded(together: dict[str, Outputs], count: int) -> tuple[dict[str, Output
         for name, each in together.items()
     }
     return said, first + (1 - first) * float(doubted["test"].double().mean())
+
+
+def written_outputs(folder: Path) -> dict[str, Outputs]:
+    """Return what a finished trial said of validation, test and other images, by their names."""
+    tensors = load_file(folder / OUTPUTS)
+    return {name: from_arrays(tensors, name) for name in dict.fromkeys(key.partition("/")[0] for key in tensors)}
 
 
 def of_outputs(found: dict[str, Outputs]) -> dict[str, Any]:
