@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,29 @@ def test_a_public_name_without_an_entry_is_named(make_site):
 def test_every_public_module_has_a_page(make_site):
     pages = {path.stem for path in (SCRIPT.parents[1] / "docs" / "api").glob("*.rst")}
     assert {name.rpartition(".")[2] for name in make_site.public_modules()} <= pages
+
+
+API = SCRIPT.parents[1] / "docs" / "api"
+
+
+def listed() -> list[str]:
+    """The names that the pages of the interface name one by one."""
+    pages = "\n".join(page.read_text() for page in sorted(API.glob("*.rst")))
+    return re.findall(r"^\.\. autodata:: (\S+)$", pages, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", listed())
+def test_what_a_page_of_the_interface_names_exists(name):
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_every_public_constant_is_named_by_a_page_of_the_interface(make_site):
+    """Sphinx finds classes, functions and modules by their docstrings; it must be told of the rest."""
+    constants = {
+        f"{module}.{name}"
+        for module in make_site.public_modules()
+        for name, value in make_site.public_names(module)
+        if not (inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value))
+    }
+    assert constants - set(listed()) == set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ._branches import (
     FEATURE_MERGES,
-    FORMER,
     MERGES,
     MIXINGS,
     BranchConv2d,
@@ -21,7 +20,6 @@ from ._views import MirroringConv2d, check_mirrored
 
 __all__ = [
     "FEATURE_MERGES",
-    "FORMER",
     "MERGES",
     "MIXINGS",
     "BranchConv2d",

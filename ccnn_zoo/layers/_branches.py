@@ -20,8 +20,6 @@ MERGES = (*FEATURE_MERGES, "probability")
 """How branches meet before or, with ``"probability"``, behind the classifier."""
 MIXINGS = ("grouped", "dense")
 """Which features a branch reads: its own, or those of all branches."""
-FORMER = {"input_scale": ("none",), "scaled_layers": ("first", "all")}
-"""Options of earlier versions, by the values that changed nothing, which stand in checkpoints of then."""
 
 
 def check_branches(branches: int) -> int:
