@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from shlex import quote
 
 from documents import replacing, write
 
@@ -69,8 +70,9 @@ def measured_again(checkpoint: Path) -> TrainingRecord:
 
 
 def differences(record: TrainingRecord, plain: TrainingRecord) -> list[str]:
-    """Return the settings in which a plain network differs from a run, but for branches and member."""
-    wanted = {**record.recipe, "branches": 1, "epochs": record.epochs}
+    """Return the settings in which a plain network differs from a run, but for branches, what they see, and member."""
+    network = {name: value for name, value in record.recipe["model_kwargs"].items() if name != "mirrored"}
+    wanted = {**record.recipe, "branches": 1, "epochs": record.epochs, "model_kwargs": network}
     found = {**plain.recipe, "epochs": plain.epochs}
     return [name for name in wanted if wanted[name] != found.get(name) and name not in ("merge", "member")]
 
@@ -111,12 +113,14 @@ def card(
     if members:
         errors = ", ".join(f"{member.metrics['test_error_percent']:.2f} %" for member in members)
         plain += f"\n| test errors of its members alone | {errors} |"
+    views = recipe["model_kwargs"].get("mirrored", ())
+    seen = f", of which {len(views)} see{'s' * (len(views) == 1)} the mirror image" if views else ""
     return f"""\
 # {args.name}
 
 | what | value |
 |---|---|
-| network | `{architecture}`, K={recipe["branches"]}, merge {recipe["merge"]} |
+| network | `{architecture}`, K={recipe["branches"]}{seen}, merge {recipe["merge"]} |
 | data | {record.data} |
 | test error | {record.metrics["test_error_percent"]:.2f} % |
 | test loss | {record.metrics["test_loss"]:.4f} |{plain}
@@ -139,7 +143,7 @@ def changes(run: Recipe, packaged: Recipe) -> list[str]:
     usual = packaged.decisive()
     changed = {name: value for name, value in run.decisive().items() if value != usual.get(name) and name != "data"}
     named = [f"--{name} {changed.pop(name)}" for name in ("branches", "epochs", "seed") if name in changed]
-    return named + [f"--set {name}={json.dumps(value)}" for name, value in changed.items()]
+    return named + [f"--set {quote(f'{name}={json.dumps(value)}')}" for name, value in changed.items()]
 
 
 if __name__ == "__main__":
