@@ -15,7 +15,7 @@ from ccnn_zoo.checkpoint import TrainingRecord
 from ccnn_zoo.train import Recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import ship_checkpoint  # noqa: E402
+import ship_checkpoint
 
 PLAIN = Recipe.load("cifar10_cpu")
 MIRRORED = replace(PLAIN, branches=2, model_kwargs={"mirrored": [1]})
