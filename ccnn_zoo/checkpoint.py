@@ -113,6 +113,7 @@ def load_checkpoint(path: str | os.PathLike[str], into: nn.Module | None = None)
         )
     if into is not None:
         check_same_tensors(into.state_dict(), weights)
+        _check_same_branches(into, texts["config"])
         into.load_state_dict(weights)
     try:
         record = read_record(texts["record"])
@@ -239,6 +240,25 @@ def config_json(model: nn.Module) -> str:
         text = path.read_text()
     checked(json.loads(text).get("model_args", {}), ARGUMENTS, "a checkpoint")  # or nobody could load it
     return text
+
+
+def _check_same_branches(into: nn.Module, config: str) -> None:
+    """Refuse weights of branches that see other views or meet otherwise, which the shapes of tensors do not tell.
+
+    Raises:
+        ConfigurationError: names in what they differ.
+    """
+    if not isinstance(into, CalibratedNetwork):
+        return
+    made = parsed(config, "its configuration").get("model_args")
+    of_file, given = made if isinstance(made, dict) else {}, into.conversion.architecture()
+    usual = {"mirrored": [], "merge": given["merge"]}
+    for name, value in usual.items():
+        if of_file.get(name, value) != given.get(name, value) and (name == "mirrored" or given["branches"] > 1):
+            raise ConfigurationError(
+                f"the checkpoint is of a network with {name}={of_file.get(name, value)!r}, the one that is to have its "
+                f"weights has {name}={given.get(name, value)!r}; build that with the same"
+            )
 
 
 def _are_all(values: object, kind: type | tuple[type, ...]) -> bool:

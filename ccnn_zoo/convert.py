@@ -39,7 +39,9 @@ def calibrate(
 
     By default the copy computes the same function as ``model``: R_k = 1/K and w is K times the given weight, so
     that every effective kernel equals it. All branches are then identical, and stay so: give a ``diversity``
-    above 0 before fine-tuning. With ``mirrored`` the copy gives the mean over an image and its mirror image.
+    above 0 before fine-tuning. With ``mirrored`` the copy gives the mean over an image and its mirror image, if
+    branches meet by their mean and in the last layer; where a hidden layer merges them, what follows reads the mean of
+    what the two have there.
 
     What is not a module (concatenating, splitting, shuffling or attending over channels in a ``forward``) cannot be
     seen in the network. So calibrating runs it: on a small random input, with weights and statistics drawn at
@@ -110,7 +112,8 @@ def plain_form(model: nn.Module) -> nn.Module:
 def fold(model: nn.Module) -> nn.Module:
     """Return a plain copy of a calibrated network: no ``CalibratedConv2d``, no R, the same outputs to the bit.
 
-    Every calibrated convolution becomes one grouped ``nn.Conv2d`` with the effective kernels. ``model`` is left
+    Every calibrated convolution becomes one grouped ``nn.Conv2d`` with the effective kernels; where branches see the
+    mirror image, those that read the image become a :class:`~ccnn_zoo.layers.MirroringConv2d`. ``model`` is left
     untouched. The outputs are bit-identical in eval mode; compare in eval mode, or batch normalisation differs.
 
     Args:
@@ -168,9 +171,11 @@ def deep_ensemble(
 
     Raises:
         ConfigurationError: they differ in more than their weights (shapes, preprocessing, class names), have no
-            classifier, or have several branches already; or there are too few.
+            classifier, or have several branches already; or there are too few, or ``mirrored`` is no truth value.
         CalibrationError: the architecture has no form with branches; names the module and why.
     """
+    if not isinstance(mirrored, bool):  # elsewhere the word names branches
+        raise ConfigurationError(f"mirrored must be True or False for an ensemble, got {mirrored!r}")
     if len(networks) < (least := 1 if mirrored else 2):
         raise ConfigurationError(
             f"an ensemble has at least {least} networks, got {len(networks)} (or at least 1, with mirror images: "
@@ -202,7 +207,8 @@ def _plain_member(network: nn.Module, number: int) -> nn.Module:
 def split(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> Split:
     """Return K plain networks, one for each branch of a calibrated network, and what merges their outputs.
 
-    Network k holds the effective kernels H_k in plain ``nn.Conv2d``, and what the normalisation layers have for branch
+    Network k holds the effective kernels H_k in plain ``nn.Conv2d`` (a :class:`~ccnn_zoo.layers.MirroringConv2d` where
+    branch k reads the mirror image), and what the normalisation layers have for branch
     k; of what :func:`calibrate` made it has the plain class again. It ends where the branches meet: before the
     classifier, which ``merge`` of the result holds. Called with images, the result gives what ``model`` gives; in eval
     mode, or batch normalisation and dropout differ. It is tried on two random images before it is returned.

@@ -14,23 +14,31 @@ def kind_of(details: Mapping[str, Any], data: str, mirrored: Sequence[int] | Non
         data: what it was trained on, in one line.
         mirrored: numbers of the branches that see the mirror image.
     """
+    return _network(details, data, bool(mirrored)) + (_views(mirrored) if mirrored else "")
+
+
+def _network(details: Mapping[str, Any], data: str, mirrored: bool) -> str:
     branches, parameters = details["branches"], details["parameters"]
-    if mirrored:
-        numbers = ", ".join(map(str, mirrored))
-        return (
-            f"convolutional network of {branches} branches, trained on {data}.\n"
-            f"Branches {numbers}, counted from 0, see the mirror image of a picture, the others the picture.\n"
-            "Weights that two branches have in common may be counted twice below."
-        )
     if branches == 1:
         return f"convolutional network, trained on {data}. It has one branch, so it is the plain network."
-    if parameters["shared"] == parameters["folded"]:
+    if parameters["shared"] != parameters["folded"]:
         return (
-            f"convolutional network of {branches} branches, trained on {data}. Every branch has weights of its own, in "
-            "plain grouped\nconvolutions."
+            f"calibrated convolutional network, trained on {data}. In every layer {branches} branches share one weight "
+            "w;\nbranch k convolves with the effective kernel R_k * w. In `onnx/model.onnx` R is folded into plain "
+            "grouped convolutions."
+        )
+    if mirrored:
+        return (
+            f"convolutional network of {branches} branches, trained on {data}, in plain grouped convolutions.\n"
+            "A network that sees the picture and its mirror image is two branches, and counts twice below."
         )
     return (
-        f"calibrated convolutional network, trained on {data}. In every layer {branches} branches share one weight w;\n"
-        "branch k convolves with the effective kernel R_k * w. In `onnx/model.onnx` R is folded into plain grouped "
-        "convolutions."
+        f"convolutional network of {branches} branches, trained on {data}. Every branch has weights of its own, in "
+        "plain grouped\nconvolutions."
     )
+
+
+def _views(mirrored: Sequence[int]) -> str:
+    *others, last = map(str, mirrored)
+    which = f"branches {', '.join(others)} and {last} see" if others else f"branch {last} sees"
+    return f"\nCounted from 0, {which} the mirror image of a picture."

@@ -24,6 +24,7 @@ from ccnn_zoo.convert import chosen_branches
 from ccnn_zoo.detection import create_detector
 from ccnn_zoo.errors import CalibrationError, ConfigurationError
 from ccnn_zoo.export import to_onnx
+from ccnn_zoo.hub._card_kind import kind_of
 from ccnn_zoo.train import Recipe, load_data, train
 
 THIN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
@@ -75,6 +76,18 @@ def test_a_network_that_one_has_gives_the_mean_of_an_image_and_its_mirror_image(
         torch.testing.assert_close(both(images), sum(separate) / 2, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(both.forward_branches(images), torch.stack(separate), rtol=1e-4, atol=1e-5)
         assert torch.equal(ccnn_zoo.fold(both)(images), both(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "repvgg_a0"])  # the image is read by one convolution, and by two
+def test_one_branch_may_see_the_mirror_image_alone(name, tmp_path):
+    alone, images = plain(name=name), pictures()
+    mirrored = ccnn_zoo.calibrate(alone, branches=1, mirrored=[0])
+    save_checkpoint(tmp_path / "one.safetensors", mirrored, TrainingRecord("pictures", 0, 1))
+    with torch.no_grad():
+        wanted = alone(in_the_mirror(images))
+        torch.testing.assert_close(mirrored(images), wanted, rtol=1e-4, atol=1e-5)
+        again, _ = load_checkpoint(tmp_path / "one.safetensors")
+        torch.testing.assert_close(again(images), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_branches_of_different_kernels_say_alone_what_they_say_together():
@@ -208,8 +221,88 @@ def test_what_treats_left_and_right_differently_is_named():
             return self.head(self.conv(self.pad(x)).mean((2, 3)))
 
     ccnn_zoo.calibrate(Lopsided(), branches=2)
-    with pytest.raises(CalibrationError, match=r"pad .* treats left and right of the image differently"):
-        ccnn_zoo.calibrate(Lopsided(), branches=2, mirrored=[1])
+    for branches, mirrored in ((2, [1]), (1, [0])):
+        with pytest.raises(CalibrationError, match=r"pad .* treats left and right of the image differently"):
+            ccnn_zoo.calibrate(Lopsided(), branches=branches, mirrored=mirrored)
+
+
+class Own(nn.Module):
+    """A network with attributes that are called as options are, which reads them."""
+
+    def __init__(self, beside: str = "") -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.mirrored, self.branches, self.merge, self.beside = True, 3, "sum", beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.beside == "mean":
+            x = x - self.pool(x)[:, :, None, None]
+        y = self.conv(x).relu() * self.branches
+        if self.beside == "image":
+            y = y * x.mean(1, keepdim=True)
+        return self.head(y.mean((2, 3)) * (2 if self.mirrored and self.merge == "sum" else 1))
+
+
+@pytest.mark.parametrize("mirrored", [[], [1]])
+def test_attributes_of_ones_own_stay(mirrored):
+    alone, images = randomize(Own(), 0).eval(), pictures()
+    both = ccnn_zoo.calibrate(alone, branches=2, mirrored=mirrored)
+    for network in (both, *ccnn_zoo.split(both).branches, chosen_branches(both, [0])):
+        assert (network.mirrored, network.branches, network.merge) == (True, 3, "sum")
+    with torch.no_grad():
+        torch.testing.assert_close(chosen_branches(both, [0])(images), alone(images), rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_mirror_changes_may_stand_before_a_convolution():
+    alone, images = randomize(Own("mean"), 0).eval(), pictures()
+    with torch.no_grad():
+        wanted = (alone(images) + alone(in_the_mirror(images))) / 2
+        both = ccnn_zoo.calibrate(alone, branches=2, mirrored=[1])
+        torch.testing.assert_close(both(images), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_that_is_read_beside_a_convolution_is_named_as_the_reason():
+    ccnn_zoo.calibrate(Own("image"), branches=2)
+    with pytest.raises(CalibrationError, match="it may do so without mirrored"):
+        ccnn_zoo.calibrate(Own("image"), branches=2, mirrored=[1])
+
+
+@pytest.mark.parametrize(("option", "value"), [("mirrored", [1]), ("merge", "max")])
+def test_weights_are_not_loaded_into_a_network_of_other_branches(option, value, tmp_path):
+    source = plain(branches=2, **{option: value})
+    save_checkpoint(tmp_path / "a.safetensors", source, TrainingRecord("pictures", 0, 1))
+    other = plain(1, branches=2)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ConfigurationError, match=f"of a network with {option}="):
+        load_checkpoint(tmp_path / "a.safetensors", into=other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    same = plain(1, branches=2, **{option: value})
+    load_checkpoint(tmp_path / "a.safetensors", into=same)
+    assert torch.equal(same(pictures()), source(pictures()))
+
+
+@pytest.mark.parametrize(
+    ("shared", "mirrored", "said"),
+    [
+        (10, [1], ["branch k convolves with", "branch 1 sees the mirror image"]),
+        (19, [1], ["is two branches, and counts twice below", "branch 1 sees"]),
+        (19, [0, 1, 2], ["branches 0, 1 and 2 see the mirror image"]),
+        (19, None, ["Every branch has weights of its own"]),
+    ],
+)
+def test_a_card_says_what_the_branches_are_and_what_they_see(shared, mirrored, said):
+    details = {"branches": 3, "parameters": {"shared": shared, "folded": 19}}
+    text = kind_of(details, "pictures", mirrored)
+    assert all(words in text for words in said)
+    assert ("Every branch has weights of its own" in text) == (mirrored is None)
+    assert ("calibrated" in text) == (shared == 10)
+
+
+@pytest.mark.parametrize("mirrored", [[1], [True], "yes", 1, None])
+def test_an_ensemble_is_asked_for_mirror_images_by_a_truth_value(mirrored):
+    with pytest.raises(ConfigurationError, match="mirrored must be True or False for an ensemble"):
+        ccnn_zoo.deep_ensemble([plain(), plain(1)], mirrored=mirrored)
 
 
 def _train(folder: Path, flip: float) -> None:
@@ -237,3 +330,6 @@ def test_the_command_takes_one_network_that_knows_mirror_images(tmp_path):
     assert run.returncode != 0
     assert "without mirrored pictures (flip=0)" in " ".join(run.stderr.split())
     assert not (tmp_path / "neither").exists()
+    run = ccnn("ensemble", knows, knows, "--mirrored", "-o", tmp_path / "neither")
+    assert run.returncode != 0
+    assert "is given twice" in " ".join(run.stderr.split())

@@ -25,6 +25,9 @@ WEIGHTS = frozenset(
 )
 
 
+SAID = ("branches", "merge", "mixing")
+"""Options that a calibrated network has as attributes too, where the plain one has nothing of that name."""
+
 UNNAMED: dict[str, Any] = {"label_names": [], "label_descriptions": None}
 """timm's names of the classes, for a classifier that has learned none: not None, which may stand for ImageNet's."""
 
@@ -133,9 +136,8 @@ def become_calibrated(model: nn.Module, options: ConversionOptions) -> None:
     model.conversion = options
     if hasattr(model, "_model_args"):  # timm's record of how it was made
         model._model_args = {**model._model_args, **options.architecture()}
-    for name, value in options.architecture().items():
-        if name in vars(model) or not hasattr(model, name):  # a network of others may have a module of this name
-            setattr(model, name, value)
+    for name in vars(model).setdefault("_said", tuple(name for name in SAID if not hasattr(model, name))):
+        setattr(model, name, getattr(options, name))
 
 
 def have_branches(model: nn.Module, chosen: Sequence[int]) -> None:
@@ -144,10 +146,8 @@ def have_branches(model: nn.Module, chosen: Sequence[int]) -> None:
     scale_declared_widths(model, lambda width: width // before.branches * count)
     mirrored = [new for new, old in enumerate(chosen) if old in before.mirrored]
     model.conversion = replace(before, branches=count, mirrored=mirrored)
-    if vars(model).pop("mirrored", None) is not None and mirrored:
-        model.mirrored = mirrored
     for module in model.modules():
-        if isinstance(module, Mixin) and "branches" in vars(module):
+        if isinstance(module, Mixin) and "branches" in vars(module).get("_said", vars(module)):
             module.branches = count
     if hasattr(model, "_model_args"):
         made = {"num_classes": model.num_classes, "folded": True}
@@ -167,8 +167,8 @@ def become_plain(model: nn.Module) -> None:
     if not unmix(model):
         return
     ours = model.conversion.architecture()
-    for name in ("conversion", *ours):
-        vars(model).pop(name, None)
+    for name in ("conversion", *vars(model).pop("_said")):
+        delattr(model, name)
     if timms:
         base = model._model_args["base"]
         kept = {name: value for name, value in model._model_args.items() if name not in {*ours, "base", "folded"}}

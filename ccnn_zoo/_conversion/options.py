@@ -17,8 +17,8 @@ _START = {"decides": "the first weights only"}
 class ConversionOptions:
     """How a plain network becomes a calibrated one.
 
-    ``calibrate``, the registered networks, recipes and detectors take these by name. A new option is a new field here,
-    and what acts on it.
+    ``calibrate``, the registered networks and recipes take these by name, and detectors those that make sense for them.
+    A new option is a new field here, and what acts on it.
 
     Args:
         branches: number K of branches; 1 is the plain network.
@@ -28,7 +28,8 @@ class ConversionOptions:
             through slices of w of its own. Convolutions with groups stay grouped.
         mirrored: numbers of the branches that see the mirror image, left and right exchanged; the others see the image.
             For classifiers with grouped mixing that learned from mirrored images too; feature maps of such a branch
-            are mirrored.
+            are mirrored. The exchange is where the first convolution reads: what is cropped or padded before may differ
+            by a column from a mirror image that is prepared so.
         diversity: how far R starts from uniform: 0 (equal R_k, which leaves branches that see the same identical for
             ever) to 1 (the paper's random R).
         rescale: multiply w by K, so that H_k keeps the scale of the given weights. Networks without normalisation are

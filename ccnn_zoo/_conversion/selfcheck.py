@@ -34,6 +34,10 @@ _MIXED = (
     "mixes the channels of different branches (does it concatenate, split, shuffle, normalise or attend over "
     "channels?), so it cannot be calibrated"
 )
+_BESIDE = (
+    ". Or it reads the image beside its convolutions, which branches that see the mirror image cannot: it may do so "
+    "without mirrored"
+)
 _LOPSIDED = (
     "treats left and right of the image differently before a convolution reads it, so branches cannot see the mirror "
     "image; leave mirrored out"
@@ -55,7 +59,7 @@ def checked(
     Raises:
         CalibrationError: names the module and why.
     """
-    if options.branches == 1:
+    if options.branches == 1 and not options.mirrored:
         return found
     if any(tensor.is_meta for tensor in model.parameters()):  # nothing to compute
         return traced(found, model, input_size)
@@ -144,8 +148,9 @@ def _check_branches_apart(probe: Probe, calibrated: nn.Module, options: Conversi
         if not alike or not all(map(holds, tensors, zip(*separate, strict=True))):
             # What goes in wrong was made wrong by the code around it.
             parent = name.rpartition(".")[0] if entering else name
-            one_for_all = alike and options.mirrored and tensors and tensors[0].shape == separate[0][0].shape
-            raise CalibrationError(f"{_describe(calibrated, parent)} {_LOPSIDED if one_for_all else _MIXED}")
+            one_for_all = alike and tensors and tensors[0].shape == separate[0][0].shape
+            why = (_LOPSIDED if one_for_all else _MIXED + _BESIDE) if options.mirrored else _MIXED
+            raise CalibrationError(f"{_describe(calibrated, parent)} {why}")
         if entering or len(tensors) != 1 or tensors[0].shape == separate[0][0].shape:
             return None
         # Go on from the separate networks' own output: rounding errors do not pile up over the layers.
@@ -207,11 +212,13 @@ def _tensors(tree: object) -> list[Tensor]:
 
 
 def _holds_branches(tensor: Tensor, separate: tuple[Tensor, ...], mirrored: Sequence[int]) -> bool:
-    """Tell whether ``tensor`` holds the K tensors side by side, or is the one that all of them are: the image, which
-    the branches in ``mirrored`` see mirrored."""
+    """Tell whether ``tensor`` holds the K tensors side by side, or is the one that all of them are: something that
+    no mirror changes, or the image, which the branches in ``mirrored`` see mirrored."""
     if tensor.shape == separate[0].shape:
-        seen = (part.flip(-1) if k in mirrored else part for k, part in enumerate(separate))
-        return all(_close(tensor, part) for part in seen)
+        return all(
+            _close(tensor, part) or (k in mirrored and part.ndim == 4 and _close(tensor, part.flip(-1)))
+            for k, part in enumerate(separate)
+        )
     if tensor.ndim < 2 or tensor.shape[1] != len(separate) * separate[0].shape[1]:
         return False
     return all(map(_close, tensor.chunk(len(separate), dim=1), separate))

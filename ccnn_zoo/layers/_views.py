@@ -24,7 +24,9 @@ def check_mirrored(mirrored: Sequence[int], branches: int) -> tuple[int, ...]:
     """
     numbers = list(mirrored) if isinstance(mirrored, list | tuple | range) else None
     if numbers is None or not all(map(is_integer, numbers)) or len(set(numbers)) < len(numbers):
-        raise ConfigurationError(f"mirrored must be a list of different numbers of branches, got {mirrored!r}")
+        raise ConfigurationError(
+            f"mirrored must be a list of different numbers of branches, as Python integers, got {mirrored!r}"
+        )
     if not set(numbers) <= set(range(branches)):
         raise ConfigurationError(
             f"mirrored={mirrored!r} names a branch that is not there: with branches={branches} they are "
