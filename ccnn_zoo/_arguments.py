@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ccnn_zoo._base.checks import is_integer
+from ccnn_zoo._base.former import FORMER
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import MERGES, MIXINGS
-
-FORMER = {"input_scale": ("none",), "scaled_layers": ("first", "all")}
-"""Options of earlier versions, by the values that changed nothing, which stand in checkpoints of then."""
 
 
 @dataclass(frozen=True)

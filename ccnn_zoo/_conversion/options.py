@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ccnn_zoo._arguments import FORMER
+from ccnn_zoo._base.former import FORMER
 from ccnn_zoo.errors import ConfigurationError
 from ccnn_zoo.layers import check_branches, check_diversity, check_merge, check_mirrored, check_mixing
 
