@@ -110,6 +110,17 @@ _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _K8 = _trial("K=8, joint", branches=8)
 _JOINT_MIRRORED = _trial("K=2, joint, one sees the mirror image", branches=2, model_kwargs={"mirrored": [1]})
 _FOUR_MIRRORED = _trial("K=4, joint, two see the mirror image", branches=4, model_kwargs={"mirrored": [2, 3]})
+# The same, with branches that answer alone, too.
+_MIRRORED_ALONE = tuple(
+    _trial(
+        f"K=2, {how}, one sees the mirror image",
+        branches=2,
+        merge="probability",
+        objective=objective,
+        model_kwargs={"mirrored": [1]},
+    )
+    for how, objective in (("branches", "branches"), ("half joint", 0.5))
+)
 _QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, _K2, _K2_AVERAGED, _JOINT_MIRRORED)
 _FIRST = (*_QUICKEST, _K4, _K4_AVERAGED)
 # Each with two branches, which train in half the time of four.
@@ -139,6 +150,7 @@ _SHARED_BY_OTHERS = (
 )
 _OTHERS = (
     _FOUR_MIRRORED,
+    *_MIRRORED_ALONE,
     *_TAUGHT,
     *_ENSEMBLES,
     *_WIDER,
