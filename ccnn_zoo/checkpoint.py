@@ -252,12 +252,14 @@ def _check_same_branches(into: nn.Module, config: str) -> None:
         return
     made = parsed(config, "its configuration").get("model_args")
     of_file, given = made if isinstance(made, dict) else {}, into.conversion.architecture()
-    usual = {"mirrored": [], "merge": given["merge"]}
-    for name, value in usual.items():
-        if of_file.get(name, value) != given.get(name, value) and (name == "mirrored" or given["branches"] > 1):
+    compared = {"mirrored": (of_file.get("mirrored", []), given.get("mirrored", []))}
+    if given["branches"] > 1:  # one branch meets no other
+        compared["merge"] = (of_file.get("merge", given["merge"]), given["merge"])
+    for name, (theirs, ours) in compared.items():
+        if theirs != ours:
             raise ConfigurationError(
-                f"the checkpoint is of a network with {name}={of_file.get(name, value)!r}, the one that is to have its "
-                f"weights has {name}={given.get(name, value)!r}; build that with the same"
+                f"the checkpoint is of a network with {name}={theirs!r}, the one that is to have its weights has "
+                f"{name}={ours!r}; build that with the same"
             )
 
 

@@ -208,10 +208,10 @@ def split(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -
     """Return K plain networks, one for each branch of a calibrated network, and what merges their outputs.
 
     Network k holds the effective kernels H_k in plain ``nn.Conv2d`` (a :class:`~ccnn_zoo.layers.MirroringConv2d` where
-    branch k reads the mirror image), and what the normalisation layers have for branch
-    k; of what :func:`calibrate` made it has the plain class again. It ends where the branches meet: before the
-    classifier, which ``merge`` of the result holds. Called with images, the result gives what ``model`` gives; in eval
-    mode, or batch normalisation and dropout differ. It is tried on two random images before it is returned.
+    branch k reads the mirror image), and what the normalisation layers have for branch k; of what :func:`calibrate`
+    made it has the plain class again. It ends where the branches meet: before the classifier, which ``merge`` of the
+    result holds. Called with images, the result gives what ``model`` gives; in eval mode, or batch normalisation and
+    dropout differ. It is tried on two random images before it is returned.
 
     >>> apart = ccnn_zoo.split(model)
     >>> features = [network(images) for network in apart.branches]  # anywhere, in any order

@@ -10,6 +10,7 @@ were trained with mirror images, on all test images. Nothing is chosen by them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +31,6 @@ from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "mirror_figures.md"
 NAME = "ccnn_resnet18_cifar.cifar10"
-
 
 Array: TypeAlias = NDArray[Any]
 
@@ -68,7 +68,7 @@ def _rows(name: str, networks: list[nn.Module], images: Tensor, targets: Tensor)
     """Return the lines of some networks together, without and with mirror images."""
     count = len(networks)
     twice = ccnn_zoo.deep_ensemble(networks, mirrored=True)
-    branches, classes = [*_said(twice, images).numpy()], targets.numpy()
+    branches, classes = [*_said(twice.forward_branches, images)], targets.numpy()
     said = [mean_prediction(branches[:count]), mean_prediction(branches)]
     return [
         _row(name, count, said[0], classes),
@@ -79,9 +79,7 @@ def _rows(name: str, networks: list[nn.Module], images: Tensor, targets: Tensor)
 def _trained(checkpoint: Path, control: nn.Module, images: Tensor, targets: Tensor) -> list[str]:
     """Return the line of the network whose two branches were trained to see the image and its mirror image."""
     network, _ = load_checkpoint(checkpoint)
-    with torch.inference_mode():
-        said = torch.cat([network(some).log_softmax(1) for some in images.split(250)]).numpy()
-    alone = _said(control, images)[0].numpy()
+    said, alone = _said(network, images), _said(control, images)
     name = "two branches trained together, one sees the mirror image; less network 0"
     return _row(name, network.conversion.branches, said, targets.numpy(), less=alone)
 
@@ -97,9 +95,9 @@ def _row(name: str, cost: int, said: Array, classes: Array, less: Array | None =
 
 
 @torch.inference_mode()
-def _said(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the log-probabilities of every branch, (K, N, classes)."""
-    return torch.cat([network.forward_branches(some).log_softmax(2) for some in images.split(250)], dim=1)
+def _said(ask: Callable[[Tensor], Tensor], images: Tensor) -> Array:
+    """Return the log-probabilities of a network, (N, classes), or of every branch, (K, N, classes)."""
+    return torch.cat([ask(some).log_softmax(-1) for some in images.split(250)], dim=-2).numpy()
 
 
 if __name__ == "__main__":

@@ -330,6 +330,7 @@ def test_the_command_takes_one_network_that_knows_mirror_images(tmp_path):
     assert run.returncode != 0
     assert "without mirrored pictures (flip=0)" in " ".join(run.stderr.split())
     assert not (tmp_path / "neither").exists()
-    run = ccnn("ensemble", knows, knows, "--mirrored", "-o", tmp_path / "neither")
-    assert run.returncode != 0
-    assert "is given twice" in " ".join(run.stderr.split())
+    for again in (knows, f"{knows}/", knows / "last.safetensors"):
+        run = ccnn("ensemble", knows, again, "--mirrored", "-o", tmp_path / "neither")
+        assert run.returncode != 0
+        assert "is given twice" in " ".join(run.stderr.split())

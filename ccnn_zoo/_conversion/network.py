@@ -133,9 +133,14 @@ def become_calibrated(model: nn.Module, options: ConversionOptions) -> None:
         timms = all(callable(getattr(model, name, None)) for name in ("get_classifier", "reset_classifier"))
         mix_in(model, CalibratedClassifier if timms else CalibratedNetwork, "Calibrated")
         _rename(model)
-    model.conversion = options
+    _record(model, options)
     if hasattr(model, "_model_args"):  # timm's record of how it was made
         model._model_args = {**model._model_args, **options.architecture()}
+
+
+def _record(model: nn.Module, options: ConversionOptions) -> None:
+    """Record on a network how it was calibrated; what the plain network has by these names stays."""
+    model.conversion = options
     for name in vars(model).setdefault("_said", tuple(name for name in SAID if not hasattr(model, name))):
         setattr(model, name, getattr(options, name))
 
@@ -145,9 +150,9 @@ def have_branches(model: nn.Module, chosen: Sequence[int]) -> None:
     before, count = model.conversion, len(chosen)
     scale_declared_widths(model, lambda width: width // before.branches * count)
     mirrored = [new for new, old in enumerate(chosen) if old in before.mirrored]
-    model.conversion = replace(before, branches=count, mirrored=mirrored)
+    _record(model, replace(before, branches=count, mirrored=mirrored))
     for module in model.modules():
-        if isinstance(module, Mixin) and "branches" in vars(module).get("_said", vars(module)):
+        if module is not model and isinstance(module, Mixin) and "branches" in vars(module):
             module.branches = count
     if hasattr(model, "_model_args"):
         made = {"num_classes": model.num_classes, "folded": True}

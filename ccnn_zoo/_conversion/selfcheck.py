@@ -148,8 +148,10 @@ def _check_branches_apart(probe: Probe, calibrated: nn.Module, options: Conversi
         if not alike or not all(map(holds, tensors, zip(*separate, strict=True))):
             # What goes in wrong was made wrong by the code around it.
             parent = name.rpartition(".")[0] if entering else name
-            one_for_all = alike and tensors and tensors[0].shape == separate[0][0].shape
-            why = (_LOPSIDED if one_for_all else _MIXED + _BESIDE) if options.mirrored else _MIXED
+            why = _MIXED
+            if options.mirrored:
+                one_for_all = alike and tensors and tensors[0].shape == separate[0][0].shape
+                why = _LOPSIDED if one_for_all else _MIXED + _BESIDE
             raise CalibrationError(f"{_describe(calibrated, parent)} {why}")
         if entering or len(tensors) != 1 or tensors[0].shape == separate[0][0].shape:
             return None

@@ -43,10 +43,11 @@ def ensemble(
     from ._held_out import data_of, split
     from ._sources import checkpoint_path
 
-    if twice := {source for source in sources if sources.count(source) > 1}:
-        raise ConfigurationError(f"{min(twice)} is given twice; it would say the same twice. Leave one out.")
     paths = {source: checkpoint_path(source) for source in sources}
-    if (output / CHECKPOINT).resolve() in [path.resolve() for path in paths.values()]:
+    files = [paths[source].resolve() for source in sources]
+    if twice := [source for number, source in enumerate(sources) if files[number] in files[:number]]:
+        raise ConfigurationError(f"{twice[0]} is given twice; it would say the same twice. Leave one out.")
+    if (output / CHECKPOINT).resolve() in files:
         raise ConfigurationError(f"--output {output} is one of the networks, which would be lost. Name another folder.")
     runs = {source: load_checkpoint(path) for source, path in paths.items()}
     first = runs[sources[0]][1]
