@@ -35,10 +35,12 @@ from experiments._cells import Records, finish, folder_of, key_of  # noqa: E402
 from experiments._classification import BUILDERS  # noqa: E402
 from experiments._doubt import Outputs  # noqa: E402
 from experiments._plans import MissingDataError, make_plan  # noqa: E402
+from experiments._rows import ROWS as ALL  # noqa: E402
 from experiments._running import run_cells  # noqa: E402
 from experiments._trial import OUTPUTS, Trial  # noqa: E402
 
-ROWS = {row.label: row for row in pays.ROWS}
+ROWS = {row.label: row for row in ALL}
+_LONGER = (", trained twice as long", ", trained twice as long, image and mirror image")
 
 pytestmark = pytest.mark.skipif(not _others.available(), reason=_others.MISSING)
 
@@ -214,14 +216,15 @@ def test_a_training_that_diverges_is_a_result_of_both_its_networks(plan, tmp_pat
     assert "diverged" in finish(cell, tmp_path).measured
 
 
-def test_five_seeds_of_the_first_rows_and_three_of_the_others(place, tmp_path):
+def test_each_row_has_the_seeds_that_its_question_needs(place, tmp_path):
     plan = make_plan("medium", f"cifar10:{place}", None, tmp_path, narrow=True)
     cells = pays.cells(plan)
     seeds = {row: [c.settings()["seed"] for c in cells if c.row == row] for row in (c.row for c in cells)}
-    assert sorted(seeds["K=2, joint"]) == [0, 1, 2, 3, 4]
-    assert sorted(seeds["K=8, joint"]) == [0, 1, 2]
+    assert sorted(seeds["plain"]) == sorted(seeds["K=2, joint, one sees the mirror image"]) == [0, 1, 2, 3, 4]
+    assert sorted(seeds["K=4, joint"]) == [0, 1, 2]
+    assert seeds["K=8, joint"] == seeds["K=2, joint, R frozen"] == [0]
     assert max(seeds["plain"][:3]) == 2
-    alike = ("K=2, branches, probability", "K=2, joint, R frozen", "K=8, joint")
+    alike = ("K=2, branches, one sees the mirror image", "K=2, joint, random signs", "K=8, joint")
     others = [c.settings()["seed"] for c in cells if c.row in alike]
     assert others == sorted(others), "each of these has a figure before any has its second"
     whole = pays.cells(replace(plan, narrow=False))
@@ -248,6 +251,14 @@ def test_a_cascade_asks_the_other_members_where_the_first_is_in_doubt(plan):
     assert said["test"].branches is None
     whole = ROWS["ensemble of 2 plain networks"].make(plan, 0)
     assert whole._said({"test": both}) == ({"test": both}, 1.0)
+
+
+def test_a_control_trains_twice_as_long_and_is_then_shown_mirror_images(plan):
+    plain, longer, both = (ROWS[f"plain{how}"].make(plan, 0) for how in ("", *_LONGER))
+    assert longer.recipe.epochs == both.recipe.epochs == 2 * plain.recipe.epochs
+    assert replace(longer.recipe, epochs=plain.recipe.epochs) == plain.recipe
+    # One training for both: what the second is made from is the first's.
+    assert key_of(both.averaged().settings()) == key_of(longer.averaged().settings())
 
 
 def test_no_two_rows_are_one_cell(plan):

@@ -1,0 +1,221 @@
+"""Rows of the comparison on CIFAR-10: which networks are compared, with which seeds, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from . import _others
+from ._cells import Cell
+from ._plans import Plan
+from ._trial import AVERAGED, CASCADE, CascadedEnsemble, Ensemble, Mirrored, MirroredCascade, Student, Trial, Unaveraged
+
+PLAIN = "plain"
+_DECAY = 0.998
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the comparison: how its cell of a seed is made, or why it cannot be."""
+
+    label: str
+    make: Callable[[Plan, int], Cell]
+    missing: str | None = None
+
+
+def _trial(
+    label: str, network: str = "ours", width: float = 1, longer: int = 1, kind: type[Trial] = Trial, **changes: Any
+) -> Row:
+    def make(plan: Plan, seed: int) -> Trial:
+        sizes = {**plan.network, "channels": [round(width * c) for c in plan.network["channels"]]}
+        kwargs = {**changes.get("model_kwargs", {}), **sizes}
+        epochs = longer * plan.overrides["epochs"]
+        settings = {"branches": 1, "epochs": epochs, **changes, "model_kwargs": kwargs, "seed": seed}
+        made = plan.training("cifar10_table1", network, **settings)
+        return kind(made.recipe, network, elsewhere=plan.elsewhere, row=label)
+
+    missing = None if network not in _others.NETWORKS or _others.available() else _others.MISSING
+    return Row(label, make, missing)
+
+
+def _both(label: str, **changes: Any) -> tuple[Row, Row]:
+    """Return a network with the average of its weights, and the same training without: one training for both."""
+    last = _trial(label, kind=partial(Unaveraged, decay=_DECAY), **changes)
+    return Row(label + AVERAGED, lambda plan, seed: last.make(plan, seed).averaged()), last
+
+
+def _ensemble(members: int, kind: type[Ensemble] = Ensemble, how: str = "", mirrored: bool = False) -> Row:
+    label = f"ensemble of {members} plain networks{how}"
+
+    def make(plan: Plan, seed: int) -> Ensemble:
+        first = (_TWICE if mirrored else _PLAIN).make(plan, seed)
+        return kind(tuple(first.as_member(number) for number in range(members)), label)
+
+    return Row(label, make)
+
+
+def _cascade(members: int) -> Row:
+    return _ensemble(members, CascadedEnsemble, CASCADE)
+
+
+def _teachers(plan: Plan, seed: int) -> Ensemble:
+    """Return four plain networks with averaged weights, which their checkpoints are."""
+    first = _PLAIN.make(plan, seed).averaged()
+    return Ensemble(tuple(first.as_member(number) for number in range(4)), _TEACHERS.label)
+
+
+def _student(teacher: Row) -> Row:
+    label = f"{PLAIN}, taught by {teacher.label}"
+    plain = _trial(label)
+
+    def make(plan: Plan, seed: int) -> Student:
+        own = plain.make(plan, seed)
+        return Student(own.recipe, elsewhere=own.elsewhere, row=label, teacher=teacher.make(plan, seed))
+
+    return Row(label, make)
+
+
+_PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
+_MIRRORED = ", image and mirror image"
+_TWICE, _TWICE_CASCADE = (
+    _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY, plain=PLAIN))
+    for kind, how in ((Mirrored, ""), (MirroredCascade, CASCADE))
+)
+# Of as much arithmetic in training as two branches.
+_LONGER = _both(f"{PLAIN}, trained twice as long", longer=2)[1]
+_LONGER_TWICE = _trial(_LONGER.label + _MIRRORED, longer=2, kind=partial(Mirrored, decay=_DECAY, plain=_LONGER.label))
+_K2_AVERAGED, K2 = _both("K=2, joint", branches=2)
+_K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
+_K8 = _trial("K=8, joint", branches=8)
+_JOINT_MIRRORED = _trial("K=2, joint, one sees the mirror image", branches=2, model_kwargs={"mirrored": [1]})
+_FOUR_MIRRORED = _trial("K=4, joint, two see the mirror image", branches=4, model_kwargs={"mirrored": [2, 3]})
+# The same, with branches that answer alone, too.
+_MIRRORED_ALONE = tuple(
+    _trial(
+        f"K=2, {how}, one sees the mirror image",
+        branches=2,
+        merge="probability",
+        objective=objective,
+        model_kwargs={"mirrored": [1]},
+    )
+    for how, objective in (("branches", "branches"), ("half joint", 0.5))
+)
+# The same without calibration: what is left is one network that learns from both pictures at once.
+_ALIKE = _trial(
+    f"{_MIRRORED_ALONE[1].label}, R alike",
+    branches=2,
+    merge="probability",
+    objective=0.5,
+    calibration_lr=0.0,
+    model_kwargs={"mirrored": [1], "diversity": 0.0},
+)
+_QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED)
+_FIRST = (*_QUICKEST, _K4, _K4_AVERAGED)
+_LOOKED_BETTER = (
+    _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
+    _trial("K=2, joint, random signs", "random_signs", branches=2),
+)
+# Each with two branches, which train in half the time of four.
+CHOICES = (
+    _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
+    _trial("K=2, half joint, probability", branches=2, merge="probability", objective=0.5),
+    _trial("K=2, joint, probability", branches=2, merge="probability"),
+    *_LOOKED_BETTER,
+    _trial("K=2, joint, learned scales", "learned_scales", branches=2),
+    _trial("K=2, joint, R frozen", branches=2, calibration_lr=0.0),
+    _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
+    _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
+)
+_TEACHERS = Row(f"ensemble of 4 plain networks{AVERAGED}", _teachers)
+_TAUGHT = (_student(_TEACHERS), _student(_K4_AVERAGED))
+_ENSEMBLES = (_ensemble(2), _cascade(2), _ensemble(2, how=_MIRRORED, mirrored=True), _ensemble(4), _cascade(4))
+# Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
+_WIDER = (
+    _trial("plain, 1.19 times wider", width=2**0.25),
+    _trial("plain, 1.41 times wider", width=2**0.5),
+    _trial("plain, 2 times wider", width=2),
+)
+_SHARED_BY_OTHERS = (
+    _trial("Packed-Ensembles, 4 members, alpha 2", "packed_ensemble", branches=4),
+    _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
+)
+_LATE = _trial("K=4 from the third stage on, joint", "late_branches", branches=4)
+_K4_BRANCHES = _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches")
+_OTHERS = (
+    _LONGER,
+    _LONGER_TWICE,
+    _FOUR_MIRRORED,
+    *_MIRRORED_ALONE,
+    _ALIKE,
+    *_TAUGHT,
+    *_ENSEMBLES,
+    *_WIDER,
+    *_SHARED_BY_OTHERS,
+    *CHOICES,
+    _LATE,
+    _K4_BRANCHES,
+    _K8,
+)
+ROWS = (*_FIRST, *_OTHERS)
+"""Those of narrow networks. Of the whole ones, which take three times as long, and with few pictures fewer."""
+
+WHOLE = (_PLAIN, K2)
+FEW = (
+    *_FIRST,
+    _K8,
+    _FOUR_MIRRORED,
+    _MIRRORED_ALONE[1],
+    _TAUGHT[0],
+    *_ENSEMBLES,
+    _WIDER[1],
+    *_SHARED_BY_OTHERS,
+)
+# What is taken from another one's training comes after it, so that no process waits.
+_BEFORE_OTHERS = (
+    _PLAIN_AVERAGED,
+    _K2_AVERAGED,
+    _PLAIN,
+    _TWICE,
+    _TWICE_CASCADE,
+    _K4_AVERAGED,
+    K2,
+    _K4,
+    *_ENSEMBLES,
+    *_WIDER[:2],
+)
+_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
+_SEEDS_OF_OTHERS = 3
+_REFERENCES = (_PLAIN_AVERAGED, _PLAIN)
+_ALL_SEEDS = (*_REFERENCES, _TWICE, _TWICE_CASCADE, _JOINT_MIRRORED, _MIRRORED_ALONE[1])
+_ALL_SEEDS_OF_FEW = (*_REFERENCES, _K2_AVERAGED, K2)
+# What a first seed ruled out, or what takes hours.
+_ONE_SEED = (
+    _ENSEMBLES[2],
+    _WIDER[2],
+    *_SHARED_BY_OTHERS,
+    *(row for row in CHOICES if row not in _LOOKED_BETTER),
+    _LATE,
+    _K4_BRANCHES,
+    _K8,
+)
+
+
+def rows_of(plan: Plan) -> Iterator[tuple[Row, tuple[int, ...]]]:
+    """Yield the rows of the plan with their seeds."""
+    if plan.few:
+        rows, many, one = FEW, _ALL_SEEDS_OF_FEW, _ONE_SEED
+    elif plan.narrow:
+        rows, many, one = ROWS, _ALL_SEEDS, (*_ONE_SEED, *_TAUGHT)
+    else:
+        rows, many, one = WHOLE, (), ()
+    for row in rows:
+        if row.missing is None:
+            yield row, plan.seeds if row in many else plan.seeds[: 1 if row in one else _SEEDS_OF_OTHERS]
+
+
+def turn(pair: tuple[Row, int]) -> tuple[bool, int, int]:
+    """Return when a training's turn is: what others are compared with, then the first seed of all others, and so on."""
+    row, seed = pair
+    return seed >= _SEEDS_OF_OTHERS, 0 if row in _BEFORE_OTHERS else 1 + seed, _ORDER.index(row)
