@@ -261,6 +261,20 @@ def test_a_control_trains_twice_as_long_and_is_then_shown_mirror_images(plan):
     assert key_of(both.averaged().settings()) == key_of(longer.averaged().settings())
 
 
+def test_branches_go_on_from_the_weights_of_the_plain_network(plan, tmp_path):
+    cell = ROWS["plain, then 15 epochs as K=2, half joint, one sees the mirror image, lr 0.02"].make(plan, 0)
+    still = replace(cell.recipe, epochs=1, lr=1e-12, calibration_lr=0.0, warmup=0.0, weight_decay=0.0)
+    finish(replace(cell, recipe=still), tmp_path)
+    start, tuned = (
+        load_checkpoint(next(tmp_path.glob(f"{name}-seed0-*")) / CHECKPOINT)[0].layer1[0].conv1
+        for name in ("16-plain-average-of-the-weights", "16-plain-then-15-epochs*lr-0.02")
+    )
+    mean_kernel = tuned.calibration.sum(0) * tuned.weight / 2
+    torch.testing.assert_close(mean_kernel, start.calibration[0] * start.weight, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(tuned.calibration[0], tuned.calibration[1])
+    assert cell.settings()["start"] == key_of(cell.start.settings())
+
+
 def test_no_two_rows_are_one_cell(plan):
     keys = {label: key_of(row.make(plan, 0).settings()) for label, row in ROWS.items()}
     assert len({*keys.values()}) == len(keys), keys

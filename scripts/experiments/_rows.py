@@ -10,7 +10,18 @@ from typing import Any
 from . import _others
 from ._cells import Cell
 from ._plans import Plan
-from ._trial import AVERAGED, CASCADE, CascadedEnsemble, Ensemble, Mirrored, MirroredCascade, Student, Trial, Unaveraged
+from ._trial import (
+    AVERAGED,
+    CASCADE,
+    CascadedEnsemble,
+    Ensemble,
+    Mirrored,
+    MirroredCascade,
+    Student,
+    Trial,
+    Tuned,
+    Unaveraged,
+)
 
 PLAIN = "plain"
 _DECAY = 0.998
@@ -77,6 +88,17 @@ def _student(teacher: Row) -> Row:
     return Row(label, make)
 
 
+def _tuned(label: str, epochs: int, **changes: Any) -> Row:
+    ours = _trial(label, epochs=epochs, **changes)
+
+    def make(plan: Plan, seed: int) -> Tuned:
+        own = ours.make(plan, seed)
+        start = _PLAIN_AVERAGED.make(plan, seed)
+        return Tuned(own.recipe, elsewhere=own.elsewhere, row=label, start=start)
+
+    return Row(label, make)
+
+
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
 _MIRRORED = ", image and mirror image"
 _TWICE, _TWICE_CASCADE = (
@@ -102,14 +124,28 @@ _MIRRORED_ALONE = tuple(
     )
     for how, objective in (("branches", "branches"), ("half joint", 0.5))
 )
-# The same without calibration: what is left is one network that learns from both pictures at once.
+# The same without calibration: what is left is one network that learns from both pictures at once, up to its heads.
+_SEEING_BOTH = {"branches": 2, "merge": "probability", "objective": 0.5}
+_ALIKE_MIRRORED = {"mirrored": [1], "diversity": 0.0}
 _ALIKE = _trial(
-    f"{_MIRRORED_ALONE[1].label}, R alike",
-    branches=2,
-    merge="probability",
-    objective=0.5,
-    calibration_lr=0.0,
-    model_kwargs={"mirrored": [1], "diversity": 0.0},
+    f"{_MIRRORED_ALONE[1].label}, R alike", calibration_lr=0.0, model_kwargs=_ALIKE_MIRRORED, **_SEEING_BOTH
+)
+_ALIKE_CHOICES = (
+    _trial(f"{_MIRRORED_ALONE[1].label}, R alike at first", model_kwargs=_ALIKE_MIRRORED, **_SEEING_BOTH),
+    _trial(
+        f"{_MIRRORED_ALONE[0].label}, R alike",
+        calibration_lr=0.0,
+        model_kwargs=_ALIKE_MIRRORED,
+        **{**_SEEING_BOTH, "objective": "branches"},
+    ),
+    _trial(f"{_JOINT_MIRRORED.label}, R alike", branches=2, calibration_lr=0.0, model_kwargs=_ALIKE_MIRRORED),
+)
+_TUNED = _tuned(
+    "plain, then 15 epochs as K=2, half joint, one sees the mirror image, lr 0.02",
+    epochs=15,
+    lr=0.02,
+    model_kwargs={"mirrored": [1]},
+    **_SEEING_BOTH,
 )
 _QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED)
 _FIRST = (*_QUICKEST, _K4, _K4_AVERAGED)
@@ -149,6 +185,8 @@ _OTHERS = (
     _FOUR_MIRRORED,
     *_MIRRORED_ALONE,
     _ALIKE,
+    *_ALIKE_CHOICES,
+    _TUNED,
     *_TAUGHT,
     *_ENSEMBLES,
     *_WIDER,

@@ -164,13 +164,37 @@ class Student(Trial):
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Train the teacher, then the student."""
-        taught = finish(self.teacher, folder.parent)
-        if "diverged" in taught.measured:
-            return taught.measured
-        if isinstance(self.teacher, Ensemble):
-            self.teacher.join(taught.folder)
-        recipe = replace(self.recipe, teacher=str(taught.folder))
-        return Trial(recipe, self.network, elsewhere=self.elsewhere, row=self.row).run(folder)
+        return _after(self, self.teacher, "teacher", folder)
+
+
+@dataclass(frozen=True)
+class Tuned(Trial):
+    """A trial that starts from the weights of another one.
+
+    Args:
+        start: which is trained first, where it is not.
+    """
+
+    start: Trial | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the decisive values; of the start the sum over its own."""
+        return {**super().settings(), "cell": "tuned", "start": key_of(self.start.settings())}
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Train the start, then go on from it."""
+        return _after(self, self.start, "start_from", folder)
+
+
+def _after(trial: Trial, first: Trial | Ensemble, name: str, folder: Path) -> dict[str, Any]:
+    """Finish ``first``, then run ``trial`` with its folder as the recipe's value ``name``."""
+    done = finish(first, folder.parent)
+    if "diverged" in done.measured:
+        return done.measured
+    if isinstance(first, Ensemble):
+        first.join(done.folder)
+    recipe = replace(trial.recipe, **{name: str(done.folder)})
+    return Trial(recipe, trial.network, elsewhere=trial.elsewhere, row=trial.row).run(folder)
 
 
 @dataclass(frozen=True)
