@@ -1,7 +1,7 @@
 """What does a network gain that sees the mirror image too? Writes docs/mirror_figures.md.
 
     ccnn train --recipe cifar10_cpu --data cifar10:DATA --branches 2 --set "model_kwargs={mirrored: [1]}" -o runs/mirror
-    CCNN_TEST_DATA=DATA python scripts/mirror_figures.py --trained runs/mirror
+    CCNN_TEST_DATA=DATA python scripts/mirror_figures.py --trained runs/mirror runs/mirror_alike
 
 Of the shipped network of CIFAR-10 at 32x32, of the plain networks of which it is made, and of one whose two branches
 were trained with mirror images, on all test images. Nothing is chosen by them.
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import ccnn_zoo
 from ccnn_zoo.checkpoint import load_checkpoint
 from ccnn_zoo.convert import chosen_branches
+from ccnn_zoo.layers import CalibratedConv2d
 from ccnn_zoo.train import CHECKPOINT, evaluation_batches, load_data
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "mirror_figures.md"
@@ -37,7 +38,7 @@ Array: TypeAlias = NDArray[Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", type=Path, required=True, help="run of the network with two views")
+    parser.add_argument("--trained", type=Path, nargs="+", required=True, help="runs of networks with two views")
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     args = parser.parse_args()
     shipped = timm.create_model(NAME, pretrained=True).eval()
@@ -46,16 +47,18 @@ def main() -> None:
     images, targets = (torch.cat(parts) for parts in zip(*evaluation_batches(data), strict=True))
     sources = {f"network {k} of it": [member] for k, member in enumerate(members)} | {"the shipped network": members}
     rows = [row for name, networks in sources.items() for row in _rows(name, networks, images, targets)]
-    rows.append(_trained(args.trained / CHECKPOINT, members[0], images, targets))
+    rows += [_trained(run / CHECKPOINT, members[0], images, targets) for run in args.trained]
     lines = [
         "# Seen twice: the picture and its mirror image",
         "",
         f"Written by `scripts/mirror_figures.py` on {machine()}. {NAME} is {len(members)} plain networks joined, which "
         "learned from mirrored pictures too. Each was asked about the picture, and about the picture and its mirror "
         "image, in which case it is two branches (`deep_ensemble(..., mirrored=True)`). "
-        "The last network has two branches that were trained so, together, with one weight w, by recipe and seed of "
-        f"network 0, with which it is compared. Of the {len(targets):,} test images of CIFAR-10, at 32x32; "
-        "nothing was chosen by them. The difference is given with its standard error over the images. Several seeds, "
+        "The last networks have two branches that were trained so, together, with one weight w, by recipe and seed of "
+        "network 0, with which they are compared; their training computes twice as much. Where R is alike, the "
+        "branches share all of w and are not calibrated; the loss is half the joint one, half the branches' own. "
+        f"Of the {len(targets):,} test images of CIFAR-10, at 32x32; nothing was chosen by them. "
+        "The difference is given with its standard error over the images. Several seeds, "
         "on smaller networks, are in [the table of what branches buy]"
         "(results/pays_medium_cifar10_16_narrow.md).",
         "",
@@ -80,7 +83,10 @@ def _trained(checkpoint: Path, control: nn.Module, images: Tensor, targets: Tens
     """Return the line of the network whose two branches were trained to see the image and its mirror image."""
     network, _ = load_checkpoint(checkpoint)
     said, alone = _said(network, images), _said(control, images)
-    name = "two branches trained together, one sees the mirror image; less network 0"
+    convolutions = [layer for layer in network.modules() if isinstance(layer, CalibratedConv2d)]
+    alike = all(torch.equal(layer.calibration[0], layer.calibration[1]) for layer in convolutions)
+    how = ", R alike, half by their own losses" if alike else ""
+    name = f"two branches trained together, one sees the mirror image{how}; less network 0"
     return _row(name, network.conversion.branches, said, targets.numpy(), less=alone)
 
 
