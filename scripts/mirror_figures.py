@@ -1,9 +1,11 @@
 """What does a network gain that sees the mirror image too? Writes docs/mirror_figures.md.
 
     ccnn train --recipe cifar10_cpu --data cifar10:DATA --branches 2 --set "model_kwargs={mirrored: [1]}" -o runs/mirror
+    ccnn train --recipe cifar10_cpu --data cifar10:DATA --branches 2 --set objective=0.5 --set merge=probability \\
+        --set calibration_lr=0 --set "model_kwargs={mirrored: [1], diversity: 0.0}" -o runs/mirror_alike
     CCNN_TEST_DATA=DATA python scripts/mirror_figures.py --trained runs/mirror runs/mirror_alike
 
-Of the shipped network of CIFAR-10 at 32x32, of the plain networks of which it is made, and of one whose two branches
+Of the shipped network of CIFAR-10 at 32x32, of the plain networks of which it is made, and of those whose two branches
 were trained with mirror images, on all test images. Nothing is chosen by them.
 """
 

@@ -147,8 +147,7 @@ _TUNED = _tuned(
     model_kwargs={"mirrored": [1]},
     **_SEEING_BOTH,
 )
-_QUICKEST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED)
-_FIRST = (*_QUICKEST, _K4, _K4_AVERAGED)
+_FIRST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED, _K4, _K4_AVERAGED)
 _LOOKED_BETTER = (
     _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
     _trial("K=2, joint, random signs", "random_signs", branches=2),
