@@ -99,7 +99,15 @@ def _tuned(label: str, epochs: int, **changes: Any) -> Row:
     return Row(label, make)
 
 
+def _mirrored(how: str, settings: str = "", alike: bool = False, **changes: Any) -> Row:
+    """Return two branches of which one sees the mirror image; alike: their calibration kernels start the same."""
+    label = f"K=2, {how}, one sees the mirror image{settings}"
+    kwargs = {"mirrored": [1], **({"diversity": 0.0} if alike else {})}
+    return _trial(label, branches=2, model_kwargs=kwargs, **changes)
+
+
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
+_ALONE = {"merge": "probability"}
 _MIRRORED = ", image and mirror image"
 _TWICE, _TWICE_CASCADE = (
     _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY, plain=PLAIN))
@@ -111,41 +119,26 @@ _LONGER_TWICE = _trial(_LONGER.label + _MIRRORED, longer=2, kind=partial(Mirrore
 _K2_AVERAGED, K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _K8 = _trial("K=8, joint", branches=8)
-_JOINT_MIRRORED = _trial("K=2, joint, one sees the mirror image", branches=2, model_kwargs={"mirrored": [1]})
+_JOINT_MIRRORED = _mirrored("joint")
 _FOUR_MIRRORED = _trial("K=4, joint, two see the mirror image", branches=4, model_kwargs={"mirrored": [2, 3]})
 # The same, with branches that answer alone, too.
-_MIRRORED_ALONE = tuple(
-    _trial(
-        f"K=2, {how}, one sees the mirror image",
-        branches=2,
-        merge="probability",
-        objective=objective,
-        model_kwargs={"mirrored": [1]},
-    )
-    for how, objective in (("branches", "branches"), ("half joint", 0.5))
-)
+_BRANCHES_MIRRORED = _mirrored("branches", objective="branches", **_ALONE)
+_HALF_MIRRORED = _mirrored("half joint", objective=0.5, **_ALONE)
 # The same without calibration: what is left is one network that learns from both pictures at once, up to its heads.
-_SEEING_BOTH = {"branches": 2, "merge": "probability", "objective": 0.5}
-_ALIKE_MIRRORED = {"mirrored": [1], "diversity": 0.0}
-_ALIKE = _trial(
-    f"{_MIRRORED_ALONE[1].label}, R alike", calibration_lr=0.0, model_kwargs=_ALIKE_MIRRORED, **_SEEING_BOTH
-)
+_ALIKE = _mirrored("half joint", ", R alike", alike=True, calibration_lr=0.0, objective=0.5, **_ALONE)
 _ALIKE_CHOICES = (
-    _trial(f"{_MIRRORED_ALONE[1].label}, R alike at first", model_kwargs=_ALIKE_MIRRORED, **_SEEING_BOTH),
-    _trial(
-        f"{_MIRRORED_ALONE[0].label}, R alike",
-        calibration_lr=0.0,
-        model_kwargs=_ALIKE_MIRRORED,
-        **{**_SEEING_BOTH, "objective": "branches"},
-    ),
-    _trial(f"{_JOINT_MIRRORED.label}, R alike", branches=2, calibration_lr=0.0, model_kwargs=_ALIKE_MIRRORED),
+    _mirrored("half joint", ", R alike at first", alike=True, objective=0.5, **_ALONE),
+    _mirrored("branches", ", R alike", alike=True, calibration_lr=0.0, objective="branches", **_ALONE),
+    _mirrored("joint", ", R alike", alike=True, calibration_lr=0.0),
 )
 _TUNED = _tuned(
-    "plain, then 15 epochs as K=2, half joint, one sees the mirror image, lr 0.02",
+    f"plain, then 15 epochs as {_HALF_MIRRORED.label}, lr 0.02",
     epochs=15,
     lr=0.02,
+    branches=2,
+    objective=0.5,
     model_kwargs={"mirrored": [1]},
-    **_SEEING_BOTH,
+    **_ALONE,
 )
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED, _K4, _K4_AVERAGED)
 _LOOKED_BETTER = (
@@ -182,7 +175,8 @@ _OTHERS = (
     _LONGER,
     _LONGER_TWICE,
     _FOUR_MIRRORED,
-    *_MIRRORED_ALONE,
+    _BRANCHES_MIRRORED,
+    _HALF_MIRRORED,
     _ALIKE,
     *_ALIKE_CHOICES,
     _TUNED,
@@ -203,7 +197,10 @@ FEW = (
     *_FIRST,
     _K8,
     _FOUR_MIRRORED,
-    _MIRRORED_ALONE[1],
+    _HALF_MIRRORED,
+    _ALIKE,
+    _LONGER,
+    _LONGER_TWICE,
     _TAUGHT[0],
     *_ENSEMBLES,
     _WIDER[1],
@@ -225,10 +222,12 @@ _BEFORE_OTHERS = (
 _ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
 _SEEDS_OF_OTHERS = 3
 _REFERENCES = (_PLAIN_AVERAGED, _PLAIN)
-_ALL_SEEDS = (*_REFERENCES, _TWICE, _TWICE_CASCADE, _JOINT_MIRRORED, _MIRRORED_ALONE[1])
+_ALL_SEEDS = (*_REFERENCES, _TWICE, _TWICE_CASCADE, _JOINT_MIRRORED)
 _ALL_SEEDS_OF_FEW = (*_REFERENCES, _K2_AVERAGED, K2)
 # What a first seed ruled out, or what takes hours.
 _ONE_SEED = (
+    *_ALIKE_CHOICES,
+    _TUNED,
     _ENSEMBLES[2],
     _WIDER[2],
     *_SHARED_BY_OTHERS,
