@@ -5,7 +5,8 @@
     python scripts/ship_checkpoint.py runs/mnist ccnn_resnet18_cifar.mnist --control runs/mnist_plain
 
 The test errors on the card are measured anew from the files; those of the runs must be the same. The control is the
-plain network of the same recipe, data and seed, so that the card says what branches changed. An ensemble is shipped as
+plain network of the same recipe, data and seed, so that the card says what branches changed. What `ccnn ensemble` made
+of one network or of several is shipped as
 
     python scripts/ship_checkpoint.py runs/all ccnn_resnet18_cifar.mnist --members runs/0 runs/1 --control runs/0
 """
@@ -87,7 +88,8 @@ def commands(args: argparse.Namespace, record: TrainingRecord, members: Sequence
     ship = f"python scripts/ship_checkpoint.py runs/{args.run.name} {args.name} --recipe {args.recipe}"
     if members:
         names = " ".join(f"runs/{run.name}" for run in args.members)
-        yield f"ccnn ensemble {names} --data {data} --output runs/{args.run.name}"
+        mirrored = " --mirrored" * bool(record.recipe["model_kwargs"].get("mirrored"))
+        yield f"ccnn ensemble {names}{mirrored} --data {data} --output runs/{args.run.name}"
         ship += f" --members {names}"
     if args.control:
         ship += f" --control runs/{args.control.name}"
@@ -110,7 +112,7 @@ def card(
     if control:
         error, loss = (control.metrics[name] for name in ("test_error_percent", "test_loss"))
         plain = f"\n| the same of the plain network of that recipe, its control | {error:.2f} %, {loss:.4f} |"
-    if members:
+    if members[1:]:
         errors = ", ".join(f"{member.metrics['test_error_percent']:.2f} %" for member in members)
         plain += f"\n| test errors of its members alone | {errors} |"
     views = recipe["model_kwargs"].get("mirrored", ())

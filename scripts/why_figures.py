@@ -164,7 +164,7 @@ def shipped() -> list[str]:
     """Return what the card of the shipped ensemble says of it and of its members."""
     card = (CARDS / f"{SHIPPED}.md").read_text(encoding="utf-8")
     said = {row[0]: row[1] for row in _rows_of(card)}
-    twice = {row[0]: row[2] for row in rows(MIRROR)[2:]}["network 0 of it, image and mirror image"]
+    twice = {row[0]: row[3] for row in rows(MIRROR)[2:]}["network 0 of it, image and mirror image"]
     return [
         f"`{SHIPPED}`, which comes with the package, is such an ensemble of networks for 32x32 pixels: test error "
         f"{said['test error']}; its members alone {said['test errors of its members alone']}. The first of them, asked "
