@@ -116,6 +116,13 @@ _TWICE, _TWICE_CASCADE = (
 # Of as much arithmetic in training as two branches.
 _LONGER = _both(f"{PLAIN}, trained twice as long", longer=2)[1]
 _LONGER_TWICE = _trial(_LONGER.label + _MIRRORED, longer=2, kind=partial(Mirrored, decay=_DECAY, plain=_LONGER.label))
+# Until the training is over, or nearly so: few pictures make that short enough.
+_LONG = f"{PLAIN}, trained 8 times as long"
+_PLAIN_LONG = _both(_LONG, longer=8)[1]
+_PLAIN_LONG_TWICE = _trial(_LONG + _MIRRORED, longer=8, kind=partial(Mirrored, decay=_DECAY, plain=_LONG))
+_K2_LONG = _trial("K=2, joint, trained 8 times as long", longer=8, branches=2)
+_JOINT_MIRRORED_LONG = _mirrored("joint", ", trained 8 times as long", longer=8)
+_LONG_OF_FEW = (_PLAIN_LONG, _PLAIN_LONG_TWICE, _K2_LONG, _JOINT_MIRRORED_LONG)
 _K2_AVERAGED, K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _K8 = _trial("K=8, joint", branches=8)
@@ -201,6 +208,7 @@ FEW = (
     _ALIKE,
     _LONGER,
     _LONGER_TWICE,
+    *_LONG_OF_FEW,
     _TAUGHT[0],
     *_ENSEMBLES,
     _WIDER[1],
@@ -219,13 +227,15 @@ _BEFORE_OTHERS = (
     *_ENSEMBLES,
     *_WIDER[:2],
 )
-_ORDER = list(dict.fromkeys((*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1])))
+_BY_TURN = (*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1], *_LONG_OF_FEW)
+_ORDER = list(dict.fromkeys(_BY_TURN))
 _SEEDS_OF_OTHERS = 3
 _REFERENCES = (_PLAIN_AVERAGED, _PLAIN)
 _ALL_SEEDS = (*_REFERENCES, _TWICE, _TWICE_CASCADE, _JOINT_MIRRORED)
 _ALL_SEEDS_OF_FEW = (*_REFERENCES, _K2_AVERAGED, K2)
 # What a first seed ruled out, or what takes hours.
 _ONE_SEED = (
+    *_LONG_OF_FEW,
     *_ALIKE_CHOICES,
     _TUNED,
     _ENSEMBLES[2],
