@@ -32,7 +32,11 @@ from ccnn_zoo.train import evaluation_batches, load_data
 from ccnn_zoo.uncertainty import CascadePoint, cascade_curve, probabilities
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "cascade_figures.md"
-NETWORKS = {"ccnn_resnet18_cifar.cifar10": "cifar10:", "ccnn_resnet18_cifar.mnist": "mnist:"}
+NETWORKS = {
+    "ccnn_resnet18_cifar.cifar10": "cifar10:",
+    "ccnn_resnet18_cifar.mirror_cifar10": "cifar10:",
+    "ccnn_resnet18_cifar.mnist": "mnist:",
+}
 SEED = 0
 PICTURES = 4000
 FIRST = (1, 2)

@@ -30,6 +30,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 CHECKPOINTS = {
     "ccnn_resnet18_cifar.mnist": "mnist:{}",
     "ccnn_resnet18_cifar.cifar10": "cifar10:{}/cifar10-jpeg.tar.xz",
+    "ccnn_resnet18_cifar.mirror_cifar10": "cifar10:{}/cifar10-jpeg.tar.xz",
 }
 PRECISIONS = ("fp32", "fp16", "int8")
 INT8_IMAGES = 512

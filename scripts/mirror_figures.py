@@ -6,7 +6,7 @@
     ccnn train --recipe cifar10_cpu --data cifar10:DATA --set epochs=60 -o runs/longer
     CCNN_TEST_DATA=DATA python scripts/mirror_figures.py --trained runs/mirror runs/mirror_alike runs/longer
 
-Of the shipped network of CIFAR-10 at 32x32, of the plain networks of which it is made, of a plain one that trained for
+Of the shipped ensemble of CIFAR-10 at 32x32, of the plain networks of which it is made, of a plain one that trained for
 longer, and of those whose two branches were trained with mirror images. On all test images, by which nothing is chosen,
 and on the held-out ones.
 """
@@ -37,7 +37,7 @@ from ccnn_zoo.train import CHECKPOINT, Data, Images, Recipe, load_data
 from ccnn_zoo.train.tasks import loader_of, view_of
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "mirror_figures.md"
-NAME, RECIPE, WHOLE = "ccnn_resnet18_cifar.cifar10", "cifar10_cpu", "the shipped network"
+NAME, RECIPE, WHOLE = "ccnn_resnet18_cifar.cifar10", "cifar10_cpu", "the shipped ensemble"
 
 Array: TypeAlias = NDArray[Any]
 

@@ -36,6 +36,9 @@ default_cfgs = generate_default_cfgs(
         "ccnn_resnet34": imagenet_cfg(**ENDS),
         "ccnn_resnet50": imagenet_cfg(**ENDS),
         "ccnn_resnet101": imagenet_cfg(**ENDS),
+        "ccnn_resnet18_cifar.mirror_cifar10": cifar_cfg(
+            **ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.mirror_cifar10")
+        ),
         "ccnn_resnet18_cifar.cifar10": cifar_cfg(
             **ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.cifar10")
         ),
