@@ -66,7 +66,7 @@ class Trial(Training):
         with replacing(folder / OUTPUTS) as temporary:
             save_file({k: v for name, each in found.items() for k, v in as_arrays(name, each).items()}, temporary)
         measured = {"doubt": doubt(found["validation"], found["test"], {kind: found[kind] for kind in strange})}
-        if self.network == "ours" and self.recipe.branches > 1:
+        if self.network == "ours" and self.recipe.branches > 1 and model.conversion.mixing == "grouped":
             average = averaged(model, self.recipe, data)
             together = outputs(average, loader_of(view_of(data.test, data), self.recipe))
             measured["averaged_kernels"] = scores(together.log_probabilities.numpy(), together.targets.numpy())
