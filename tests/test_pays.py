@@ -178,6 +178,12 @@ def test_rows_are_trained_scored_and_known_on_another_machine(plan, tmp_path):
     assert kept[chosen[0].make(plan, 0)].measured == {"recorded": "first"}
 
 
+def test_a_dense_network_is_measured_without_the_mean_of_its_kernels(plan, tmp_path):
+    dense = finish(ROWS["K=2, joint, dense"].make(plan, 0), tmp_path).measured
+    assert dense["doubt"]["best_branch"]
+    assert "averaged_kernels" not in dense
+
+
 def test_one_training_gives_the_network_with_and_without_the_average_of_its_weights(plan, tmp_path):
     cell = ROWS["K=2, joint"].make(plan, 0)
     both, alone = finish(cell, tmp_path / "both"), finish(Trial(cell.recipe, elsewhere=cell.elsewhere), tmp_path)
