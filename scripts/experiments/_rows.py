@@ -148,9 +148,15 @@ _TUNED = _tuned(
     **_ALONE,
 )
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED, _K4, _K4_AVERAGED)
+# Of w twice as large, and of about as many trained weights as the plain network.
+_DENSE = tuple(
+    _trial(f"K=2, joint, dense{how}", width=width, branches=2, model_kwargs={"mixing": "dense"})
+    for how, width in (("", 1), (", 1.41 times narrower", 2**-0.5))
+)
 _LOOKED_BETTER = (
     _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
     _trial("K=2, joint, random signs", "random_signs", branches=2),
+    _DENSE[0],
 )
 # Each with two branches, which train in half the time of four.
 CHOICES = (
@@ -161,7 +167,6 @@ CHOICES = (
     _trial("K=2, joint, learned scales", "learned_scales", branches=2),
     _trial("K=2, joint, R frozen", branches=2, calibration_lr=0.0),
     _trial("K=2, joint, sigma 1e-4", branches=2, noise_std=1e-4),
-    _trial("K=2, joint, dense", branches=2, model_kwargs={"mixing": "dense"}),
 )
 _TEACHERS = Row(f"ensemble of 4 plain networks{AVERAGED}", _teachers)
 _TAUGHT = (_student(_TEACHERS), _student(_K4_AVERAGED))
@@ -192,6 +197,7 @@ _OTHERS = (
     *_WIDER,
     *_SHARED_BY_OTHERS,
     *CHOICES,
+    _DENSE[1],
     _LATE,
     _K4_BRANCHES,
     _K8,
@@ -211,7 +217,8 @@ FEW = (
     *_LONG_OF_FEW,
     _TAUGHT[0],
     *_ENSEMBLES,
-    _WIDER[1],
+    *_WIDER[1:],
+    *_DENSE,
     *_SHARED_BY_OTHERS,
 )
 # What is taken from another one's training comes after it, so that no process waits.
@@ -239,7 +246,6 @@ _ONE_SEED = (
     *_ALIKE_CHOICES,
     _TUNED,
     _ENSEMBLES[2],
-    _WIDER[2],
     *_SHARED_BY_OTHERS,
     *(row for row in CHOICES if row not in _LOOKED_BETTER),
     _LATE,
