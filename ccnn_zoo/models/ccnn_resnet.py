@@ -36,13 +36,14 @@ default_cfgs = generate_default_cfgs(
         "ccnn_resnet34": imagenet_cfg(**ENDS),
         "ccnn_resnet50": imagenet_cfg(**ENDS),
         "ccnn_resnet101": imagenet_cfg(**ENDS),
-        "ccnn_resnet18_cifar.mirror_cifar10": cifar_cfg(
-            **ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.mirror_cifar10")
-        ),
-        "ccnn_resnet18_cifar.cifar10": cifar_cfg(
-            **ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.cifar10")
-        ),
-        "ccnn_resnet18_cifar.mnist": cifar_cfg(**ENDS, pool_size=(4, 4), **shipped_cfg("ccnn_resnet18_cifar.mnist")),
+        **{
+            name: cifar_cfg(**ENDS, pool_size=(4, 4), **shipped_cfg(name))
+            for name in (  # the first is what the name without a tag gives
+                "ccnn_resnet18_cifar.mirror_cifar10",
+                "ccnn_resnet18_cifar.cifar10",
+                "ccnn_resnet18_cifar.mnist",
+            )
+        },
         "ccnn_resnet20_cifar": cifar_cfg(**ENDS),
         "ccnn_resnet32_cifar": cifar_cfg(**ENDS),
         "ccnn_resnet44_cifar": cifar_cfg(**ENDS),

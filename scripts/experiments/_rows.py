@@ -99,43 +99,55 @@ def _tuned(label: str, epochs: int, **changes: Any) -> Row:
     return Row(label, make)
 
 
+_MIRRORED = ", image and mirror image"
+_HOW: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "branches": {"merge": "probability", "objective": "branches"},
+    "half joint": {"merge": "probability", "objective": 0.5},
+}
+"""How branches are trained together: by one loss, by their own, which makes each answer alone, or half by these."""
+
+
 def _mirrored(how: str, settings: str = "", alike: bool = False, **changes: Any) -> Row:
     """Return two branches of which one sees the mirror image; alike: their calibration kernels start the same."""
     label = f"K=2, {how}, one sees the mirror image{settings}"
     kwargs = {"mirrored": [1], **({"diversity": 0.0} if alike else {})}
-    return _trial(label, branches=2, model_kwargs=kwargs, **changes)
+    return _trial(label, branches=2, model_kwargs=kwargs, **_HOW[how], **changes)
+
+
+def _plain_longer(times: str, longer: int) -> tuple[Row, Row]:
+    """Return the plain network of a longer training, and the same shown the mirror image."""
+    plain = _both(f"{PLAIN}, trained {times} as long", longer=longer)[1]
+    seen = partial(Mirrored, decay=_DECAY, plain=plain.label)
+    return plain, _trial(plain.label + _MIRRORED, longer=longer, kind=seen)
 
 
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
-_ALONE = {"merge": "probability"}
-_MIRRORED = ", image and mirror image"
 _TWICE, _TWICE_CASCADE = (
     _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY, plain=PLAIN))
     for kind, how in ((Mirrored, ""), (MirroredCascade, CASCADE))
 )
 # Of as much arithmetic in training as two branches.
-_LONGER = _both(f"{PLAIN}, trained twice as long", longer=2)[1]
-_LONGER_TWICE = _trial(_LONGER.label + _MIRRORED, longer=2, kind=partial(Mirrored, decay=_DECAY, plain=_LONGER.label))
+_LONGER = _plain_longer("twice", 2)
 # Until the training is over, or nearly so: few pictures make that short enough.
-_LONG = f"{PLAIN}, trained 8 times as long"
-_PLAIN_LONG = _both(_LONG, longer=8)[1]
-_PLAIN_LONG_TWICE = _trial(_LONG + _MIRRORED, longer=8, kind=partial(Mirrored, decay=_DECAY, plain=_LONG))
-_K2_LONG = _trial("K=2, joint, trained 8 times as long", longer=8, branches=2)
-_JOINT_MIRRORED_LONG = _mirrored("joint", ", trained 8 times as long", longer=8)
-_LONG_OF_FEW = (_PLAIN_LONG, _PLAIN_LONG_TWICE, _K2_LONG, _JOINT_MIRRORED_LONG)
+_LONG_OF_FEW = (
+    *_plain_longer("8 times", 8),
+    _trial("K=2, joint, trained 8 times as long", longer=8, branches=2),
+    _mirrored("joint", ", trained 8 times as long", longer=8),
+)
 _K2_AVERAGED, K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
 _K8 = _trial("K=8, joint", branches=8)
 _JOINT_MIRRORED = _mirrored("joint")
 _FOUR_MIRRORED = _trial("K=4, joint, two see the mirror image", branches=4, model_kwargs={"mirrored": [2, 3]})
 # The same, with branches that answer alone, too.
-_BRANCHES_MIRRORED = _mirrored("branches", objective="branches", **_ALONE)
-_HALF_MIRRORED = _mirrored("half joint", objective=0.5, **_ALONE)
+_BRANCHES_MIRRORED = _mirrored("branches")
+_HALF_MIRRORED = _mirrored("half joint")
 # The same without calibration: what is left is one network that learns from both pictures at once, up to its heads.
-_ALIKE = _mirrored("half joint", ", R alike", alike=True, calibration_lr=0.0, objective=0.5, **_ALONE)
+_ALIKE = _mirrored("half joint", ", R alike", alike=True, calibration_lr=0.0)
 _ALIKE_CHOICES = (
-    _mirrored("half joint", ", R alike at first", alike=True, objective=0.5, **_ALONE),
-    _mirrored("branches", ", R alike", alike=True, calibration_lr=0.0, objective="branches", **_ALONE),
+    _mirrored("half joint", ", R alike at first", alike=True),
+    _mirrored("branches", ", R alike", alike=True, calibration_lr=0.0),
     _mirrored("joint", ", R alike", alike=True, calibration_lr=0.0),
 )
 _TUNED = _tuned(
@@ -143,9 +155,8 @@ _TUNED = _tuned(
     epochs=15,
     lr=0.02,
     branches=2,
-    objective=0.5,
     model_kwargs={"mirrored": [1]},
-    **_ALONE,
+    **_HOW["half joint"],
 )
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED, _K4, _K4_AVERAGED)
 # Of w twice as large, and of about as many trained weights as the plain network.
@@ -160,8 +171,8 @@ _LOOKED_BETTER = (
 )
 # Each with two branches, which train in half the time of four.
 CHOICES = (
-    _trial("K=2, branches, probability", branches=2, merge="probability", objective="branches"),
-    _trial("K=2, half joint, probability", branches=2, merge="probability", objective=0.5),
+    _trial("K=2, branches, probability", branches=2, **_HOW["branches"]),
+    _trial("K=2, half joint, probability", branches=2, **_HOW["half joint"]),
     _trial("K=2, joint, probability", branches=2, merge="probability"),
     *_LOOKED_BETTER,
     _trial("K=2, joint, learned scales", "learned_scales", branches=2),
@@ -182,10 +193,9 @@ _SHARED_BY_OTHERS = (
     _trial("BatchEnsemble, 4 members", "batch_ensemble", branches=4),
 )
 _LATE = _trial("K=4 from the third stage on, joint", "late_branches", branches=4)
-_K4_BRANCHES = _trial("K=4, branches, probability", branches=4, merge="probability", objective="branches")
+_K4_BRANCHES = _trial("K=4, branches, probability", branches=4, **_HOW["branches"])
 _OTHERS = (
-    _LONGER,
-    _LONGER_TWICE,
+    *_LONGER,
     _FOUR_MIRRORED,
     _BRANCHES_MIRRORED,
     _HALF_MIRRORED,
@@ -212,8 +222,7 @@ FEW = (
     _FOUR_MIRRORED,
     _HALF_MIRRORED,
     _ALIKE,
-    _LONGER,
-    _LONGER_TWICE,
+    *_LONGER,
     *_LONG_OF_FEW,
     _TAUGHT[0],
     *_ENSEMBLES,
