@@ -44,7 +44,8 @@ test: lint lint-imports
 	$(PYTEST) -m "not longer and not slow"
 
 # Of these, what needs real pictures (CCNN_TEST_DATA) or other programs (CONTRIBUTING.md) skips where there are none.
-test-longer: install timm-suite
+test-longer: install
+	$(TIMM_SUITE) --but ccnn_resnet20_cifar -- -q
 	$(PYTEST) -m "(longer or data or judge or browser) and not slow"
 
 test-outside: install

@@ -112,7 +112,7 @@ def test_every_encoding_of_stdout_takes_every_name(network, pictures, encoding):
 
 
 def _tags() -> list[str]:
-    """Return the tags of the shipped checkpoints of ``ccnn_resnet18_cifar``, as timm knows them, in the table's order."""
+    """Return the tags of the shipped checkpoints of ``ccnn_resnet18_cifar``, as timm lists them, sorted."""
     import timm
 
     import ccnn_zoo  # noqa: F401

@@ -115,7 +115,7 @@ def test_epochs_without_evaluation_change_no_weight(tmp_path):
     assert best.epochs == min(always.history[1:], key=lambda r: r.validation_error_percent).epoch
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_passes_make_the_step_of_one(tmp_path, accumulate):
     whole = train(FREE_OF_STATISTICS, tmp_path / "whole", progress=False, pictures=False)
     parts = train(
