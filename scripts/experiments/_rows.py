@@ -159,15 +159,24 @@ _TUNED = _tuned(
     **_HOW["half joint"],
 )
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED, _K4, _K4_AVERAGED)
-# Of w twice as large, and of about as many trained weights as the plain network.
-_DENSE = tuple(
-    _trial(f"K=2, joint, dense{how}", width=width, branches=2, model_kwargs={"mixing": "dense"})
-    for how, width in (("", 1), (", 1.41 times narrower", 2**-0.5))
-)
+
+
+def _dense(branches: int, how: str = "", width: float = 1, **changes: Any) -> Row:
+    """Return branches of which each reads the features of all: w is K times as large, and the multiply-adds K * K."""
+    label = f"K={branches}, joint, dense{how}"
+    return _trial(label, width=width, branches=branches, model_kwargs={"mixing": "dense"}, **changes)
+
+
+_DENSE = _dense(2)
+_DENSE_FROZEN = _dense(2, ", R frozen", calibration_lr=0.0)
+# Of about as many trained weights as the plain network, and K times its multiply-adds.
+_NARROW = ", 1.41 times narrower"
+_DENSE_NARROW = (_dense(2, _NARROW, 2**-0.5), _dense(4, ", 2 times narrower", 0.5))
+_DENSE_LONGER = _dense(2, f"{_NARROW}, trained twice as long", 2**-0.5, longer=2)
 _LOOKED_BETTER = (
     _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
     _trial("K=2, joint, random signs", "random_signs", branches=2),
-    _DENSE[0],
+    _DENSE,
 )
 # Each with two branches, which train in half the time of four.
 CHOICES = (
@@ -207,7 +216,9 @@ _OTHERS = (
     *_WIDER,
     *_SHARED_BY_OTHERS,
     *CHOICES,
-    _DENSE[1],
+    _DENSE_FROZEN,
+    *_DENSE_NARROW,
+    _DENSE_LONGER,
     _LATE,
     _K4_BRANCHES,
     _K8,
@@ -227,7 +238,8 @@ FEW = (
     _TAUGHT[0],
     *_ENSEMBLES,
     *_WIDER[1:],
-    *_DENSE,
+    _DENSE,
+    *_DENSE_NARROW,
     *_SHARED_BY_OTHERS,
 )
 # What is taken from another one's training comes after it, so that no process waits.
@@ -257,6 +269,8 @@ _ONE_SEED = (
     _ENSEMBLES[2],
     *_SHARED_BY_OTHERS,
     *(row for row in CHOICES if row not in _LOOKED_BETTER),
+    _DENSE_FROZEN,
+    _DENSE_LONGER,
     _LATE,
     _K4_BRANCHES,
     _K8,
