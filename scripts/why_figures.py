@@ -30,18 +30,19 @@ ASKED = {
 SHORT = (
     "plain, image and mirror image",
     "plain, image and mirror image, as a cascade",
-    "K=2, joint",
-    "K=2, joint, one sees the mirror image",
-    "K=2, half joint, one sees the mirror image, R alike",
     "plain, trained twice as long",
     "plain, trained twice as long, image and mirror image",
-    "K=4, joint",
-    "K=4, joint, two see the mirror image",
-    "ensemble of 2 plain networks",
-    "ensemble of 2 plain networks, image and mirror image",
-    "ensemble of 4 plain networks",
     "plain, 1.41 times wider",
     "plain, 2 times wider",
+    "ensemble of 2 plain networks",
+    "ensemble of 4 plain networks",
+    "K=2, joint",
+    "K=4, joint",
+    "K=2, joint, one sees the mirror image",
+    "K=2, half joint, one sees the mirror image, R alike",
+    "K=2, joint, dense, 1.41 times narrower",
+    "K=2, joint, dense",
+    "K=4, joint, dense, 2 times narrower",
 )
 """Rows of the comparison that README has, where they are trained."""
 
@@ -101,6 +102,15 @@ def branches() -> list[str]:
     ]
 
 
+def equals() -> list[str]:
+    """Return what branches that are trained together gain or lose against plain networks of as much cost."""
+    lines = []
+    for page, pictures in zip(PAYS, ("All pictures", "A tenth of the pictures"), strict=False):
+        found = rows(page, "At equal cost")
+        lines += [f"{pictures} ([the page]({page}#at-equal-cost)):", "", *(_line(row[:-1]) for row in found), ""]
+    return lines[:-1]
+
+
 def _pays(page: str) -> Iterator[str]:
     """Yield what a page of `pays` is of, and its figures with what the errors are less than the plain one's."""
     text = (DOCS / page).read_text(encoding="utf-8")
@@ -149,16 +159,23 @@ def cifar() -> list[str]:
 
 def short() -> list[str]:
     """Return what branches cost and buy on CIFAR-10, beside the ways that README names."""
-    lines = ["| network | multiply-adds | trained parameters | error on CIFAR-10, points | |", "|---|---|---|---|---|"]
-    for page in PAYS:
-        title = re.search(r"^# What K branches buy (.*)$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)[1]
-        costs = {row[0]: [int(cell.replace(",", "")) for cell in row[1:4]] for row in rows(page, "What it costs")[2:]}
-        for label, gap, *_ in rows(page, "Less the plain network")[2:]:
-            if label in SHORT:
-                trained, _, arithmetic = (a / b for a, b in zip(costs[label], costs["plain"], strict=True))
-                points, _, verdict = gap.partition(": ")
-                lines.append(f"| {title}: {label} | {arithmetic:.1f} x | {trained:.1f} x | {points} | {verdict} |")
+    whole, tenth = (_gaps(page) for page in PAYS[:2])
+    costs = {row[0]: [int(cell.replace(",", "")) for cell in row[1:4]] for row in rows(PAYS[0], "What it costs")[2:]}
+    lines = ["| network | multiply-adds | trained weights | all pictures | a tenth of them |", "|---|---|---|---|---|"]
+    for label in SHORT:
+        if label in whole:
+            trained, _, arithmetic = (a / b for a, b in zip(costs[label], costs["plain"], strict=True))
+            gaps = f"{whole[label]} | {tenth.get(label, '')}"
+            lines.append(f"| {label} | {arithmetic:.1f} x | {trained:.1f} x | {gaps} |")
     return lines
+
+
+def _gaps(page: str) -> dict[str, str]:
+    """Return the points of error of every row less the plain one's; bold: beyond the spread of the seeds."""
+    cells = (row[:2] for row in rows(page, "Less the plain network")[2:])
+    split = {label: gap.partition(": ")[::2] for label, gap in cells}
+    marks = {"within the spread": "{}", "one seed, no spread": "{} (one seed)"}
+    return {label: marks.get(verdict, "**{}**").format(points) for label, (points, verdict) in split.items()}
 
 
 def shipped() -> list[str]:
@@ -179,7 +196,7 @@ def shipped() -> list[str]:
 
 PAGES = {
     "../README.md": {"pays": short, "shipped": shipped},
-    "why.md": {"confidence": confidence, "branches": branches, "cost": cost},
+    "why.md": {"confidence": confidence, "equals": equals, "branches": branches, "cost": cost},
     "decisions.md": {"cifar": cifar},
 }
 

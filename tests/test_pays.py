@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -17,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from scipy.stats import entropy
+from scipy.stats import entropy, ttest_rel
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
@@ -39,6 +41,7 @@ from experiments._rows import ROWS as ALL  # noqa: E402
 from experiments._running import run_cells  # noqa: E402
 from experiments._trial import OUTPUTS, Trial  # noqa: E402
 
+RESULTS = ROOT / "docs" / "results"
 ROWS = {row.label: row for row in ALL}
 _LONGER = (", trained twice as long", ", trained twice as long, image and mirror image")
 
@@ -284,6 +287,32 @@ def test_branches_go_on_from_the_weights_of_the_plain_network(plan, tmp_path):
 def test_no_two_rows_are_one_cell(plan):
     keys = {label: key_of(row.make(plan, 0).settings()) for label, row in ROWS.items()}
     assert len({*keys.values()}) == len(keys), keys
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("pays_*narrow*.md")), ids=lambda page: page.stem)
+def test_the_published_pairs_are_students_intervals_of_the_records(page):
+    found = {record["name"]: record["measured"] for record in json.loads(page.with_suffix(".json").read_text("utf-8"))}
+
+    def measured(label: str) -> dict[str, dict[str, object]]:
+        return {name[-1]: found[name] for name in found if re.fullmatch(rf"(16 )?{re.escape(label)} seed\d", name)}
+
+    section = page.read_text(encoding="utf-8").partition("\n## At equal cost\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert {row[0] for row in rows[2:]} >= {"K=2, joint", "K=4, joint", "K=2, joint, dense"}
+    assert {label for pair in pays.EQUALS for label in pair} <= {row.label for row in ALL}
+    for label, control, parameters, multiplied, error, *_ in rows[2:]:
+        ours, theirs = measured(label), measured(control)
+        for text, name in ((parameters, "trained_parameters"), (multiplied, "multiply_adds")):
+            mine, other = (np.mean([record[name] for record in those.values()]) for those in (ours, theirs))
+            assert text == f"{mine / other:.1f} x"
+        both = sorted(ours.keys() & theirs.keys())
+        mine, other = ([those[seed]["test"]["error_percent"] for seed in both] for those in (ours, theirs))
+        if len(both) > 1:
+            low, high = ttest_rel(mine, other).confidence_interval()
+            assert error.partition(":")[0] == f"{(low + high) / 2:+.2f} ± {(high - low) / 2:.2f}"
+            assert ("beyond" in error) == (low > 0 or high < 0)
+        else:
+            assert error == f"{mine[0] - other[0]:+.2f}: one seed, no spread"
 
 
 @pytest.mark.slow

@@ -35,6 +35,23 @@ BRANCHES: dict[str, tuple[Path_, int]] = {
     "R moved": (("branches", "r_moved_rms"), 4),
 }
 
+EQUALS = (
+    ("K=2, joint", "plain, 1.41 times wider"),
+    ("K=2, joint", "ensemble of 2 plain networks"),
+    ("K=2, joint, one sees the mirror image", "plain, trained twice as long, image and mirror image"),
+    ("K=2, half joint, one sees the mirror image, R alike", "plain, trained twice as long, image and mirror image"),
+    ("K=2, joint, dense, 1.41 times narrower", PLAIN),
+    ("K=2, joint, dense, 1.41 times narrower", "plain, 1.41 times wider"),
+    ("K=2, joint, dense, 1.41 times narrower", "plain, trained twice as long"),
+    ("K=2, joint, dense", "plain, 1.41 times wider"),
+    ("K=2, joint, dense", "plain, 2 times wider"),
+    ("K=4, joint, dense, 2 times narrower", PLAIN),
+    ("K=4, joint, dense, 2 times narrower", "plain, 2 times wider"),
+    ("K=4, joint", "plain, 2 times wider"),
+    ("K=4, joint", "ensemble of 4 plain networks"),
+)
+"""Labels of a row and of one that has as many trained parameters, or multiplies as often, in training or in use."""
+
 
 def cells(plan: Plan) -> list[Cell]:
     """Return the comparison, row by row, each with its seeds.
@@ -82,6 +99,7 @@ def report(plan: Plan, records: Records) -> Document:
         "",
         *_less(done, PLAIN, done, {name: FIGURES[name] for name in _COMPARED}),
         "",
+        *_pairs(done),
         "## By held-out images",
         "",
         *table(["", *_HELD_OUT], [[n, *_figures(rows, _HELD_OUT)] for n, rows in done.items()]),
@@ -130,6 +148,29 @@ def _costs(done: dict[str, list[Record]]) -> Iterator[list[str]]:
     for label, records in done.items():
         counts = [f"{round(mean(record.measured.get(name, 0) for record in records)):,}" for name in names]
         yield [label, *counts, spread(records, "seconds").text(0)]
+
+
+def _pairs(done: dict[str, list[Record]]) -> Iterator[str]:
+    """Yield what each row of :data:`EQUALS` is better or worse by than its control, and ratios of costs."""
+    figures = {name: FIGURES[name] for name in _COMPARED}
+    pairs = [(label, control) for label, control in EQUALS if label in done and control in done]
+    if not pairs:
+        return
+    rows = []
+    for label, control in pairs:
+        ours, theirs = done[label], done[control]
+        costs = ("trained_parameters", "multiply_adds")
+        ratios = (f"{spread(ours, name).mean / spread(theirs, name).mean:.1f} x" for name in costs)
+        rows.append([label, control, *ratios, *_differences(ours, theirs, figures)])
+    yield "## At equal cost"
+    yield ""
+    yield (
+        "Each pair trains as many parameters, or multiplies as often in use or in training. Ratios are those of the "
+        "first network over the second."
+    )
+    yield ""
+    yield from table(["", "less", "trained parameters", "multiply-adds", *figures], rows)
+    yield ""
 
 
 def _less(
