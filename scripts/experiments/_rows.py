@@ -133,7 +133,6 @@ _LONGER = _plain_longer("twice", 2)
 _LONG_OF_FEW = (
     *_plain_longer("8 times", 8),
     _trial("K=2, joint, trained 8 times as long", longer=8, branches=2),
-    _mirrored("joint", ", trained 8 times as long", longer=8),
 )
 _K2_AVERAGED, K2 = _both("K=2, joint", branches=2)
 _K4_AVERAGED, _K4 = _both("K=4, joint", branches=4)
@@ -161,18 +160,15 @@ _TUNED = _tuned(
 _FIRST = (_PLAIN, _PLAIN_AVERAGED, _TWICE, _TWICE_CASCADE, K2, _K2_AVERAGED, _JOINT_MIRRORED, _K4, _K4_AVERAGED)
 
 
-def _dense(branches: int, how: str = "", width: float = 1, **changes: Any) -> Row:
+def _dense(branches: int, how: str = "", width: float = 1) -> Row:
     """Return branches of which each reads the features of all: w is K times as large, and the multiply-adds K * K."""
-    label = f"K={branches}, joint, dense{how}"
-    return _trial(label, width=width, branches=branches, model_kwargs={"mixing": "dense"}, **changes)
+    model_kwargs = {"mixing": "dense"}
+    return _trial(f"K={branches}, joint, dense{how}", width=width, branches=branches, model_kwargs=model_kwargs)
 
 
 _DENSE = _dense(2)
-_DENSE_FROZEN = _dense(2, ", R frozen", calibration_lr=0.0)
 # Of about as many trained weights as the plain network, and K times its multiply-adds.
-_NARROW = ", 1.41 times narrower"
-_DENSE_NARROW = (_dense(2, _NARROW, 2**-0.5), _dense(4, ", 2 times narrower", 0.5))
-_DENSE_LONGER = _dense(2, f"{_NARROW}, trained twice as long", 2**-0.5, longer=2)
+_DENSE_NARROW = (_dense(2, ", 1.41 times narrower", 2**-0.5), _dense(4, ", 2 times narrower", 0.5))
 _LOOKED_BETTER = (
     _trial("K=2, joint, R of any sign", "free_calibration", branches=2),
     _trial("K=2, joint, random signs", "random_signs", branches=2),
@@ -205,7 +201,6 @@ _LATE = _trial("K=4 from the third stage on, joint", "late_branches", branches=4
 _K4_BRANCHES = _trial("K=4, branches, probability", branches=4, **_HOW["branches"])
 _OTHERS = (
     *_LONGER,
-    _FOUR_MIRRORED,
     _BRANCHES_MIRRORED,
     _HALF_MIRRORED,
     _ALIKE,
@@ -216,9 +211,7 @@ _OTHERS = (
     *_WIDER,
     *_SHARED_BY_OTHERS,
     *CHOICES,
-    _DENSE_FROZEN,
     *_DENSE_NARROW,
-    _DENSE_LONGER,
     _LATE,
     _K4_BRANCHES,
     _K8,
@@ -269,8 +262,7 @@ _ONE_SEED = (
     _ENSEMBLES[2],
     *_SHARED_BY_OTHERS,
     *(row for row in CHOICES if row not in _LOOKED_BETTER),
-    _DENSE_FROZEN,
-    _DENSE_LONGER,
+    *_DENSE_NARROW,
     _LATE,
     _K4_BRANCHES,
     _K8,
@@ -282,7 +274,7 @@ def rows_of(plan: Plan) -> Iterator[tuple[Row, tuple[int, ...]]]:
     if plan.few:
         rows, many, one = FEW, _ALL_SEEDS_OF_FEW, _ONE_SEED
     elif plan.narrow:
-        rows, many, one = ROWS, _ALL_SEEDS, (*_ONE_SEED, *_TAUGHT)
+        rows, many, one = ROWS, _ALL_SEEDS, (*_ONE_SEED, *_TAUGHT, _WIDER[2])
     else:
         rows, many, one = WHOLE, (), ()
     for row in rows:

@@ -42,7 +42,6 @@ EQUALS = (
     ("K=2, half joint, one sees the mirror image, R alike", "plain, trained twice as long, image and mirror image"),
     ("K=2, joint, dense, 1.41 times narrower", PLAIN),
     ("K=2, joint, dense, 1.41 times narrower", "plain, 1.41 times wider"),
-    ("K=2, joint, dense, 1.41 times narrower", "plain, trained twice as long"),
     ("K=2, joint, dense", "plain, 1.41 times wider"),
     ("K=2, joint, dense", "plain, 2 times wider"),
     ("K=4, joint, dense, 2 times narrower", PLAIN),
