@@ -201,6 +201,7 @@ _LATE = _trial("K=4 from the third stage on, joint", "late_branches", branches=4
 _K4_BRANCHES = _trial("K=4, branches, probability", branches=4, **_HOW["branches"])
 _OTHERS = (
     *_LONGER,
+    _FOUR_MIRRORED,
     _BRANCHES_MIRRORED,
     _HALF_MIRRORED,
     _ALIKE,
@@ -223,7 +224,6 @@ WHOLE = (_PLAIN, K2)
 FEW = (
     *_FIRST,
     _K8,
-    _FOUR_MIRRORED,
     _HALF_MIRRORED,
     _ALIKE,
     *_LONGER,
