@@ -160,14 +160,21 @@ def cifar() -> list[str]:
 def short() -> list[str]:
     """Return what branches cost and buy on CIFAR-10, beside the ways that README names."""
     whole, tenth = (_gaps(page) for page in PAYS[:2])
-    costs = {row[0]: [int(cell.replace(",", "")) for cell in row[1:4]] for row in rows(PAYS[0], "What it costs")[2:]}
+    trained, multiplied = (_ratios(PAYS[0], column) for column in (1, 3))
+    of_few = _ratios(PAYS[1], 3)
     lines = ["| network | multiply-adds | trained weights | all pictures | a tenth of them |", "|---|---|---|---|---|"]
     for label in SHORT:
         if label in whole:
-            trained, _, arithmetic = (a / b for a, b in zip(costs[label], costs["plain"], strict=True))
-            gaps = f"{whole[label]} | {tenth.get(label, '')}"
-            lines.append(f"| {label} | {arithmetic:.1f} x | {trained:.1f} x | {gaps} |")
+            cost, again = multiplied[label], of_few.get(label, multiplied[label])
+            note = f" (a tenth: {again})" if again != cost else ""  # that of a cascade
+            lines.append(f"| {label} | {cost}{note} | {trained[label]} | {whole[label]} | {tenth.get(label, '')} |")
     return lines
+
+
+def _ratios(page: str, column: int) -> dict[str, str]:
+    """Return a column of what every row costs, over the plain network's."""
+    costs = {row[0]: int(row[column].replace(",", "")) for row in rows(page, "What it costs")[2:]}
+    return {label: f"{cost / costs['plain']:.1f} x" for label, cost in costs.items()}
 
 
 def _gaps(page: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ class CalibratedNetwork(Mixin):
         return {*plain, *(f"{name}.calibration" for name in convs)}
 
     def forward_branches(self, x: Tensor) -> Tensor:
-        """Return the logits that each branch alone gives, for ensemble-style uncertainty.
+        """Return the logits that each branch alone gives.
 
         With ``merge="mean"`` their mean over the branches is what the network returns, unless layers that are not
         linear follow the one in which the branches meet; with ``"probability"`` it is the logarithm of their mean

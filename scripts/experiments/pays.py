@@ -30,15 +30,28 @@ BRANCHES: dict[str, tuple[Path_, int]] = {
     "branches disagree, %": (("doubt", "disagreement_percent"), 1),
     "KL of branches": (("doubt", "kl"), 3),
     "AUROC, mutual information, %": (("doubt", "auroc_percent_mutual_information", "mean"), 1),
-    "best single branch, error, %": (("doubt", "best_branch", "error_percent"), 2),
-    "averaged kernels, error, %": (("averaged_kernels", "error_percent"), 2),
     "R moved": (("branches", "r_moved_rms"), 4),
+}
+ONE_BRANCH: dict[str, tuple[Path_, int]] = {
+    f"{what}, {name}": ((*path, key), digits)
+    for what, path in (("best single branch", ("doubt", "best_branch")), ("averaged kernels", ("averaged_kernels",)))
+    for name, key, digits in (("error, %", "error_percent", 2), ("NLL", "nll", 3), ("ECE, %", "ece_percent", 2))
+}
+ELSEWHERE: dict[str, tuple[Path_, int]] = {
+    f"{kind}, %": (("doubt", "auroc_percent", kind), 1) for kind in ("digits", "photographs", "blood cells", "noise")
 }
 
 EQUALS = (
+    (PLAIN, "Packed-Ensembles, 4 members, alpha 2"),
+    ("plain, image and mirror image", "plain, average of the weights"),
+    ("K=2, joint, one sees the mirror image", "plain, average of the weights"),
+    ("ensemble of 2 plain networks", "plain, 1.41 times wider"),
+    ("ensemble of 4 plain networks", "plain, 2 times wider"),
     ("K=2, joint", "plain, 1.41 times wider"),
     ("K=2, joint", "ensemble of 2 plain networks"),
+    ("K=2, joint, one sees the mirror image", "plain, image and mirror image"),
     ("K=2, joint, one sees the mirror image", "plain, trained twice as long, image and mirror image"),
+    ("K=2, half joint, one sees the mirror image, R alike", "plain, image and mirror image"),
     ("K=2, half joint, one sees the mirror image, R alike", "plain, trained twice as long, image and mirror image"),
     ("K=2, joint, dense, 1.41 times narrower", PLAIN),
     ("K=2, joint, dense, 1.41 times narrower", "plain, 1.41 times wider"),
@@ -69,6 +82,7 @@ def report(plan: Plan, records: Records) -> Document:
     """Return the figures, and what the rows gain over the plain network."""
     found = {row.label: records.of(row.make(plan, seed) for seed in seeds) for row, seeds in rows_of(plan)}
     done = {label: rows for label, rows in found.items() if rows}
+    branched = {label: rows for label, rows in done.items() if _branched(rows)}
     epochs = plan.overrides["epochs"]
     lines = [
         f"CIFAR-10 (JPEG copy) at {plan.side}x{plan.side} pixels, {_pictures(plan)}{_network(plan)}, one cycle of "
@@ -79,20 +93,30 @@ def report(plan: Plan, records: Records) -> Document:
         "its highest probability is above a threshold, which is chosen on held-out images; the multiply-adds are then "
         "the mean over the test images. A network that trains twice as long computes as much in training as one of two "
         "branches. Where R is alike, the branches share all of w and are not calibrated. A row of one seed is one that "
-        "its first seed ruled out, or that takes hours.",
+        "its first seed ruled out, that takes hours, or that others are only compared with.",
         "",
-        *table(["", *FIGURES], [[label, *_figures(rows, FIGURES)] for label, rows in done.items()]),
+        *_table(done, FIGURES),
         "",
         "## What it costs",
         "",
-        *table(["", "trained parameters", "deployed parameters", "multiply-adds", "training, s"], _costs(done)),
+        "Bytes are those of the weights, four each.",
         "",
-        "## Branches, and networks of one branch's cost",
+        *table(["", *_COUNTS, *_BYTES, "training, s"], _costs(done)),
+        "",
+        "## Branches",
+        "",
+        *_table(branched, BRANCHES),
+        "",
+        "## Networks of one branch's cost",
         "",
         "One branch alone, and the plain network that holds the mean of the branches' kernels with its statistics "
         "measured anew, cost what the plain network costs.",
         "",
-        *table(["", *BRANCHES], [[n, *_figures(rows, BRANCHES)] for n, rows in done.items() if _branched(rows)]),
+        *_table(branched, ONE_BRANCH),
+        "",
+        "## AUROC by what is elsewhere",
+        "",
+        *_table(done, ELSEWHERE),
         "",
         "## Less the plain network",
         "",
@@ -101,7 +125,7 @@ def report(plan: Plan, records: Records) -> Document:
         *_pairs(done),
         "## By held-out images",
         "",
-        *table(["", *_HELD_OUT], [[n, *_figures(rows, _HELD_OUT)] for n, rows in done.items()]),
+        *_table(done, _HELD_OUT),
     ]
     if plan.narrow:
         choices = _less(done, K2.label, [row.label for row in CHOICES], _HELD_OUT)
@@ -127,7 +151,17 @@ def _network(plan: Plan) -> str:
 
 
 _COMPARED = ("error, %", "NLL, tempered", "AUROC elsewhere, %")
+_COUNTS = {
+    "trained parameters": "trained_parameters",
+    "deployed parameters": "deployed_parameters",
+    "multiply-adds": "multiply_adds",
+}
+_BYTES = ("trained, bytes", "deployed, bytes")
 _HELD_OUT = {"error, %": (("validation", "error_percent"), 2), "NLL": (("validation", "nll"), 3)}
+
+
+def _table(rows: dict[str, list[Record]], figures: dict[str, tuple[Path_, int]]) -> Iterator[str]:
+    yield from table(["", *figures], [[label, *_figures(records, figures)] for label, records in rows.items()])
 
 
 def _figures(records: Sequence[Record], figures: dict[str, tuple[Path_, int]]) -> list[str]:
@@ -143,10 +177,10 @@ def _branched(records: Sequence[Record]) -> bool:
 
 
 def _costs(done: dict[str, list[Record]]) -> Iterator[list[str]]:
-    names = ("trained_parameters", "deployed_parameters", "multiply_adds")
     for label, records in done.items():
-        counts = [f"{round(mean(record.measured.get(name, 0) for record in records)):,}" for name in names]
-        yield [label, *counts, spread(records, "seconds").text(0)]
+        counts = [round(mean(record.measured.get(name, 0) for record in records)) for name in _COUNTS.values()]
+        sizes = (4 * count for count in counts[: len(_BYTES)])
+        yield [label, *(f"{count:,}" for count in (*counts, *sizes)), spread(records, "seconds").text(0)]
 
 
 def _pairs(done: dict[str, list[Record]]) -> Iterator[str]:
