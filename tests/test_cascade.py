@@ -154,6 +154,26 @@ def test_numbers_of_confidence_are_those_of_what_is_run(exported, images):
     assert found.agreement is None
 
 
+def test_a_cheap_threshold_that_chance_made_right_is_passed_over():
+    """From some threshold on no dearer one is wrong more often than the whole network; that one is chosen."""
+    lucky = 0
+    for seed in range(20):
+        noise = np.random.default_rng(seed)
+        targets = noise.integers(0, CLASSES, 1000)
+        truth = np.eye(CLASSES)[targets]
+        first, whole = (2.0 * truth + noise.standard_normal(truth.shape) for _ in range(2))
+        chosen = fit_cascade(first, (first + whole) / 2, targets, 0.5).point.threshold
+        first, whole, targets = (each[::2] for each in (first, (first + whole) / 2, targets))
+        top = softmax(first, axis=1).max(1)
+        wrong_first, wrong_whole = (each.argmax(1) != targets for each in (first, whole))
+        steps = np.unique([0.0, *np.quantile(top, np.linspace(0, 1, 100)), 1.0])
+        more = np.array([int(wrong_first[top >= step].sum() - wrong_whole[top >= step].sum()) for step in steps])
+        last = np.flatnonzero(more > 0).max(initial=-1)
+        assert chosen == pytest.approx(steps[last + 1])
+        lucky += bool((more[:last] <= 0).any())
+    assert lucky > 5
+
+
 def test_the_threshold_is_the_cheapest_that_is_wrong_no_more_often(images):
     noise = np.random.default_rng(0)
     targets = noise.integers(0, CLASSES, 1000)

@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -171,8 +172,9 @@ def cascade_curve(
 def fit_cascade(
     first: NDArray[np.floating], whole: NDArray[np.floating], targets: NDArray[np.integer], share: float
 ) -> FittedCascade:
-    """Choose the cheapest threshold at which no more pictures are wrong than by the whole network, and fit numbers.
+    """Choose the cheapest threshold from which on none is wrong more often than the whole network, and fit numbers.
 
+    So a cheap one that only chance made right is passed over, where dearer ones are wrong more often again.
     The threshold is chosen on every second held-out picture, its cost and errors are those on the others, and for what
     the cascade says of these the numbers are fitted: they were not looked at before, so the promises hold.
 
@@ -187,7 +189,7 @@ def fit_cascade(
     one, other = slice(0, None, 2), slice(1, None, 2)
     curve = cascade_curve(first[one], whole[one], targets[one], share)
     most = int((whole[one].argmax(1) != targets[one]).sum())
-    threshold = min((point for point in curve if point.wrong <= most), key=lambda point: point.cost, default=curve[-1])
+    *_, threshold = curve[-1], *takewhile(lambda point: point.wrong <= most, reversed(curve))
     first, whole, targets = first[other], whole[other], targets[other]
     doubted = probabilities(first).max(1) < threshold.threshold
     said = np.where(doubted[:, None], whole, first)
