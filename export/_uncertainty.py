@@ -66,7 +66,8 @@ def add_confidence(
     - ``uncertainty``, (batch, 1 or 2): the entropy of the probabilities, and, where there are branches, their mutual
       information, in nats;
     - ``ood_score``, (batch,): 0 to 100, how unlike the held-out pictures one is: the percentile of its energy, or of
-      its mutual information if that is larger.
+      its mutual information if that is larger (where the logits are logarithms of probabilities, of the mean energy of
+      the branches, or of the entropy where the file has none).
 
     They are compared with :mod:`ccnn_zoo.uncertainty`, which knows no ONNX, before the file takes its name.
 
@@ -159,11 +160,14 @@ class _Writer:
         """Write all outputs; return their names in order."""
         made = ["probabilities"]
         doubts = [self._entropy_of_logits(self._scaled(logits), probabilities="probabilities")]
-        scores = {"energy": self._energy(logits)}
+        scores = {"energy": self._energy(logits), "entropy": doubts[0]}
         if branch_logits is not None:
             made.append("branch_probabilities")
             scores["mutual_information"] = self._mutual_information(self._scaled(branch_logits))
             doubts.append(scores["mutual_information"])
+            if "branch_energy" in self._quantiles:
+                each = self._energy(branch_logits)
+                scores["branch_energy"] = self._node("ReduceMean", [each, self._axis(0)], keepdims=0)
         self._node("Concat", doubts, "uncertainty", axis=1)
         ranks = [self._percentile(scores[name], name) for name in self._quantiles if name in scores]
         self._node("Max", ranks, "ood_score")

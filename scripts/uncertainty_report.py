@@ -4,10 +4,9 @@ python scripts/uncertainty_report.py                      # digits alone, which 
 python scripts/uncertainty_report.py --data ../shared/data  # CIFAR-10 and MNIST too, laid out as CONTRIBUTING.md says
 
 Digits: both networks are trained by the recipe `digits` with a fifth held out, for five epochs and once for each seed;
-numbers are fitted on that fifth and measured on the test part. CIFAR-10 and MNIST: the shipped checkpoints, and the
-first of the networks that CIFAR-10's joins, have seen no picture of their test parts. These are halved at random, once
-for each seed: numbers are fitted on one half and measured on the other. Trainings are kept in --runs, and gone on with
-where they stopped.
+numbers are fitted on that fifth and measured on the test part. CIFAR-10 and MNIST: the shipped checkpoints have
+seen no picture of their test parts. These are halved at random, once for each seed: numbers are fitted on one half and
+measured on the other. Trainings are kept in --runs, and gone on with where they stopped.
 """
 
 from __future__ import annotations
@@ -100,9 +99,15 @@ def digits(runs: Path, trainings: int) -> dict[str, Rows]:
 
 
 def cifar10(folder: Path, seeds: int) -> dict[str, Rows]:
-    """Measure the shipped ensemble, and the first of its networks alone."""
-    joined = timm.create_model("ccnn_resnet18_cifar.cifar10", pretrained=True).eval()
-    networks = {BASELINE: chosen_branches(joined, [0]), f"ensemble of {joined.branches}": joined}
+    """Measure the shipped network that is shown the mirror image, the same without it, and the shipped ensemble."""
+    seen, joined = (
+        timm.create_model(f"ccnn_resnet18_cifar.{tag}", pretrained=True).eval() for tag in ("mirror_cifar10", "cifar10")
+    )
+    networks = {
+        BASELINE: chosen_branches(seen, [0]),
+        "image and mirror image": seen,
+        f"ensemble of {joined.branches}": joined,
+    }
     return {name: halved("cifar10", folder, seeds, model) for name, model in networks.items()}
 
 
@@ -242,7 +247,8 @@ def report(found: dict[str, dict[str, Rows]], args: argparse.Namespace) -> None:
         f"Written by `scripts/uncertainty_report.py` on {machine()}. Digits: mean and standard deviation of "
         f"{args.trainings} trainings of each network (5 epochs), numbers fitted on the held-out fifth, measured on "
         f"the test part. CIFAR-10 and MNIST: of {args.seeds} random halvings of the test part, one half to fit on, the "
-        "shipped checkpoints. On CIFAR-10 that is an ensemble of plain networks; the plain one is the first of them. "
+        "shipped checkpoints. On CIFAR-10 these are a plain network, the same shown the mirror image, and an ensemble "
+        "of plain networks whose epochs together are as many. "
         "ONNX files in fp32, onnxruntime on the CPU."
     )
     lines = ["# What the numbers of confidence promise, and what they keep", "", how]

@@ -231,6 +231,38 @@ def test_the_graph_gives_what_the_runtime_says(branched, pictures, numbers, tmp_
         assert (each.abstained is None) == (each.probability >= numbers.threshold_of_decision(0.1))
 
 
+@pytest.mark.parametrize("with_branches", [True, False])
+def test_logarithms_of_probabilities_are_unlike_by_their_branches_or_their_entropy(pictures, tmp_path, with_branches):
+    """Their own energy is 0; what stands for it in the graph and in the runtime is what scipy makes of the logits."""
+    overlay = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,), "label_names": list("abcdefghij")}
+    torch.manual_seed(0)
+    arguments = {"layers": (1, 1, 1), "num_classes": CLASSES, "in_chans": 1, "pretrained_cfg_overlay": overlay}
+    model = timm.create_model("ccnn_resnet20_cifar", branches=K, merge="probability", **arguments)
+    path = tmp_path / "network.onnx"
+    to_onnx(randomize(model).eval(), path, branch_outputs=with_branches)
+    logits, branch_logits = runtime.load(path, device="cpu").logits_of(list(pictures))
+    assert np.abs(logsumexp(logits, axis=1)).max() < 1e-4
+    targets = logits.argmax(1)
+    targets[::5] = load_digits().target[:150:5]  # it is wrong on some
+    numbers = fit(logits, targets, branch_logits)
+    alike = softmax(logits.astype(float) / numbers.temperature, axis=1)
+    if with_branches:
+        energies = -logsumexp(branch_logits.astype(float), axis=2).mean(0)
+        parts = softmax(branch_logits.astype(float) / numbers.temperature, axis=2)
+        known = [energies, scipy.stats.entropy(parts.mean(0), axis=1) - scipy.stats.entropy(parts, axis=2).mean(0)]
+    else:
+        assert branch_logits is None
+        known = [scipy.stats.entropy(alike, axis=1)]
+    ranks = np.max([(np.quantile(each, np.linspace(0, 1, 101)) < each[:, None]).sum(1) for each in known], axis=0)
+    assert np.unique(ranks).size > 50
+    add_confidence(path, numbers, outputs=True)
+    images = ((pictures[:, None] / 255 - 0.5) / 0.25).astype(np.float32)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(["ood_score"], {"image": images})[0] - ranks).max() <= 1
+    found = [each.ood.percentile for each in runtime.load(path, device="cpu").classify(list(pictures))]
+    assert np.abs(np.array(found) - ranks).max() <= 1
+
+
 def test_writing_again_leaves_one_of_each(branched, numbers, tmp_path):
     path = add_confidence(branched, numbers, tmp_path / "once.onnx", outputs=True)
     once = path.read_bytes()

@@ -34,7 +34,8 @@ class OutOfDistribution:
 
     Args:
         percentile: share of the held-out pictures that are less so, in whole percents from 0 to 100: the larger of
-            those by its energy and by the mutual information of the branches, where there are branches.
+            those by its energy and by the mutual information of the branches, where there are branches. For networks
+            with ``merge="probability"`` the mean energy of the branches, or without them the entropy, stands for it.
         energy: minus the log-sum-exp of its logits.
     """
 

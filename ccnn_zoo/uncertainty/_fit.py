@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ccnn_zoo.errors import ConfigurationError
 
 from ._numbers import COVERAGES, QUANTILES, RISKS, SETS, TEMPERATURES, Confidence
-from ._scores import energy, log_softmax, mutual_information, probabilities, set_scores
+from ._scores import energy, entropy, log_softmax, mutual_information, probabilities, set_scores
 
 LEAST_PICTURES = 100
 """With fewer, the sets of 99 % coverage would hold every class: (n + 1) * 0.99 must be at most n."""
@@ -50,8 +50,13 @@ def fit(
     scores = {"energy": energy(logits)}
     if np.ptp(scores["energy"]) < _SAME:
         # Of logarithms of probabilities (merge="probability") it is 0 but for rounding. None is above this: it says
-        # nothing.
+        # nothing, so another score does.
         scores["energy"] = np.full(len(targets), scores["energy"].max() + 2 * _SAME)
+        of_branches = energy(np.asarray(branch_logits)).mean(0) if branch_logits is not None else np.zeros(1)
+        if np.ptp(of_branches) < _SAME:
+            scores["entropy"] = entropy(logits, temperature)
+        else:
+            scores["branch_energy"] = of_branches
     if branch_logits is not None:
         information = mutual_information(np.asarray(branch_logits), temperature)
         if np.quantile(information, 0.99) > _SAME:

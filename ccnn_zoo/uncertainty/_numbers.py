@@ -25,8 +25,9 @@ RISKS = (0.005, 0.01, 0.02, 0.05, 0.1)
 SETS = ("lac", "aps")
 """How a prediction set is made, see :func:`ccnn_zoo.uncertainty.prediction_sets`."""
 
-SCORES = ("energy", "mutual_information")
-"""Out-of-distribution scores whose quantiles are known; the second one only where there are branches."""
+SCORES = ("energy", "mutual_information", "branch_energy", "entropy")
+"""Out-of-distribution scores whose quantiles are known: the second where there are branches, and one of the last two
+where the logits are logarithms of probabilities."""
 
 QUANTILES = 101
 _LARGEST = 1e6

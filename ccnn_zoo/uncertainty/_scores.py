@@ -51,7 +51,7 @@ def mutual_information(branch_logits: NDArray[np.floating], temperature: float =
 
 
 def energy(logits: NDArray[np.floating]) -> Array:
-    """Return minus the log-sum-exp of logits (N, classes): the higher, the less a picture is like the known ones.
+    """Return minus the log-sum-exp of logits (..., classes): the higher, the less a picture is like the known ones.
 
     Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, Eq. 4, with T = 1.
     """
@@ -93,8 +93,10 @@ class Doubt(NamedTuple):
     """Scores of N pictures; what needs branches, or numbers that were fitted, is None without.
 
     ``percentile`` says how unlike the held-out pictures one is, in whole percents: the larger of those of its energy
-    and of its mutual information. Each alone fails somewhere: telling CIFAR-10 from MNIST, the energy of a network for
-    MNIST has an AUROC of 2 %, the mutual information of one for CIFAR-10 of 68 % (docs/uncertainty_figures.md).
+    and of its mutual information. Where the logits are logarithms of probabilities (``merge="probability"``) their
+    energy is 0; the mean energy of the branches stands for it, or the entropy in a file that has no branches. Each
+    alone fails somewhere: telling CIFAR-10 from MNIST, the energy of a network for MNIST has an AUROC of 2 %, the
+    mutual information of one for CIFAR-10 of 68 % (docs/uncertainty_figures.md).
     """
 
     probabilities: Array
@@ -111,16 +113,17 @@ def doubt(
 ) -> Doubt:
     """Return what logits (N, classes), and those of branches (K, N, classes), say of their own worth."""
     temperature = 1.0 if numbers is None else numbers.temperature
-    scores = {"energy": energy(logits)}
+    spread = entropy(logits, temperature)
+    scores = {"energy": energy(logits), "entropy": spread}
     tops = agreement = information = percentile = None
     if branch_logits is not None:
         tops = branch_logits.argmax(-1)
         agreement = (tops == logits.argmax(-1)).mean(0)
         information = scores["mutual_information"] = mutual_information(branch_logits, temperature)
+        scores["branch_energy"] = energy(branch_logits).mean(0)
     if numbers is not None:
         ranks = [percentiles(scores[name], known) for name, known in numbers.quantiles.items() if name in scores]
         percentile = np.max(ranks, axis=0)
-    spread = entropy(logits, temperature)
     return Doubt(probabilities(logits, temperature), spread, scores["energy"], percentile, tops, agreement, information)
 
 
