@@ -75,7 +75,7 @@ def doubt(report: DemoReport) -> str:
             f"decides {found.decided}, {wrong} of these wrong; leaves {images - found.decided} to a person",
         ),
         (
-            "tell pictures that are no digits, with a false alarm for 5 %",
+            "tell pictures that are no digits: less like digits than 95 % of the held-out ones, by one of two scores",
             f"tells {100 * found.noise_told:.0f} % of pictures of noise, and {100 * found.digits_told:.1f} % of digits",
         ),
     ]

@@ -57,7 +57,7 @@ def test_what_the_file_knows_of_its_answers_is_counted(first):
     assert 1 <= doubt.mean_set_size <= 10
     assert 0 <= doubt.wrong <= doubt.decided <= 360
     assert doubt.decided == 0 or doubt.wrong / doubt.decided < 0.06
-    assert doubt.digits_told < 0.12
+    assert doubt.digits_told < 0.16  # at most 0.1 for two scores, and chance
     assert f"{doubt.covered} of 360 hold the right class" in said
 
 

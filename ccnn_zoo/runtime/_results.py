@@ -36,6 +36,7 @@ class OutOfDistribution:
         percentile: share of the held-out pictures that are less so, in whole percents from 0 to 100: the larger of
             those by its energy and by the mutual information of the branches, where there are branches. For networks
             with ``merge="probability"`` the mean energy of the branches, or without them the entropy, stands for it.
+            One of two scores is enough, so up to twice as many usual pictures are above a percentile as its name says.
         energy: minus the log-sum-exp of its logits.
     """
 
