@@ -233,7 +233,7 @@ FEW = (
     *_WIDER[1:],
     _DENSE,
     *_DENSE_NARROW,
-    *_SHARED_BY_OTHERS,
+    _SHARED_BY_OTHERS[0],
 )
 # What is taken from another one's training comes after it, so that no process waits.
 _BEFORE_OTHERS = (
