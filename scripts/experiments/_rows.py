@@ -186,7 +186,8 @@ CHOICES = (
 )
 _TEACHERS = Row(f"ensemble of 4 plain networks{AVERAGED}", _teachers)
 _TAUGHT = (_student(_TEACHERS), _student(_K4_AVERAGED))
-_ENSEMBLES = (_ensemble(2), _cascade(2), _ensemble(2, how=_MIRRORED, mirrored=True), _ensemble(4), _cascade(4))
+_ENSEMBLES = (_ensemble(2), _cascade(2), _ensemble(4), _cascade(4))
+_ENSEMBLE_MIRRORED = _ensemble(2, how=_MIRRORED, mirrored=True)
 # Of as many multiply-adds as an ensemble of two as a cascade, an ensemble of two, and one of four.
 _WIDER = (
     _trial("plain, 1.19 times wider", width=2**0.25),
@@ -230,6 +231,7 @@ FEW = (
     *_LONG_OF_FEW,
     _TAUGHT[0],
     *_ENSEMBLES,
+    _ENSEMBLE_MIRRORED,
     *_WIDER[1:],
     _DENSE,
     *_DENSE_NARROW,
@@ -246,6 +248,7 @@ _BEFORE_OTHERS = (
     K2,
     _K4,
     *_ENSEMBLES,
+    _ENSEMBLE_MIRRORED,
     *_WIDER[:2],
 )
 _BY_TURN = (*_BEFORE_OTHERS, _TAUGHT[0], *(row for row in ROWS if row is not _TAUGHT[1]), _TAUGHT[1], *_LONG_OF_FEW)
@@ -259,7 +262,7 @@ _ONE_SEED = (
     *_LONG_OF_FEW,
     *_ALIKE_CHOICES,
     _TUNED,
-    _ENSEMBLES[2],
+    _ENSEMBLE_MIRRORED,
     *_SHARED_BY_OTHERS,
     *(row for row in CHOICES if row not in _LOOKED_BETTER),
     *_DENSE_NARROW,
