@@ -101,8 +101,8 @@ class Reader:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
 
-# More than a minute each. `make test` still parses their commands and looks up their names (test_docs_pages.py).
-SLOW = {"browser.md", "detection.md", "hub.md"}
+# Half a minute or more each. `make test` still parses their commands and looks up their names (test_docs_pages.py).
+SLOW = {"analysis.md", "browser.md", "detection.md", "hub.md", "serving.md"}
 
 
 @pytest.mark.parametrize(
