@@ -63,8 +63,8 @@ def networks() -> Iterator[str]:
         "R, batch normalisation and classifier; deployed ones have the effective kernels in place of w and R, which is "
         'what the paper\'s Table 2 counts. With `mixing="dense"` every branch reads all others: w is K times as '
         "large, and it multiplies about K times as often. ResNet-1202 has 19.4 million parameters as a plain network, "
-        "as He et al. (2016) print; the 10.2 "
-        "million in the paper's Table 2 is what Zagoruyko and Komodakis (2016) list for pre-activation ResNet-1001."
+        "as He et al. (2016) print; the 10.2 million in the paper's Table 2 is what Zagoruyko and Komodakis (2016) "
+        "list for pre-activation ResNet-1001."
     )
 
 

@@ -47,13 +47,11 @@ def main() -> int:
     """Download the suite where it is not yet, run it, and return pytest's exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=ORDINARY, help="names of networks")
-    parser.add_argument("--but", nargs="+", default=(), help="names of networks to leave out")
     parser.add_argument("--all", action="store_true", help="every network of the zoo")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "ccnn-zoo" / "timm-suite")
     parser.add_argument("--jobs", default="2", help="processes of pytest-xdist; 0 runs all in one")
     parser.add_argument("pytest_args", nargs="*", help="after --: further arguments for pytest")
     options = parser.parse_args()
-    models = [name for name in options.models if name not in options.but]
     folder = download(options.cache)
     command = [sys.executable, "-m", "pytest", "tests/test_models.py", "tests/test_optim.py", "-p", "timm_suite"]
     command += ["-p", "no:cacheprovider", "-n", options.jobs, *options.pytest_args]
@@ -62,7 +60,7 @@ def main() -> int:
         "TORCH_BACKEND": "ccnn_zoo",  # the suite imports it, and so registers the networks
         "TORCH_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",  # one process per core
-        "TIMM_SUITE_MODELS": "*" if options.all else " ".join(models),
+        "TIMM_SUITE_MODELS": "*" if options.all else " ".join(options.models),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.call(command, cwd=folder, env=environment)

@@ -248,8 +248,7 @@ def report(found: dict[str, dict[str, Rows]], args: argparse.Namespace) -> None:
         f"{args.trainings} trainings of each network (5 epochs), numbers fitted on the held-out fifth, measured on "
         f"the test part. CIFAR-10 and MNIST: of {args.seeds} random halvings of the test part, one half to fit on, the "
         "shipped checkpoints. On CIFAR-10 these are a plain network, the same shown the mirror image, and an ensemble "
-        "of plain networks whose epochs together are as many. "
-        "ONNX files in fp32, onnxruntime on the CPU."
+        "of plain networks whose epochs together are as many. ONNX files in fp32, onnxruntime on the CPU."
     )
     lines = ["# What the numbers of confidence promise, and what they keep", "", how]
     lines += ["[uncertainty.md](uncertainty.md) says what they mean.", ""]

@@ -67,6 +67,10 @@ def test_part(linear) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def branched(tmp_path_factory) -> Path:
     """A network of two branches, of digits, whose branches are outputs too."""
+    return _exported(tmp_path_factory.mktemp("branched") / "network.onnx", branch_outputs=True)
+
+
+def _exported(path: Path, *, branch_outputs: bool, **arguments: object) -> Path:
     overlay = {
         "input_size": (1, 16, 16),
         "mean": (0.5,),
@@ -81,9 +85,9 @@ def branched(tmp_path_factory) -> Path:
         num_classes=CLASSES,
         in_chans=1,
         pretrained_cfg_overlay=overlay,
+        **arguments,
     )
-    path = tmp_path_factory.mktemp("branched") / "network.onnx"
-    to_onnx(randomize(model).eval(), path, branch_outputs=True)
+    to_onnx(randomize(model).eval(), path, branch_outputs=branch_outputs)
     return path
 
 
@@ -234,12 +238,7 @@ def test_the_graph_gives_what_the_runtime_says(branched, pictures, numbers, tmp_
 @pytest.mark.parametrize("with_branches", [True, False])
 def test_logarithms_of_probabilities_are_unlike_by_their_branches_or_their_entropy(pictures, tmp_path, with_branches):
     """Their own energy is 0; what stands for it in the graph and in the runtime is what scipy makes of the logits."""
-    overlay = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,), "label_names": list("abcdefghij")}
-    torch.manual_seed(0)
-    arguments = {"layers": (1, 1, 1), "num_classes": CLASSES, "in_chans": 1, "pretrained_cfg_overlay": overlay}
-    model = timm.create_model("ccnn_resnet20_cifar", branches=K, merge="probability", **arguments)
-    path = tmp_path / "network.onnx"
-    to_onnx(randomize(model).eval(), path, branch_outputs=with_branches)
+    path = _exported(tmp_path / "network.onnx", branch_outputs=with_branches, merge="probability")
     logits, branch_logits = runtime.load(path, device="cpu").logits_of(list(pictures))
     assert np.abs(logsumexp(logits, axis=1)).max() < 1e-4
     targets = logits.argmax(1)

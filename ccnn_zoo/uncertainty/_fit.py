@@ -52,7 +52,7 @@ def fit(
         # Of logarithms of probabilities (merge="probability") it is 0 but for rounding. None is above this: it says
         # nothing, so another score does.
         scores["energy"] = np.full(len(targets), scores["energy"].max() + 2 * _SAME)
-        of_branches = energy(np.asarray(branch_logits)).mean(0) if branch_logits is not None else np.zeros(1)
+        of_branches = energy(logits[None] if branch_logits is None else np.asarray(branch_logits)).mean(0)
         if np.ptp(of_branches) < _SAME:
             scores["entropy"] = entropy(logits, temperature)
         else:

@@ -95,8 +95,8 @@ class Doubt(NamedTuple):
     ``percentile`` says how unlike the held-out pictures one is, in whole percents: the larger of those of its energy
     and of its mutual information. Where the logits are logarithms of probabilities (``merge="probability"``) their
     energy is 0; the mean energy of the branches stands for it, or the entropy in a file that has no branches. Each
-    alone fails somewhere: telling CIFAR-10 from MNIST, the energy of the shipped network for MNIST has an AUROC of 2
-    %, and the mutual information of those for CIFAR-10 a lower one than their entropy (docs/uncertainty_figures.md).
+    alone fails somewhere: telling CIFAR-10 from MNIST, the energy of the shipped network for MNIST has an AUROC of
+    2 %, and the mutual information of those for CIFAR-10 a lower one than their entropy (docs/uncertainty_figures.md).
     """
 
     probabilities: Array
@@ -120,7 +120,8 @@ def doubt(
         tops = branch_logits.argmax(-1)
         agreement = (tops == logits.argmax(-1)).mean(0)
         information = scores["mutual_information"] = mutual_information(branch_logits, temperature)
-        scores["branch_energy"] = energy(branch_logits).mean(0)
+        if numbers is not None and "branch_energy" in numbers.quantiles:
+            scores["branch_energy"] = energy(branch_logits).mean(0)
     if numbers is not None:
         ranks = [percentiles(scores[name], known) for name, known in numbers.quantiles.items() if name in scores]
         percentile = np.max(ranks, axis=0)

@@ -115,18 +115,19 @@ def _mirrored(how: str, settings: str = "", alike: bool = False, **changes: Any)
     return _trial(label, branches=2, model_kwargs=kwargs, **_HOW[how], **changes)
 
 
+def _seen(plain: str, kind: type[Mirrored] = Mirrored, how: str = "", **changes: Any) -> Row:
+    """Return the plain network of a row, shown the mirror image."""
+    return _trial(plain + _MIRRORED + how, kind=partial(kind, decay=_DECAY, plain=plain), **changes)
+
+
 def _plain_longer(times: str, longer: int) -> tuple[Row, Row]:
     """Return the plain network of a longer training, and the same shown the mirror image."""
     plain = _both(f"{PLAIN}, trained {times} as long", longer=longer)[1]
-    seen = partial(Mirrored, decay=_DECAY, plain=plain.label)
-    return plain, _trial(plain.label + _MIRRORED, longer=longer, kind=seen)
+    return plain, _seen(plain.label, longer=longer)
 
 
 _PLAIN_AVERAGED, _PLAIN = _both(PLAIN)
-_TWICE, _TWICE_CASCADE = (
-    _trial(PLAIN + _MIRRORED + how, kind=partial(kind, decay=_DECAY, plain=PLAIN))
-    for kind, how in ((Mirrored, ""), (MirroredCascade, CASCADE))
-)
+_TWICE, _TWICE_CASCADE = _seen(PLAIN), _seen(PLAIN, MirroredCascade, CASCADE)
 # Of as much arithmetic in training as two branches.
 _LONGER = _plain_longer("twice", 2)
 # Until the training is over, or nearly so: few pictures make that short enough.

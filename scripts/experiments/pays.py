@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import mean
 from typing import TypeAlias
 
+from ._beyond import NAMES
 from ._cells import Cell, Record, Records
 from ._document import Document, table
 from ._plans import MissingDataError, Plan
@@ -37,9 +38,7 @@ ONE_BRANCH: dict[str, tuple[Path_, int]] = {
     for what, path in (("best single branch", ("doubt", "best_branch")), ("averaged kernels", ("averaged_kernels",)))
     for name, key, digits in (("error, %", "error_percent", 2), ("NLL", "nll", 3), ("ECE, %", "ece_percent", 2))
 }
-ELSEWHERE: dict[str, tuple[Path_, int]] = {
-    f"{kind}, %": (("doubt", "auroc_percent", kind), 1) for kind in ("digits", "photographs", "blood cells", "noise")
-}
+ELSEWHERE: dict[str, tuple[Path_, int]] = {f"{kind}, %": (("doubt", "auroc_percent", kind), 1) for kind in NAMES}
 
 EQUALS = (
     (PLAIN, "Packed-Ensembles, 4 members, alpha 2"),
@@ -101,7 +100,7 @@ def report(plan: Plan, records: Records) -> Document:
         "",
         "Bytes are those of the weights, four each.",
         "",
-        *table(["", *_COUNTS, *_BYTES, "training, s"], _costs(done)),
+        *table(["", *_COSTS, "training, s"], _costs(done)),
         "",
         "## Branches",
         "",
@@ -151,12 +150,14 @@ def _network(plan: Plan) -> str:
 
 
 _COMPARED = ("error, %", "NLL, tempered", "AUROC elsewhere, %")
-_COUNTS = {
-    "trained parameters": "trained_parameters",
-    "deployed parameters": "deployed_parameters",
-    "multiply-adds": "multiply_adds",
+_COSTS = {
+    "trained parameters": ("trained_parameters", 1),
+    "deployed parameters": ("deployed_parameters", 1),
+    "multiply-adds": ("multiply_adds", 1),
+    "trained, bytes": ("trained_parameters", 4),
+    "deployed, bytes": ("deployed_parameters", 4),
 }
-_BYTES = ("trained, bytes", "deployed, bytes")
+_RATIOS = ("trained parameters", "multiply-adds")
 _HELD_OUT = {"error, %": (("validation", "error_percent"), 2), "NLL": (("validation", "nll"), 3)}
 
 
@@ -178,9 +179,8 @@ def _branched(records: Sequence[Record]) -> bool:
 
 def _costs(done: dict[str, list[Record]]) -> Iterator[list[str]]:
     for label, records in done.items():
-        counts = [round(mean(record.measured.get(name, 0) for record in records)) for name in _COUNTS.values()]
-        sizes = (4 * count for count in counts[: len(_BYTES)])
-        yield [label, *(f"{count:,}" for count in (*counts, *sizes)), spread(records, "seconds").text(0)]
+        means = (times * round(mean(r.measured.get(name, 0) for r in records)) for name, times in _COSTS.values())
+        yield [label, *(f"{value:,}" for value in means), spread(records, "seconds").text(0)]
 
 
 def _pairs(done: dict[str, list[Record]]) -> Iterator[str]:
@@ -192,8 +192,8 @@ def _pairs(done: dict[str, list[Record]]) -> Iterator[str]:
     rows = []
     for label, control in pairs:
         ours, theirs = done[label], done[control]
-        costs = ("trained_parameters", "multiply_adds")
-        ratios = (f"{spread(ours, name).mean / spread(theirs, name).mean:.1f} x" for name in costs)
+        costs = (_COSTS[name][0] for name in _RATIOS)
+        ratios = (f"{spread(ours, cost).mean / spread(theirs, cost).mean:.1f} x" for cost in costs)
         rows.append([label, control, *ratios, *_differences(ours, theirs, figures)])
     yield "## At equal cost"
     yield ""
@@ -202,7 +202,7 @@ def _pairs(done: dict[str, list[Record]]) -> Iterator[str]:
         "first network over the second."
     )
     yield ""
-    yield from table(["", "less", "trained parameters", "multiply-adds", *figures], rows)
+    yield from table(["", "less", *_RATIOS, *figures], rows)
     yield ""
 
 
